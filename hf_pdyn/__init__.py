@@ -1,0 +1,33 @@
+"""See and steer how an optimizer distributes a training signal.
+
+Importing this package makes `TrainingArguments(optim="padam")` and `--optim padam` valid; nothing else happens.
+"""
+
+from hf_pdyn.arguments import PdynArguments
+from hf_pdyn.callbacks import (
+    PControlCallback,
+    ScheduleCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
+from hf_pdyn.grouping import Label, build_param_groups, label_parameters
+from hf_pdyn.optimizer import Padam
+from hf_pdyn.registration import register
+from hf_pdyn.statistics import StepStatistics
+
+__all__ = [
+    "Label",
+    "PControlCallback",
+    "Padam",
+    "PdynArguments",
+    "ScheduleCallback",
+    "StepStatistics",
+    "TelemetryCallback",
+    "WeightDecayShutoffCallback",
+    "build_param_groups",
+    "label_parameters",
+]
+
+__version__ = "0.1.0"
+
+register()

@@ -1,0 +1,8 @@
+"""`accelerate launch -m hf_pdyn [plugin options] script.py ...`."""
+
+import sys
+
+from hf_pdyn.launcher import launch
+
+if __name__ == "__main__":
+    launch(sys.argv[1:])

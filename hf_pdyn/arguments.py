@@ -1,0 +1,134 @@
+"""`PdynArguments`: the plugin's options for an HfArgumentParser, and the callbacks they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from transformers import TrainerCallback
+
+from hf_pdyn.callbacks import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn.control import ControlConfig
+from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.schedules import Schedule
+from hf_pdyn.suggest import check_choice, did_you_mean
+
+_TELEMETRY = ("none", "global", "layers")
+_P_CONTROL = ("none", "gradient")
+_ONLY_WITH = {
+    "p_control": ("p_min", "p_max", "p_step", "p_threshold", "p_interval"),
+    "wd_off": ("wd_on", "wd_off_labels"),
+}
+"""Options that only mean something once another one is set."""
+
+
+@dataclass
+class PdynArguments:
+    """What to watch and steer. Moments of training: 200 (steps), 0.5 (fraction), epoch:2."""
+
+    telemetry: str = field(
+        default="global",
+        metadata={"help": "pdyn/ metrics in every log record: none, global, or layers (also for every layer)."},
+    )
+    telemetry_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take update norms, second moments and N_p every so many steps (default: once a log record)."
+        },
+    )
+    p_control: str = field(
+        default="none", metadata={"help": "gradient: Algorithm 1 moves p by the gradients of weights and biases."}
+    )
+    p_min: float = field(default=ControlConfig.p_min, metadata={"help": "Smallest p that control may choose."})
+    p_max: float = field(default=ControlConfig.p_max, metadata={"help": "Largest p that control may choose."})
+    p_step: float = field(default=ControlConfig.p_step, metadata={"help": "alpha_p: how far one decision moves p."})
+    p_threshold: float = field(
+        default=ControlConfig.threshold,
+        metadata={"help": "tau_b > 1: a D_b above this multiple of its minimum lowers p."},
+    )
+    p_interval: str = field(
+        default="epoch", metadata={"help": "How often control decides: epoch, or a number of optimizer steps."}
+    )
+    p_schedule: str | None = field(
+        default=None,
+        metadata={"help": "p over training: linear:0.45..0.35, cosine:0.6..0.5@0.2..0.8, step:0.5,0.4@0.5."},
+    )
+    schedule: list[str] | None = field(
+        default=None,
+        metadata={"help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0."},
+    )
+    wd_off: str | None = field(default=None, metadata={"help": "The moment from which weight decay is off."})
+    wd_on: str | None = field(default=None, metadata={"help": "The moment from which weight decay is on again."})
+    wd_off_labels: list[str] | None = field(
+        default=None, metadata={"help": "Pathways or components whose decay is switched off (default: all)."}
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that cannot be meant, before anything is built."""
+        check_choice("telemetry", self.telemetry, _TELEMETRY)
+        check_choice("p_control", self.p_control, _P_CONTROL)
+        self._check_companions()
+        for label in self.wd_off_labels or ():
+            check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
+        moved = [scheduled.field for scheduled in self._schedules()]
+        if self.p_control != "none" and "p" in moved:
+            raise ValueError(
+                "p_control and a schedule of p would both write p. Drop one of --p_control and --p_schedule."
+            )
+        if self.wd_off is not None and "weight_decay" in moved:
+            raise ValueError(
+                "wd_off and a schedule of weight_decay would both write it. Write the shutoff into the schedule "
+                "(step:0.1,0@0.5), or drop one of them."
+            )
+        self.callbacks()
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Fresh callbacks for one Trainer."""
+        callbacks: list[TrainerCallback] = list(self._schedules())
+        if self.wd_off is not None:
+            callbacks.append(WeightDecayShutoffCallback(self.wd_off, self.wd_on, self.wd_off_labels))
+        if self.p_control == "gradient":
+            config = ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)
+            callbacks.append(PControlCallback(config, _interval(self.p_interval)))
+        if self.telemetry != "none":
+            callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
+        return callbacks
+
+    def _schedules(self) -> list[ScheduleCallback]:
+        schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
+        for item in self.schedule or ():
+            target, equals, text = item.partition("=")
+            if not equals:
+                raise ValueError(f"schedule takes FIELD[.LABEL]=SCHEDULE, got {item!r}.")
+            name, dot, label = target.partition(".")
+            if dot:
+                check_choice("schedule's label", label, (*PATHWAYS, *COMPONENTS))
+            schedules.append(ScheduleCallback(name, Schedule.parse(text), label if dot else None))
+        targets = [(schedule.field, schedule.label) for schedule in schedules]
+        for name, label in targets:
+            if targets.count((name, label)) > 1:
+                raise ValueError(f"{name}{f'.{label}' if label else ''} has two schedules. Keep one.")
+        return schedules
+
+    def _check_companions(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for leader, companions in _ONLY_WITH.items():
+            if getattr(self, leader) != defaults[leader]:
+                continue
+            given = [name for name in companions if getattr(self, name) != defaults[name]]
+            if given:
+                example = "--p_control gradient" if leader == "p_control" else f"--{leader}"
+                raise ValueError(f"{', '.join(given)} would have no effect: set {example} too, or drop it.")
+        if self.telemetry == "none" and self.telemetry_every is not None:
+            raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")
+
+
+def _interval(text: str) -> int | str:
+    if text == "epoch":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(
+            f"p_interval must be epoch or a number of optimizer steps, got {text!r}.{did_you_mean(text, ['epoch'])}"
+        ) from None

@@ -1,0 +1,125 @@
+"""`PControlCallback`: Algorithm 1 at the end of every interval of training."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
+from hf_pdyn.resilience import never_fatal
+from hf_pdyn.statistics import StepStatistics, Window
+
+
+class PControlCallback(RememberingCallback):
+    """Moves `p` of a `Padam` by *Information allocation dynamics*, Algorithm 1.
+
+    D_w and D_b are means of gradient norms before clipping (with clipping active the clipped ones obey
+    D_w^2 + D_b^2 = const, and the algorithm would see that instead of the training). Groups whose p was
+    set by label in `optim_args` keep it. Decisions are logged with the next training record as
+    `pdyn/control/...`; `branch` there is the index in `hf_pdyn.control.BRANCHES`.
+
+    Args:
+        config: range, step and threshold.
+        interval: "epoch", or a number of optimizer steps.
+    """
+
+    memory_name = "control"
+
+    def __init__(self, config: ControlConfig | None = None, interval: int | str = "epoch") -> None:
+        if interval != "epoch" and not (isinstance(interval, int) and interval >= 1):
+            raise ValueError(f"interval must be 'epoch' or a number of optimizer steps >= 1, got {interval!r}.")
+        self.config = config or ControlConfig()
+        self.interval = interval
+        self._window: Window | None = None
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        watch_clipping()
+        self.give_up()
+        free = self._free_groups()
+        self.config.check_start(free[0]["p"])
+        statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        if statistics.pathways != {"weight", "bias_like"}:
+            raise ValueError(
+                "Algorithm 1 compares the gradients of weights with those of bias-like parameters; this run trains "
+                f"only {', '.join(sorted(statistics.pathways)) or 'unlabelled'} parameters. With LoRA, train biases "
+                'too (LoraConfig(bias="all")), norms (modules_to_save=["ln_1", ...]) or magnitudes '
+                "(use_dora=True); or leave p_control off."
+            )
+        self._window = statistics.window()
+        self._state = ControlState(p=free[0]["p"])
+        self._unlogged: ControlState | None = None
+
+    def give_up(self) -> None:
+        """Decide nothing from here on: p stays where it is."""
+        if self._window is not None:
+            self._window.close()
+        self._window = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._window is not None and self.interval != "epoch" and len(self._window) >= int(self.interval):
+            self._decide()
+        super().on_step_end(args, state, control, **kwargs)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._window is not None and self.interval == "epoch":
+            self._decide()
+        super().on_epoch_end(args, state, control, **kwargs)
+
+    @never_fatal
+    def _decide(self) -> None:
+        assert self._window is not None
+        reading = self._window.read()
+        if reading.weight_norm is None or reading.bias_norm is None:
+            return
+        self._state = next_p(
+            self._state, weight_norm=reading.weight_norm, bias_norm=reading.bias_norm, config=self.config
+        )
+        self._unlogged = self._state
+        self._apply()
+
+    def _apply(self) -> None:
+        for group in self._free_groups():
+            group["p"] = self._state.p
+
+    def _free_groups(self) -> list[dict[str, Any]]:
+        if any("p" not in group for group in self.run.groups):
+            raise ValueError(
+                "Algorithm 1 moves the exponent p of Padam, got "
+                f"{type(unwrap_optimizer(self.run.optimizer)).__name__}, which has none. Train with --optim padam, or "
+                "leave p_control off."
+            )
+        free = [group for group in self.run.groups if not group.get("p_pinned")]
+        if not free:
+            raise ValueError(
+                "Every parameter group has its own p from optim_args (p.LABEL=...), which control leaves alone: "
+                "nothing is left to control. Drop the overrides or p_control."
+            )
+        return free
+
+    def metrics(self) -> dict[str, float]:
+        decided, self._unlogged = self._unlogged, None
+        if decided is None:
+            return {}
+        values = dataclasses.asdict(decided) | {"branch": BRANCHES.index(decided.branch)}
+        return {f"pdyn/control/{name}": float(value) for name, value in values.items() if value is not None}
+
+    def remember(self) -> dict[str, Any]:
+        return {
+            "state": self._state.to_dict(),
+            "window": self._window.state_dict() if self._window is not None else None,
+            "unlogged": self._unlogged is not None,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        self._state = ControlState.from_dict(memory["state"])
+        self._unlogged = self._state if memory["unlogged"] else None
+        self.config.check_start(self._state.p)
+        if self._window is not None and memory["window"] is not None:
+            self._window.load_state_dict(memory["window"])
+        self._apply()

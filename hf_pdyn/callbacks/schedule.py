@@ -1,0 +1,73 @@
+"""`ScheduleCallback`: a number in the optimizer's groups as a function of the step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import PdynCallback
+from hf_pdyn.grouping import select
+from hf_pdyn.schedules import Schedule
+from hf_pdyn.suggest import did_you_mean
+
+
+class ScheduleCallback(PdynCallback):
+    """Sets `group[field]` before every step; a resumed run needs nothing but its step number.
+
+    With a label, in that label's groups, which no schedule without a label and no control then
+    touches. Without one, p moves in every group that has not its own (`p.LABEL` in optim_args), and
+    weight_decay in every group that decays at the start. The learning rate has the Trainer's scheduler.
+
+    Args:
+        field: `p`, `weight_decay` or another number in the groups (`eps`, `momentum`, ...).
+        schedule: a `Schedule` or its text, such as `"linear:0.45..0.35"`.
+        label: a pathway or a component; needs labelled groups (padam, or `build_param_groups`).
+    """
+
+    def __init__(self, field: str, schedule: Schedule | str, label: str | None = None) -> None:
+        if field == "lr":
+            raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
+        self.field = field
+        self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        self.label = label
+        self._pinned = f"{field}_pinned"
+        if field == "weight_decay" and min(self.schedule.values) < 0:
+            raise ValueError(f"weight_decay must stay >= 0, got a schedule over {self.schedule.values}.")
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        self.schedule.check(total_steps=self.run.total_steps, steps_per_epoch=self.run.steps_per_epoch)
+        for group in self.run.groups:
+            numbers = [name for name, value in group.items() if type(value) in (int, float)]
+            if self.field not in numbers:
+                raise ValueError(
+                    f"{self.field!r} is no number in this optimizer's groups; there are {', '.join(sorted(numbers))}."
+                    f"{did_you_mean(self.field, numbers)}"
+                )
+            group.setdefault(f"initial_{self.field}", group[self.field])
+        if self.label is not None:
+            for group in self._groups():
+                group[self._pinned] = True
+        if not self._groups():
+            raise ValueError(
+                f"No parameter group is left to schedule {self.field} for: "
+                + ("none decays at the start." if self.field == "weight_decay" else "each has its own p.")
+                + " Name a label, or drop the schedule."
+            )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        if self.label is not None:
+            return select(self.run.groups, self.label)
+        free = [group for group in self.run.groups if not group.get(self._pinned)]
+        if self.field == "weight_decay":
+            return [group for group in free if group["initial_weight_decay"] > 0]
+        return free
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        value = self.schedule.value(
+            state.global_step, total_steps=self.run.total_steps, steps_per_epoch=self.run.steps_per_epoch
+        )
+        for group in self._groups():
+            group[self.field] = value

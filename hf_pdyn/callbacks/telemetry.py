@@ -1,0 +1,156 @@
+"""`TelemetryCallback`: how the training signal is split, in every log record."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
+from hf_pdyn.resilience import never_fatal
+from hf_pdyn.statistics import QUANTITIES, Reading, Scope, StepStatistics, Window
+
+
+class TelemetryCallback(RememberingCallback):
+    """Adds `pdyn/...` metrics to every training log record, with any torch optimizer.
+
+    Means over the record's steps: `pdyn/D_w` and `pdyn/D_b` (gradient norms before clipping, IAD Eq. 31),
+    `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
+    `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
+    `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of the last step: `pdyn/p`, `pdyn/weight_decay`.
+    Since the start: `pdyn/a_t` (-sum lr * weight_decay, the time variable of time-dependent mirror
+    flows), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where the optimizer's groups are labelled, p,
+    weight_decay and a_t also come `/weight` and `/bias_like`; a name alone is the largest decay and the
+    p that control and schedules move.
+
+    Args:
+        every: measure the costlier quantities every so many steps; None measures the step that
+            completes a logging interval.
+        per_layer: every mean also by layer, as `pdyn/layer/<layer>/<name>/<pathway>`, and p,
+            weight_decay and a_t by full label.
+    """
+
+    memory_name = "telemetry"
+
+    def __init__(self, every: int | None = None, per_layer: bool = False) -> None:
+        if every is not None and every < 1:
+            raise ValueError(f"every must be at least 1 optimizer step, got {every}.")
+        self.every = every
+        self.per_layer = per_layer
+        self._window: Window | None = None
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        watch_clipping()
+        self.give_up()
+        self._statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        self._window = self._statistics.window()
+        self._skipped_steps = 0
+        self._nonfinite_steps = 0
+        self._cumulative_decay: dict[str, float] = {}
+        self._settings: dict[str, float] = {}
+
+    def give_up(self) -> None:
+        """Measure nothing from here on."""
+        if self._window is not None:
+            self._window.close()
+        self._window = None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        every = self.every or max(int(state.logging_steps), 1)
+        first = state.global_step == 0 and args.logging_first_step
+        if self._window is not None and (first or (state.global_step + 1) % every == 0):
+            self._statistics.measure_next_step()
+
+    @never_fatal
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if getattr(self.run.optimizer, "step_was_skipped", False):
+            self._skipped_steps += 1
+            return
+        labelled = _by_label(self.run.groups)
+        self._settings = {}
+        for label, groups in labelled.items():
+            decay = max(float(group["weight_decay"]) for group in groups)
+            rate = max(float(group["lr"]) * group["weight_decay"] for group in groups)
+            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - rate
+            self._settings[f"pdyn/weight_decay{label}"] = decay
+            if "p" in groups[0]:
+                free = [group for group in groups if not group.get("p_pinned")]
+                self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
+
+    def metrics(self) -> dict[str, float]:
+        collected: dict[str, float] = {}
+        self._collect(collected)
+        return collected
+
+    @never_fatal
+    def _collect(self, collected: dict[str, float]) -> None:
+        if self._window is None or not len(self._window):
+            return
+        reading = self._window.read()
+        self._nonfinite_steps += reading.nonfinite_steps
+        collected.update(_global_metrics(reading))
+        if self.per_layer:
+            collected.update(_layer_metrics(reading))
+        settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
+        collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") <= 2})
+        collected["pdyn/skipped_steps"] = self._skipped_steps
+        collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
+
+    def remember(self) -> dict[str, Any]:
+        return {
+            "window": self._window.state_dict() if self._window is not None else None,
+            "skipped_steps": self._skipped_steps,
+            "nonfinite_steps": self._nonfinite_steps,
+            "cumulative_decay": self._cumulative_decay,
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        if self._window is not None and memory["window"] is not None:
+            self._window.load_state_dict(memory["window"])
+        self._skipped_steps = memory["skipped_steps"]
+        self._nonfinite_steps = memory["nonfinite_steps"]
+        self._cumulative_decay = dict(memory["cumulative_decay"])
+
+
+def _global_metrics(reading: Reading) -> dict[str, float]:
+    weight, bias_like = Scope("weight"), Scope("bias_like")
+    metrics: dict[str, float] = {}
+    for symbol, norms in (("", reading.grad_norm), ("_clipped", reading.grad_norm_clipped)):
+        for letter, scope in (("w", weight), ("b", bias_like)):
+            if scope in norms:
+                metrics[f"pdyn/D_{letter}{symbol}"] = norms[scope]
+    if reading.weight_norm is not None and reading.bias_norm:
+        metrics["pdyn/G_w_over_G_b"] = reading.weight_norm / reading.bias_norm
+    for name in QUANTITIES:
+        for scope in (weight, bias_like):
+            value = reading.quantities.get(name, {}).get(scope)
+            if value is not None:
+                metrics[f"pdyn/{name}/{scope.pathway}"] = value
+    updates = reading.quantities.get("update_norm", {})
+    if weight in updates and updates.get(bias_like):
+        metrics["pdyn/update_ratio"] = updates[weight] / updates[bias_like]
+    return metrics
+
+
+def _layer_metrics(reading: Reading) -> dict[str, float]:
+    return {
+        f"pdyn/layer/{scope.layer}/{name}/{scope.pathway}": value
+        for name, values in (("grad_norm", reading.grad_norm), *reading.quantities.items())
+        for scope, value in values.items()
+        if scope.layer is not None
+    }
+
+
+def _by_label(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The groups of each label, under the end of a metric's name: all, a pathway, and a full label."""
+    found: dict[str, list[dict[str, Any]]] = {"": groups}
+    for group in groups:
+        if "pathway" in group:
+            found.setdefault(f"/{group['pathway']}", []).append(group)
+            found.setdefault(f"/{group['pathway']}/{group['component']}", []).append(group)
+    return found

@@ -1,0 +1,142 @@
+"""The `hf-pdyn` command: `run` a script with the plugin, and show the parameter `groups` before training."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from hf_pdyn import __version__
+from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
+from hf_pdyn.launcher import launch
+from hf_pdyn.optim_args import parse_optim_args
+from hf_pdyn.registration import labelled_padam
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; exits with status 2 and one line for bad input."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["run"]:
+        launch(arguments[1:], prog="hf-pdyn run")
+        return
+    parser = _build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except (ValueError, OSError, ImportError) as error:
+        parser.exit(2, f"hf-pdyn: {error}\n")
+
+
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hf-pdyn", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands.add_parser("run", help="run a Trainer script with the plugin: hf-pdyn run [options] script.py ...")
+
+    groups = commands.add_parser("groups", help="show how a model's parameters are labelled and grouped")
+    groups.set_defaults(command=show_groups)
+    groups.add_argument("--model", required=True, help="hub name, checkpoint directory or PEFT adapter directory")
+    groups.add_argument("--names", action="store_true", help="list every parameter")
+    groups.add_argument("--optim_args", help="as for training: p=0.25,p.norm=0,lr_mult.lora_B=16")
+    groups.add_argument("--weight_decay", type=float, default=0.0)
+    groups.add_argument("--learning_rate", type=float, default=5e-5)
+    lora = groups.add_argument_group("LoRA", "as it would be added before training")
+    lora.add_argument("--lora", metavar="MODULES", help="target modules: c_attn,c_proj or a regex or all-linear")
+    lora.add_argument("--lora_r", type=int, default=8)
+    lora.add_argument("--lora_bias", choices=["none", "all", "lora_only"], default="none")
+    lora.add_argument("--lora_modules_to_save", metavar="MODULES", help="trained in full: ln_1,ln_2,ln_f")
+    lora.add_argument("--dora", action="store_true", help="use_dora=True")
+    return parser
+
+
+def show_groups(options: argparse.Namespace) -> None:
+    """Print pathway, component, tensors, parameters, decay and p of every group that training would have."""
+    optim_args = parse_optim_args(options.optim_args)
+    model = _load(options)
+    optimizer = labelled_padam(model, stock_groups(model, options.weight_decay), optim_args, lr=options.learning_rate)
+    console = Console()
+    console.print(_groups_table(optimizer.param_groups, options))
+    if options.names:
+        console.print(_names_table(optimizer.param_groups))
+    trainable = sum(param.numel() for param in model.parameters() if param.requires_grad)
+    total = sum(param.numel() for param in model.parameters())
+    console.print(f"{trainable:,} of {total:,} parameters are trained.")
+    if not any(group["pathway"] == "bias_like" for group in optimizer.param_groups):
+        console.print(
+            "No bias-like parameter is trained, so there is no D_b and Algorithm 1 (--p_control gradient) cannot "
+            'run: train biases (bias="all"), norms (modules_to_save) or DoRA magnitudes.'
+        )
+
+
+def _load(options: argparse.Namespace) -> nn.Module:
+    if (Path(options.model) / "adapter_config.json").is_file():
+        from peft import PeftConfig, get_peft_model
+
+        config = PeftConfig.from_pretrained(options.model)
+        return get_peft_model(build_without_weights(config.base_model_name_or_path), config)  # type: ignore[arg-type]
+    model = build_without_weights(options.model)
+    if options.lora is None:
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=options.lora_r,
+        target_modules=_modules(options.lora),
+        bias=options.lora_bias,
+        modules_to_save=_modules(options.lora_modules_to_save),
+        use_dora=options.dora,
+        fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's, transposed
+    )
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def _modules(text: str | None) -> list[str] | str | None:
+    """A list for plain names; a regex or `all-linear` as it is."""
+    if text is None or text == "all-linear" or any(character in text for character in "*\\[](|^$"):
+        return text
+    return text.split(",")
+
+
+def _groups_table(groups: list[dict[str, Any]], options: argparse.Namespace) -> Table:
+    table = Table(title=f"Parameter groups of {options.model}")
+    for heading in ("pathway", "component"):
+        table.add_column(heading)
+    for heading in ("tensors", "parameters", "decay", "p", "lr"):
+        table.add_column(heading, justify="right")
+    for pathway, members in groupby(sorted(groups, key=_order), key=lambda group: group["pathway"]):
+        for group in members:
+            size = sum(param.numel() for param in group["params"])
+            table.add_row(
+                pathway,
+                group["component"],
+                str(len(group["params"])),
+                f"{size:,}",
+                f"{group['weight_decay']:g}",
+                f"{group['p']:g}{' (set)' if group['p_pinned'] else ''}",
+                f"{group['lr']:g}",
+            )
+        table.add_section()
+    return table
+
+
+def _order(group: dict[str, Any]) -> tuple[bool, str]:
+    return group["pathway"] == "bias_like", group["component"]
+
+
+def _names_table(groups: list[dict[str, Any]]) -> Table:
+    table = Table("parameter", "pathway", "component", "shape", title="Every trained parameter")
+    for group in sorted(groups, key=_order):
+        for name, param in zip(group["param_names"], group["params"], strict=True):
+            table.add_row(name, group["pathway"], group["component"], " x ".join(map(str, param.shape)))
+    return table
+
+
+if __name__ == "__main__":
+    main()

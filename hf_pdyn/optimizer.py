@@ -1,0 +1,294 @@
+"""`Padam`: the p-update of *Information allocation dynamics* (IAD Eq. 18) as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from hf_pdyn import kernels
+from hf_pdyn.suggest import check_choice
+
+UpdateScale = Literal["raw", "adam"]
+BiasCorrection = Literal["eq18", "padam"]
+
+_DIRECTIONS: dict[str, Callable[..., Tensor]] = {
+    "eq18": kernels.update_direction,
+    "padam": kernels.published_padam_direction,
+}
+
+
+class Padam(Optimizer):
+    r"""theta <- theta - lr * m_hat / (v_hat + eps)^p, from momentum (p=0) over Adam (p=1/2) and beyond.
+
+    Args:
+        params: tensors, `(name, tensor)` pairs or groups of either, as for every torch optimizer.
+        lr: learning rate, a float or a one-element tensor.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to v_hat *inside* the power, so in units of a squared gradient. Adam's epsilon E
+            corresponds to E**2; the default is that of Adam's 1e-8.
+        p: the exponent, any finite float. Read from `param_groups` at every step, so a group may have
+            its own and a callback may move it.
+        weight_decay: decoupled (theta <- (1 - lr * weight_decay) theta) unless
+            `decoupled_weight_decay=False`, which adds `weight_decay * theta` to the gradient. The
+            default is AdamW's.
+        amsgrad: use the running maximum of v.
+        maximize: ascend instead of descend.
+        update_scale: `"raw"` is Eq. 18 untouched. `"adam"` multiplies every update by one scalar
+            c_t = RMS(update at p=1/2) / RMS(update), both over *all* parameters: the learning rate
+            keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
+            for all groups, since one each would undo the allocation.
+        bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
+            Padam implementations (see `kernels.published_padam_direction`).
+
+    Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
+
+    At p=1/2 the update is AdamW's up to where eps stands: sqrt(v_hat + eps) against sqrt(v_hat) + E,
+    equal to float32 rounding wherever sqrt(v_hat) >> E = sqrt(eps).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        p: float = 0.5,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = True,
+        update_scale: UpdateScale = "raw",
+        bias_correction: BiasCorrection = "eq18",
+    ) -> None:
+        check_choice("update_scale", update_scale, get_args(UpdateScale))
+        check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
+        self.update_norms: dict[Tensor, Tensor] | None = None
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "p": p,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "update_scale": update_scale,
+            "bias_correction": bias_correction,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
+        _check_hyperparameters({**self.defaults, **param_group})
+        if param_group.get("update_scale", self.defaults["update_scale"]) != self.defaults["update_scale"]:
+            raise ValueError(
+                f"update_scale is one scalar for all groups (one each would undo the allocation), got "
+                f"{param_group['update_scale']!r} for a group of an optimizer with "
+                f"{self.defaults['update_scale']!r}. Set it on the optimizer."
+            )
+        super().add_param_group(param_group)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("update_norms", None)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; returns the closure's loss.
+
+        Raises RuntimeError for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        for group, param in self._with_gradient():
+            self._update_moments(group, param)
+        scale = self._matching_scale() if self.param_groups[0]["update_scale"] == "adam" else None
+        if self.update_norms is not None:
+            self.update_norms.clear()
+        for group, param in self._with_gradient():
+            self._apply(group, param, scale)
+        return loss
+
+    def record_update_norms(self, record: bool) -> None:
+        """Whether coming steps keep each parameter's update norm, without weight decay, in `update_norms`.
+
+        `update_norms` maps a parameter to a 0-d tensor on its device; a step replaces the last one's.
+        """
+        self.update_norms = {} if record else None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch.
+
+        Raises ValueError where the checkpoint's groups are not this optimizer's, and says what differs.
+        """
+        _check_groups(state_dict["param_groups"], self.param_groups)
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, params, strict=True):
+            if key in state_dict["state"]:
+                _restore_precision(self.state[param], state_dict["state"][key], param)
+
+    def _with_gradient(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    yield group, param
+
+    def _update_moments(self, group: dict[str, Any], param: Tensor) -> None:
+        grad = param.grad
+        assert grad is not None
+        if grad.is_sparse:
+            raise RuntimeError(
+                "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
+                "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
+            )
+        state = self.state[param]
+        if not state:
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            # On the CPU, as in torch.optim: reading it for the bias correction must not wait for the device.
+            state["step"] = torch.tensor(0.0)
+            state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+            if group["amsgrad"]:
+                state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+        state["step"] += 1
+
+        exp_avg, exp_avg_sq = _as_real(state["exp_avg"]), _as_real(state["exp_avg_sq"])
+        grad = _as_real(grad)
+        if group["maximize"]:
+            grad = -grad
+        if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
+            grad = grad.to(exp_avg.dtype).add(_as_real(param), alpha=group["weight_decay"])
+        beta1, beta2 = group["betas"]
+        kernels.update_moments(exp_avg, exp_avg_sq, grad, beta1=beta1, beta2=beta2)
+        if group["amsgrad"]:
+            maximum = _as_real(state["max_exp_avg_sq"])
+            torch.maximum(maximum, exp_avg_sq, out=maximum)
+
+    def _apply(self, group: dict[str, Any], param: Tensor, scale: Tensor | None) -> None:
+        lr, weight_decay = group["lr"], group["weight_decay"]
+        update = self._direction(group, param, group["p"])
+        update.mul_(lr if scale is None else scale.to(update) * lr)
+        if self.update_norms is not None:
+            self.update_norms[param] = kernels.two_norms([update])[0]
+        theta = _as_real(param)
+        if weight_decay != 0 and group["decoupled_weight_decay"]:
+            update.add_(theta * (lr * weight_decay))
+        # One rounding for bf16 parameters: update and decay together, in float32.
+        theta.sub_(update)
+
+    def _direction(self, group: dict[str, Any], param: Tensor, p: float) -> Tensor:
+        state = self.state[param]
+        beta1, beta2 = group["betas"]
+        return _DIRECTIONS[group["bias_correction"]](
+            _as_real(state["exp_avg"]),
+            _as_real(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]),
+            step=float(state["step"]),
+            beta1=beta1,
+            beta2=beta2,
+            p=p,
+            eps=group["eps"],
+        )
+
+    def _matching_scale(self) -> Tensor | None:
+        """c_t of `update_scale="adam"` as a 0-d tensor; None where no parameter has a gradient.
+
+        Directions are weighted by their group's learning rate, so that with `lr_mult` too it is the
+        whole update whose RMS is matched. A tensor that holds NaN or infinity is left out, or it would
+        spread from one tensor to all.
+        """
+        raw, adam, lrs = [], [], []
+        for group, param in self._with_gradient():
+            norm = kernels.two_norms([self._direction(group, param, group["p"])])[0]
+            at_half = norm if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])[0]
+            raw.append(norm)
+            adam.append(at_half)
+            lrs.append(group["lr"])
+        if not raw:
+            return None
+        device = raw[0].device
+        weights = torch.stack([torch.as_tensor(lr).to(device=device, dtype=raw[0].dtype).view(()) for lr in lrs])
+        weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
+        raw_norms, adam_norms = (torch.stack([norm.to(device) for norm in norms]) for norms in (raw, adam))
+        finite = raw_norms.isfinite() & adam_norms.isfinite()
+        raw_sum, adam_sum = (
+            torch.where(finite, norms * weights, 0).square().sum() for norms in (raw_norms, adam_norms)
+        )
+        return torch.where(raw_sum > 0, (adam_sum / raw_sum).sqrt(), 1.0)
+
+
+def _as_real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
+    """Undo what torch's load_state_dict (2.13) does to us.
+
+    It casts every state to the parameter's dtype, which rounds float32 moments of a bf16 parameter;
+    and it leaves `step` on whatever device the checkpoint was mapped to, where reading it would
+    synchronise at every step.
+    """
+    for name, value in saved.items():
+        if name == "step":
+            state[name] = value.detach().cpu().clone()
+        elif isinstance(value, Tensor) and value.is_floating_point() and value.dtype != state[name].dtype:
+            state[name] = value.to(device=param.device, copy=True)
+
+
+def _check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    if any("p" not in group for group in saved):
+        raise ValueError(
+            "This checkpoint's optimizer state has no exponent p: it was written by another optimizer than "
+            "Padam. Resume with the optimizer that wrote it, or start from the model weights alone."
+        )
+    if [_describe(group) for group in saved] != [_describe(group) for group in own]:
+        differing = "; ".join(
+            f"group {i}: {theirs} in the checkpoint, {ours} here"
+            for i, (theirs, ours) in enumerate(_pairs(saved, own))
+            if theirs != ours
+        )
+        raise ValueError(
+            f"The checkpoint has {len(saved)} parameter groups and this optimizer {len(own)}, and they differ: "
+            f"{differing}. Train the same parameters with the same labels and overrides as the run that wrote it."
+        )
+
+
+def _pairs(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for i in range(max(len(saved), len(own))):
+        yield tuple(_describe(groups[i]) if i < len(groups) else "nothing" for groups in (saved, own))  # type: ignore[misc]
+
+
+def _describe(group: dict[str, Any]) -> str:
+    label = f"{group['pathway']}/{group['component']} " if "pathway" in group else ""
+    return f"{label}{len(group['params'])} tensors"
+
+
+def _check_hyperparameters(group: dict[str, Any]) -> None:
+    lr, weight_decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"A tensor lr must have one element, got shape {tuple(lr.shape)}.")
+    elif not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"Invalid learning rate: lr must be finite and >= 0, got {lr}.")
+    if not (isinstance(group["betas"], (tuple, list)) and len(group["betas"]) == 2):
+        raise ValueError(f"betas must be a pair of numbers, got {group['betas']!r}.")
+    for i, beta in enumerate(group["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"Invalid beta parameter at index {i}: each must lie in [0, 1), got {beta}.")
+    if not (math.isfinite(group["eps"]) and group["eps"] >= 0):
+        raise ValueError(f"Invalid epsilon value: eps must be finite and >= 0, got {group['eps']}.")
+    if isinstance(group["p"], bool) or not (isinstance(group["p"], (int, float)) and math.isfinite(group["p"])):
+        raise ValueError(f"Invalid exponent: p must be a finite number, got {group['p']!r}.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {weight_decay}.")

@@ -1,0 +1,85 @@
+"""`--optim padam`: from TrainingArguments to a labelled `Padam`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.trainer_optimizer import OptimizerContext
+
+from hf_pdyn.grouping import Label, label_parameters, split_groups
+from hf_pdyn.integrations.transformers import register_optimizer
+from hf_pdyn.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
+from hf_pdyn.optimizer import Padam
+
+OPTIMIZER_NAME = "padam"
+
+
+def register() -> None:
+    """Make the optimizer's name known to transformers. Idempotent."""
+    register_optimizer(OPTIMIZER_NAME, _build_for_trainer)
+
+
+class TrainerPadam(Padam):
+    """`Padam` over the Trainer's own groups, each split by label.
+
+    The Trainer decides what decays (a subclass may have its own idea) and which device mesh a parameter
+    is on, then hands its groups to the optimizer's class: the first place where both are known.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        *,
+        names: Mapping[Tensor, str],
+        labels: Mapping[str, Label],
+        overrides: tuple[Override, ...],
+        lr: float,
+        p: float,
+        **settings: Any,
+    ) -> None:
+        groups = split_groups(params, names, labels)
+        apply_overrides(groups, overrides, lr=lr, p=p)
+        super().__init__(groups, lr=lr, p=p, **settings)
+
+
+def labelled_padam(
+    model: nn.Module, groups: Iterable[dict[str, Any]], optim_args: OptimArgs, **settings: Any
+) -> TrainerPadam:
+    """The optimizer that training `model` over the Trainer's `groups` would have."""
+    return TrainerPadam(groups, **_labelled_settings(model, optim_args, **settings))
+
+
+def _labelled_settings(model: nn.Module, optim_args: OptimArgs, **settings: Any) -> dict[str, Any]:
+    return {
+        "p": 0.5,
+        **settings,
+        **optim_args.settings,
+        "names": {param: name for name, param in model.named_parameters()},
+        "labels": label_parameters(model, rules=optim_args.rules),
+        "overrides": optim_args.overrides,
+    }
+
+
+def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str, Any]]:
+    """The Trainer's handler for `optim="padam"`: the optimizer's class and its keyword arguments.
+
+    `--adam_epsilon E` stands outside the root and becomes Eq. 18's eps = E^2, which is inside; an `eps`
+    in `optim_args` is Eq. 18's own.
+    """
+    args = context.args
+    optim_args = parse_optim_args(args.optim_args)
+    settings: dict[str, Any] = {
+        "lr": args.learning_rate,
+        "betas": (args.adam_beta1, args.adam_beta2),
+        "eps": args.adam_epsilon**2,
+    }
+    if context.model is not None:
+        return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)
+    if optim_args.overrides or optim_args.rules:
+        raise ValueError(
+            "Settings of labels in optim_args need the model to label, got "
+            f"{args.optim_args!r}. Call get_optimizer_cls_and_kwargs(args, model)."
+        )
+    return Padam, {**settings, **optim_args.settings}

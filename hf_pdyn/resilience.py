@@ -1,0 +1,33 @@
+"""Measuring must never end a training run."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class GivesUp(Protocol):
+    """Something that can stop measuring."""
+
+    def give_up(self) -> None:
+        """Measure nothing from here on."""
+
+
+def never_fatal(method: Callable[..., None]) -> Callable[..., None]:
+    """Turn an exception in a measuring method into one warning and `self.give_up()`."""
+
+    @functools.wraps(method)
+    def guarded(self: GivesUp, *args: Any, **kwargs: Any) -> None:
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:
+            self.give_up()
+            warnings.warn(
+                f"hf_pdyn stopped measuring this run: {type(error).__name__}: {error}. Training goes on; "
+                "its metrics are missing and Algorithm 1 leaves p where it is from here.",
+                stacklevel=2,
+            )
+
+    return guarded

@@ -1,0 +1,120 @@
+"""A resumed run is the uninterrupted one: losses, weights and every metric, bit for bit (fp32, one process)."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn.control import ControlConfig
+from tests.training import saved_state, trainer, training_logs
+
+CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
+
+# Step 13 of 24 is saved; control decides every 3, so the checkpoint lies inside an interval.
+COMMON: dict[str, Any] = {
+    "max_steps": 24,
+    "logging_steps": 5,
+    "save_strategy": "steps",
+    "save_steps": 13,
+    "weight_decay": 0.1,
+}
+
+
+def steering(name: str) -> list[TrainerCallback]:
+    shutoff = WeightDecayShutoffCallback("0.7")
+    if name == "control":
+        return [PControlCallback(CONFIG, interval=3), shutoff, TelemetryCallback(per_layer=True)]
+    return [ScheduleCallback("p", "linear:0.5..0.3"), shutoff, TelemetryCallback()]
+
+
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("name", ["control", "schedule"])
+@pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.3,update_scale=adam,p.norm=0.1"])
+def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool) -> None:
+    options = COMMON | {"optim_args": optim_args, "restore_callback_states_from_checkpoint": restore}
+    straight = trainer(tmp_path / "straight", callbacks=steering(name), **options)
+    straight.train()
+
+    shutil.copytree(tmp_path / "straight" / "checkpoint-13", tmp_path / "resumed" / "checkpoint-13")
+    resumed = trainer(tmp_path / "resumed", callbacks=steering(name), **options)
+    resumed.train(resume_from_checkpoint=True)
+
+    logs, expected = training_logs(resumed.state.log_history), training_logs(straight.state.log_history)
+    assert len(logs) == len(expected) == 4
+    # The Trainer's own running loss starts anew with the first resumed step, so its first mean is over fewer steps.
+    assert logs[2].pop("loss") != expected[2].pop("loss")
+    assert logs == expected
+    for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    if name == "control":
+        steps = [record["pdyn/control/p"] for record in resumed.state.log_history if "pdyn/control/p" in record]
+        assert len(set(steps)) > 1
+
+
+class FirstStep(TrainerCallback):
+    def __init__(self) -> None:
+        self.first: dict[str, float] | None = None
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        if self.first is None:
+            group = next(g for g in optimizer.param_groups if g["pathway"] == "weight")
+            self.first = {"p": group["p"], "weight_decay": group["weight_decay"]}
+
+
+def test_the_first_resumed_step_has_the_right_p_and_decay(tmp_path: Path) -> None:
+    options = COMMON | {"save_steps": 17, "optim_args": "p=0.5"}
+    trainer(tmp_path, callbacks=steering("control"), **options).train()
+    state = saved_state(tmp_path / "checkpoint-17")["stateful_callbacks"]["pdyn"]
+    first = FirstStep()
+    trainer(tmp_path, callbacks=[*steering("control"), first], **options).train(
+        resume_from_checkpoint=str(tmp_path / "checkpoint-17")
+    )
+    assert first.first == {"p": state["control"]["state"]["p"], "weight_decay": 0.0}
+    assert state["control"]["state"]["p"] != 0.5
+
+
+def test_the_state_is_small_versioned_json(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3)], **COMMON).train()
+    memory = saved_state(tmp_path / "checkpoint-13")["stateful_callbacks"]["pdyn"]
+    assert memory["version"] == 1
+    assert memory["control"]["step"] == 13
+    assert memory["control"]["state"]["interval"] == 4
+    assert memory["control"]["window"]["steps"] == 1  # step 13 of the interval 13..15
+    json.dumps(memory, allow_nan=False)
+
+
+class SaveAt(TrainerCallback):
+    """Asks for a checkpoint when our callbacks have had their on_step_end."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = control.should_save or state.global_step == 7
+
+
+def test_a_checkpoint_another_callback_asks_for_is_complete(tmp_path: Path) -> None:
+    options = COMMON | {"save_strategy": "no"}
+    trainer(tmp_path, callbacks=[*steering("control"), SaveAt()], **options).train()
+    memory = saved_state(tmp_path / "checkpoint-7")["stateful_callbacks"]["pdyn"]
+    assert memory["control"]["step"] == memory["telemetry"]["step"] == 7
+    assert not list((tmp_path / "checkpoint-7").glob("*.tmp"))
+
+
+def test_another_version_of_our_state_is_refused(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=steering("control"), **COMMON).train()
+    path = tmp_path / "checkpoint-13" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["stateful_callbacks"]["pdyn"]["version"] = 0
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="pdyn state has version 0, this hf_pdyn reads 1"):
+        trainer(tmp_path, callbacks=steering("control"), **COMMON).train(resume_from_checkpoint=str(path.parent))
+
+
+def test_other_labels_are_refused_by_name(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=steering("control"), **COMMON).train()
+    other = trainer(tmp_path, callbacks=steering("control"), **COMMON, optim_args="label.wpe=bias_like/embedding")
+    with pytest.raises(ValueError, match="bias_like/embedding 1 tensors here"):
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))

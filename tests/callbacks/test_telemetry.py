@@ -1,0 +1,231 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from hf_pdyn import TelemetryCallback, label_parameters
+from tests.training import gpt2, trainer, training_logs
+
+OPTIMIZERS = ["padam", "adamw_torch", "adamw_torch_fused", "sgd"]
+
+
+class Recorder(TrainerCallback):
+    """The unclipped gradients and updates of every step, taken independently of the plugin."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.labels = label_parameters(model)
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.updates: list[dict[str, torch.Tensor]] = []
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        params = dict(model.named_parameters())
+        self.gradients.append({name: param.grad.double().clone() for name, param in params.items()})
+        self.before = {name: param.detach().double().clone() for name, param in params.items()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        params = dict(model.named_parameters())
+        self.updates.append({name: param.detach().double() - self.before[name] for name, param in params.items()})
+
+    def norms(self, of: list[dict[str, torch.Tensor]], pathway: str) -> list[float]:
+        return [
+            math.sqrt(
+                sum(value.square().sum().item() for n, value in step.items() if self.labels[n].pathway == pathway)
+            )
+            for step in of
+        ]
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS)
+def test_norms_equal_those_measured_by_hand(tmp_path: Path, optim: str) -> None:
+    """To 1e-5: float32 sums. The update norm of the second of two steps is the measured one."""
+    model = gpt2()
+    recorder = Recorder(model)
+    run = trainer(tmp_path, model, optim=optim, max_grad_norm=0.0, callbacks=[TelemetryCallback(), recorder])
+    run.train()
+    logs = training_logs(run.state.log_history)
+    assert len(logs) == 6
+    for i, record in enumerate(logs):
+        for letter, pathway in (("w", "weight"), ("b", "bias_like")):
+            gradients = recorder.norms(recorder.gradients, pathway)[2 * i : 2 * i + 2]
+            assert record[f"pdyn/D_{letter}"] == pytest.approx(sum(gradients) / 2, rel=1e-5)
+            assert record[f"pdyn/D_{letter}_clipped"] == record[f"pdyn/D_{letter}"]
+            update = recorder.norms(recorder.updates, pathway)[2 * i + 1]
+            assert record[f"pdyn/update_norm/{pathway}"] == pytest.approx(update, rel=1e-3)
+        assert record["pdyn/G_w_over_G_b"] == pytest.approx(record["pdyn/D_w"] / record["pdyn/D_b"])
+        ratio = record["pdyn/update_norm/weight"] / record["pdyn/update_norm/bias_like"]
+        assert record["pdyn/update_ratio"] == pytest.approx(ratio)
+
+
+def test_clipping_is_divided_out(tmp_path: Path) -> None:
+    """D_w, D_b are those of the unclipped gradients, which the clipping run's own log confirms."""
+    run = trainer(tmp_path, max_grad_norm=0.05, logging_steps=1, callbacks=[TelemetryCallback()])
+    run.train()
+    for record in training_logs(run.state.log_history):
+        assert record["grad_norm"] > 0.05
+        assert math.hypot(record["pdyn/D_w"], record["pdyn/D_b"]) == pytest.approx(record["grad_norm"], rel=1e-5)
+        assert math.hypot(record["pdyn/D_w_clipped"], record["pdyn/D_b_clipped"]) == pytest.approx(0.05, rel=1e-3)
+
+
+def test_second_moments_and_perturbed_norms(tmp_path: Path) -> None:
+    model = gpt2()
+    recorder = Recorder(model)
+    run = trainer(
+        tmp_path, model, optim_args="p=0.25,eps=1e-10", max_grad_norm=0.0, callbacks=[TelemetryCallback(), recorder]
+    )
+    run.train()
+    (last,) = training_logs(run.state.log_history)[-1:]
+    optimizer, params = run.optimizer.optimizer, dict(model.named_parameters())
+    for pathway in ("weight", "bias_like"):
+        names = [name for name, label in recorder.labels.items() if label.pathway == pathway]
+        grads = torch.cat([recorder.gradients[-1][name].flatten() for name in names])
+        v_hat = torch.cat([optimizer.state[params[n]]["exp_avg_sq"].double().flatten() for n in names]) / (
+            1 - 0.999**12
+        )
+        theta = torch.cat([params[name].detach().double().flatten() for name in names])
+        expected = {
+            "v_hat_mean": v_hat.mean(),
+            "param_norm": theta.norm(),
+            "one_norm": (grads**2 + 1e-10).sqrt().sum(),
+            "N_p": ((grads**2 + 1e-10) ** 0.75).sum() / 1.5,
+        }
+        for name, value in expected.items():
+            assert last[f"pdyn/{name}/{pathway}"] == pytest.approx(value.item(), rel=1e-5), name
+
+
+def test_other_optimizers_have_the_exponent_they_equal(tmp_path: Path) -> None:
+    metrics = {}
+    for optim in ("adamw_torch", "sgd"):
+        run = trainer(tmp_path, optim=optim, max_steps=2, max_grad_norm=0.0, callbacks=[TelemetryCallback()])
+        run.train()
+        metrics[optim] = training_logs(run.state.log_history)[0]
+    adamw, sgd = metrics["adamw_torch"], metrics["sgd"]
+    assert adamw["pdyn/N_p/weight"] == pytest.approx(adamw["pdyn/one_norm/weight"])
+    assert "pdyn/v_hat_mean/weight" in adamw
+    # p=0: N_p is half the squared norm of the one measured step; D_w is a mean over two.
+    assert sgd["pdyn/N_p/weight"] == pytest.approx(sgd["pdyn/D_w"] ** 2 / 2, rel=0.5)
+    assert not {"pdyn/v_hat_mean/weight", "pdyn/p"} & set(sgd)
+
+
+def test_settings_and_cumulative_decay(tmp_path: Path) -> None:
+    run = trainer(
+        tmp_path,
+        weight_decay=0.1,
+        optim_args="p=0.3,p.norm=0",
+        lr_scheduler_type="constant",
+        callbacks=[TelemetryCallback(per_layer=True)],
+    )
+    run.train()
+    last = training_logs(run.state.log_history)[-1]
+    assert last["pdyn/p"] == last["pdyn/p/weight"] == last["pdyn/p/bias_like/mlp"] == 0.3
+    assert last["pdyn/p/bias_like/norm"] == 0.0
+    assert last["pdyn/weight_decay"] == last["pdyn/weight_decay/weight"] == 0.1
+    assert last["pdyn/weight_decay/bias_like"] == 0.0
+    assert last["pdyn/a_t/weight"] == pytest.approx(-12 * 1e-3 * 0.1)
+    assert last["pdyn/skipped_steps"] == last["pdyn/nonfinite_steps"] == 0
+
+
+def test_layers_on_request_add_up_to_the_whole(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=[TelemetryCallback(per_layer=True)], logging_steps=1, max_steps=2)
+    run.train()
+    record = training_logs(run.state.log_history)[-1]
+    layers = {key: value for key, value in record.items() if key.startswith("pdyn/layer/")}
+    assert "pdyn/layer/transformer.h.0.attn.c_attn/grad_norm/weight" in layers
+    assert "pdyn/layer/transformer.h.1.ln_1/update_norm/bias_like" in layers
+    for letter, pathway in (("w", "weight"), ("b", "bias_like")):
+        parts = [v for k, v in layers.items() if k.endswith(f"/grad_norm/{pathway}")]
+        assert math.sqrt(sum(v**2 for v in parts)) == pytest.approx(record[f"pdyn/D_{letter}"], rel=1e-6)
+    plain = trainer(tmp_path, callbacks=[TelemetryCallback()], max_steps=2)
+    plain.train()
+    assert not any("layer" in key for record in plain.state.log_history for key in record)
+
+
+def test_every_reporter_sees_every_metric(tmp_path: Path) -> None:
+    """A user's callback stands behind the reporters when it is added; TensorBoard is read back from its files."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = trainer(
+        tmp_path,
+        report_to=["tensorboard"],
+        eval_strategy="steps",
+        eval_steps=6,
+        save_strategy="steps",
+        save_steps=12,
+        callbacks=[TelemetryCallback()],
+    )
+    run.add_callback(_Late())
+    run.train()
+    logs = training_logs(run.state.log_history)
+    names = {name for record in logs for name in record if name.startswith("pdyn/")}
+    assert {"pdyn/D_w", "pdyn/D_b", "pdyn/G_w_over_G_b", "pdyn/p", "pdyn/a_t", "pdyn/update_ratio"} <= names
+    for record in logs:
+        assert all(type(value) is float or type(value) is int for value in record.values())
+        assert all(math.isfinite(value) for value in record.values())
+    on_disk = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())["log_history"]
+    assert training_logs(on_disk) == logs
+
+    (events,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    tags = set(accumulator.Tags()["scalars"])
+    assert {f"train/{name}" for name in names} <= tags
+    written = {event.step: event.value for event in accumulator.Scalars("train/pdyn/D_w")}
+    assert written == pytest.approx({record["step"]: record["pdyn/D_w"] for record in logs}, rel=1e-6)
+    assert not any("pdyn" in name for record in run.state.log_history if "eval_loss" in record for name in record)
+
+
+class _Late(TrainerCallback):
+    """Stands last, as a user's own callback might."""
+
+
+def test_a_nonfinite_gradient_is_counted_and_left_out(tmp_path: Path) -> None:
+    class Poison(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                next(model.parameters()).grad[0, 0] = math.nan
+
+    run = trainer(tmp_path, logging_steps=3, max_steps=3, max_grad_norm=0.0, callbacks=[TelemetryCallback(), Poison()])
+    run.train()
+    record = training_logs(run.state.log_history)[0]
+    assert record["pdyn/nonfinite_steps"] == 1
+    assert math.isfinite(record["pdyn/D_w"])
+
+
+def test_measuring_does_not_change_the_training(tmp_path: Path) -> None:
+    for optim in OPTIMIZERS:
+        results = []
+        for callbacks in ([], [TelemetryCallback(every=1, per_layer=True)]):
+            run = trainer(tmp_path, optim=optim, callbacks=callbacks)
+            run.train()
+            results.append(torch.cat([param.detach().flatten() for param in run.model.parameters()]))
+        assert torch.equal(*results), optim
+
+
+def test_a_failing_measurement_does_not_end_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("hf_pdyn.statistics.kernels.two_norms", fail)
+    run = trainer(tmp_path, optim="sgd", callbacks=[TelemetryCallback()])
+    with pytest.warns(UserWarning, match="hf_pdyn stopped measuring this run: RuntimeError: out of luck"):
+        run.train()
+    assert run.state.global_step == 12
+    assert not any("pdyn/D_w" in record for record in run.state.log_history)
+
+
+def test_training_twice_and_evaluating_between(tmp_path: Path) -> None:
+    run = trainer(tmp_path, weight_decay=0.1, callbacks=[TelemetryCallback()], lr_scheduler_type="constant")
+    run.train()
+    run.evaluate()
+    run.train()
+    logs = training_logs(run.state.log_history)
+    assert len(logs) == 6
+    assert logs[-1]["pdyn/a_t"] == pytest.approx(-12 * 1e-3 * 0.1)
+
+
+def test_bad_interval() -> None:
+    with pytest.raises(ValueError, match="at least 1 optimizer step, got 0"):
+        TelemetryCallback(every=0)

@@ -1,0 +1,84 @@
+from typing import Any
+
+import pytest
+from transformers import HfArgumentParser, TrainingArguments
+
+from hf_pdyn import (
+    PControlCallback,
+    PdynArguments,
+    ScheduleCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
+
+
+def test_the_default_watches_and_steers_nothing() -> None:
+    (telemetry,) = PdynArguments().callbacks()
+    assert isinstance(telemetry, TelemetryCallback)
+    assert PdynArguments(telemetry="none").callbacks() == []
+
+
+def test_options_become_callbacks_beside_training_arguments() -> None:
+    parser = HfArgumentParser((TrainingArguments, PdynArguments))
+    _, ours = parser.parse_args_into_dataclasses(
+        "--output_dir x --use_cpu --optim padam --optim_args p=0.4 --telemetry layers --telemetry_every 7 "
+        "--p_control gradient --p_min 0.1 --p_max 0.55 --p_step 0.03 --p_threshold 1.4 --p_interval 50 "
+        "--schedule weight_decay.attention=cosine:0.1..0".split()
+    )
+    schedule, control, telemetry = ours.callbacks()
+    assert isinstance(schedule, ScheduleCallback)
+    assert (schedule.field, schedule.label, schedule.schedule.kind) == ("weight_decay", "attention", "cosine")
+    assert isinstance(control, PControlCallback)
+    assert control.interval == 50
+    config = control.config
+    assert (config.p_min, config.p_max, config.p_step, config.threshold) == (0.1, 0.55, 0.03, 1.4)
+    assert isinstance(telemetry, TelemetryCallback)
+    assert (telemetry.every, telemetry.per_layer) == (7, True)
+
+
+def test_shutoff_options() -> None:
+    shutoff, _ = PdynArguments(wd_off="0.6", wd_on="0.9", wd_off_labels=["mlp", "lora_A"]).callbacks()
+    assert isinstance(shutoff, WeightDecayShutoffCallback)
+    assert (str(shutoff.at), str(shutoff.until), shutoff.labels) == ("0.6", "0.9", ["mlp", "lora_A"])
+
+
+def test_callbacks_are_fresh_for_every_trainer() -> None:
+    arguments = PdynArguments(p_schedule="linear:0.5..0.4")
+    assert not set(map(id, arguments.callbacks())) & set(map(id, arguments.callbacks()))
+
+
+def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        HfArgumentParser(PdynArguments).parse_args(["--help"])
+    shown = capsys.readouterr().out
+    for option in PdynArguments.__dataclass_fields__:
+        assert f"--{option}" in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"telemetry": "all"}, "telemetry must be one of none, global, layers, got 'all'"),
+        ({"p_control": "gradients"}, "p_control must be one of none, gradient.*Did you mean 'gradient'"),
+        ({"p_control": "gradient", "p_min": 0.7}, "p_min must not exceed p_max, got p_min=0.7 and p_max=0.6"),
+        ({"p_control": "gradient", "p_threshold": 0.9}, r"\(tau_b\) must be greater than 1, got 0.9"),
+        ({"p_control": "gradient", "p_interval": "epochs"}, "p_interval must be epoch or a number.*got 'epochs'"),
+        ({"p_control": "gradient", "p_interval": "0"}, "number of optimizer steps >= 1, got 0"),
+        ({"p_min": 0.1}, "p_min would have no effect: set --p_control gradient too"),
+        ({"wd_on": "0.9"}, "wd_on would have no effect: set --wd_off too"),
+        ({"p_control": "gradient", "p_schedule": "0.4"}, "would both write p"),
+        ({"p_control": "gradient", "schedule": ["p.norm=0.4"]}, "would both write p"),
+        ({"wd_off": "0.5", "schedule": ["weight_decay=0.1"]}, "would both write it"),
+        ({"wd_off": "soon"}, "'soon' is no moment of training"),
+        ({"wd_off": "0.5", "wd_off_labels": ["mpl"]}, "wd_off_labels must be one of .*got 'mpl'. Did you mean 'mlp'"),
+        ({"p_schedule": "0.4", "schedule": ["p=0.3"]}, "p has two schedules"),
+        ({"schedule": ["weight_decay"]}, r"schedule takes FIELD\[.LABEL\]=SCHEDULE, got 'weight_decay'"),
+        ({"schedule": ["p.nrom=0.1"]}, "got 'nrom'. Did you mean 'norm'"),
+        ({"schedule": ["lr=0.1"]}, "The learning rate is the Trainer's"),
+        ({"telemetry": "none", "telemetry_every": 5}, "telemetry_every would have no effect"),
+        ({"telemetry_every": 0}, "at least 1 optimizer step, got 0"),
+    ],
+)
+def test_nonsense_is_refused_when_parsed(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PdynArguments(**options)

@@ -1,0 +1,94 @@
+import re
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from hf_pdyn import cli
+from tests.training import gpt2
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    gpt2().save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    cli.main(["groups", *arguments])
+    return capsys.readouterr().out
+
+
+def rows(output: str) -> dict[tuple[str, str], list[str]]:
+    found = {}
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        if len(cells) == 7 and cells[0] in ("weight", "bias_like"):
+            found[cells[0], cells[1]] = cells[2:]
+    return found
+
+
+def test_the_groups_of_a_checkpoint(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, "--model", checkpoint, "--weight_decay", "0.1", "--optim_args", "p=0.3,p.norm=0")
+    assert rows(output) == {
+        ("weight", "attention"): ["4", "2,048", "0.1", "0.3", "5e-05"],
+        ("weight", "embedding"): ["2", "1,280", "0.1", "0.3", "5e-05"],
+        ("weight", "mlp"): ["4", "4,096", "0.1", "0.3", "5e-05"],
+        ("bias_like", "attention"): ["4", "128", "0", "0.3", "5e-05"],
+        ("bias_like", "mlp"): ["4", "160", "0", "0.3", "5e-05"],
+        ("bias_like", "norm"): ["10", "160", "0", "0 (set)", "5e-05"],
+    }
+    total = sum(param.numel() for param in gpt2().parameters())
+    assert f"{total:,} of {total:,} parameters are trained" in output
+
+
+def test_plain_lora_is_warned_about(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    output = shown(capsys, "--model", checkpoint, "--lora", "c_attn", "--lora_r", "4")
+    assert set(rows(output)) == {("weight", "lora_A"), ("weight", "lora_B")}
+    assert rows(output)["weight", "lora_A"][:2] == ["2", "128"]
+    assert "No bias-like parameter is trained" in output
+
+
+def test_lora_with_biases_and_norms(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = ["--lora", "c_attn", "--lora_bias", "all", "--lora_modules_to_save", "ln_1,ln_f"]
+    output = shown(capsys, "--model", checkpoint, *lora, "--names", "--optim_args", "lr_mult.lora_B=16")
+    assert rows(output)["weight", "lora_B"][-1] == "0.0008"
+    assert ("bias_like", "norm") in rows(output)
+    assert "No bias-like" not in output
+    assert "lora_A.default.weight" in output.replace("\n", "")
+
+
+def test_an_adapter_directory(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = GPT2LMHeadModel.from_pretrained(checkpoint)
+    get_peft_model(model, LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True)).save_pretrained(
+        tmp_path / "adapter"
+    )
+    output = shown(capsys, "--model", str(tmp_path / "adapter"))
+    assert set(rows(output)) == {("weight", "lora_A"), ("weight", "lora_B")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--model", "CHECKPOINT", "--optim_args", "pp=1"], "Unknown key 'pp' in optim_args"),
+        (["--model", "CHECKPOINT", "--optim_args", "p.lora_A=1"], "No parameter group has the label 'lora_A'"),
+        (["--model", "CHECKPOINT", "--lora", "no_such_module"], "no_such_module"),
+    ],
+)
+def test_bad_input_is_one_message_and_status_2(
+    arguments: list[str], message: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        shown(capsys, *(checkpoint if argument == "CHECKPOINT" else argument for argument in arguments))
+    error = capsys.readouterr().err
+    assert error.startswith("hf-pdyn: ")
+    assert message in error
+
+
+def test_a_config_alone_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is loaded but the configuration: sizes of any model are shown at once."""
+    GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
+    assert "124,439,808 of 124,439,808 parameters" in shown(capsys, "--model", str(tmp_path))
