@@ -97,17 +97,17 @@ class PdynArguments:
     def _schedules(self) -> list[ScheduleCallback]:
         schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
         for item in self.schedule or ():
-            target, equals, text = item.partition("=")
+            key, equals, text = item.partition("=")
             if not equals:
                 raise ValueError(f"schedule takes FIELD[.LABEL]=SCHEDULE, got {item!r}.")
-            name, dot, label = target.partition(".")
+            name, dot, label = key.partition(".")
             if dot:
                 check_choice("schedule's label", label, (*PATHWAYS, *COMPONENTS))
             schedules.append(ScheduleCallback(name, Schedule.parse(text), label if dot else None))
         targets = [(schedule.field, schedule.label) for schedule in schedules]
-        for name, label in targets:
-            if targets.count((name, label)) > 1:
-                raise ValueError(f"{name}{f'.{label}' if label else ''} has two schedules. Keep one.")
+        for target in targets:
+            if targets.count(target) > 1:
+                raise ValueError(f"{'.'.join(filter(None, target))} has two schedules. Keep one.")
         return schedules
 
     def _check_companions(self) -> None:

@@ -80,7 +80,8 @@ def _load(options: argparse.Namespace) -> nn.Module:
         from peft import PeftConfig, get_peft_model
 
         config = PeftConfig.from_pretrained(options.model)
-        return get_peft_model(build_without_weights(config.base_model_name_or_path), config)  # type: ignore[arg-type]
+        config.inference_mode = False  # as saved, nothing of the adapter would be trainable
+        return get_peft_model(build_without_weights(config.base_model_name_or_path), config)
     model = build_without_weights(options.model)
     if options.lora is None:
         return model
@@ -94,7 +95,7 @@ def _load(options: argparse.Namespace) -> nn.Module:
         use_dora=options.dora,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's, transposed
     )
-    return get_peft_model(model, config)  # type: ignore[arg-type]
+    return get_peft_model(model, config)
 
 
 def _modules(text: str | None) -> list[str] | str | None:

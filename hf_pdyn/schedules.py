@@ -106,7 +106,7 @@ class Schedule:
         ends, at, window = body.partition("@")
         values = tuple(_number(part, text) for part in _pair(ends, text))
         moments = tuple(Moment.parse(part) for part in _pair(window, text)) if at else ()
-        return cls(kind, values, moments)  # type: ignore[arg-type]  # checked against _KINDS
+        return cls(kind, values, moments)  # checked against _KINDS
 
     def value(self, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
         """The value that the update with zero-based index `step` uses."""

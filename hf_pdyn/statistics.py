@@ -181,7 +181,7 @@ class Window:
 def _add_in_order(sums: list[float], rows: Tensor) -> list[float]:
     """`sums` plus each of `rows` (steps, scopes), one step after the other."""
     start = torch.tensor(sums or [0.0] * rows.shape[1], dtype=rows.dtype)
-    return torch.cat([start[None], rows]).cumsum(dim=0)[-1].tolist()  # type: ignore[no-any-return]
+    return torch.cat([start[None], rows]).cumsum(dim=0)[-1].tolist()
 
 
 class StepStatistics:
@@ -221,7 +221,7 @@ class StepStatistics:
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 name = names.get(id(param))
-                if name in labels:
+                if name is not None and name in labels:
                     layers[param] = Scope(group.get("pathway") or labels[name].pathway, layer_of(name))
         pathways = [Scope(pathway) for pathway in PATHWAYS if any(s.pathway == pathway for s in layers.values())]
         self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(layers.values()))
@@ -307,7 +307,7 @@ class StepStatistics:
     def _update_norm(self, param: Tensor) -> Tensor:
         recorded = getattr(self._optimizer, "update_norms", None)
         if recorded is not None:
-            return recorded[param]  # type: ignore[no-any-return]
+            return recorded[param]
         return kernels.two_norms([param.detach() - self._before[param]])[0]
 
     def _end_measuring(self) -> None:

@@ -9,7 +9,8 @@ from tests.training import gpt2
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "200")
     gpt2().save_pretrained(tmp_path / "model")
     return str(tmp_path / "model")
 

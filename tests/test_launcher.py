@@ -31,11 +31,8 @@ def run(*command: str, cwd: Path = ROOT, check: bool = True) -> subprocess.Compl
 
 
 def script_arguments(output_dir: Path) -> list[str]:
-    return f"--output_dir {output_dir} --optim padam --optim_args p=0.4 --max_steps 6 --weight_decay 0.1".split() + [
-        "--logging_steps=2",
-        "--report_to=tensorboard",
-        "--use_cpu",
-    ]
+    options = "--optim padam --optim_args p=0.4 --max_steps 6 --weight_decay 0.1 --logging_steps 2 --use_cpu"
+    return ["--output_dir", str(output_dir), *options.split(), "--report_to", "tensorboard"]
 
 
 LAUNCHERS = {
@@ -55,9 +52,9 @@ def test_an_unmodified_script_trains_with_padam_and_reports(tmp_path: Path, laun
     assert report["optimizer"] == "TrainerPadam"
     assert report["argv"][1:] == script_arguments(tmp_path)  # the script's own arguments, untouched
     assert report["name"] == "__main__"
-    assert report["p"] == 0.4
     logs = training_logs(json.loads((tmp_path / "checkpoint-6" / "trainer_state.json").read_text())["log_history"])
     assert [record["step"] for record in logs] == [2, 4, 6]
+    assert logs[0]["pdyn/p"] == 0.4
     assert {"pdyn/D_w", "pdyn/D_b", "pdyn/control/branch", "pdyn/p"} <= set(logs[-1])
     assert [record["pdyn/weight_decay"] for record in logs] == [0.1, 0.0, 0.0]
     (events,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}

@@ -49,14 +49,13 @@ def test_arguments_survive_json_and_pickle(tmp_path: Path) -> None:
     assert torch.load(tmp_path / "training_args.bin", weights_only=False).optim is OptimizerNames.PADAM
 
 
-def test_the_command_line_knows_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_knows_it() -> None:
     parser = HfArgumentParser(TrainingArguments)
     command = ["--output_dir", "x", "--optim", "padam", "--optim_args", "p=0.1", "--use_cpu"]
     (args,) = parser.parse_args_into_dataclasses(command)
     assert args.optim is OptimizerNames.PADAM
-    with pytest.raises(SystemExit, match="0"):
-        parser.parse_args(["--help"])
-    assert "padam" in capsys.readouterr().out
+    # The head of --help; transformers 5.2's own help texts end it with a stray "%" further down.
+    assert re.search(r"--optim \{[^}]*padam[^}]*\}", parser.format_usage().replace("\n", ""))
 
 
 def built(tmp_path: Path, **options: Any) -> Padam:

@@ -90,10 +90,8 @@ class RememberingCallback(PdynCallback):
         """What to add to the coming training log record; starts the next interval."""
         raise NotImplementedError
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        super().on_train_begin(args, state, control, **kwargs)
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *event: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, *event, **kwargs)
         memory = state.stateful_callbacks.get(_MEMORY_KEY)
         if not memory or self.memory_name not in memory:
             return

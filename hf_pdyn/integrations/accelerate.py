@@ -1,4 +1,4 @@
-"""What we need of accelerate beyond its public API (tried with 1.1 to 1.15)."""
+"""What we need of accelerate beyond its public API (tried with 1.3 to 1.15)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def unwrap_optimizer(optimizer: Any) -> Optimizer:
     """
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer
-    return optimizer  # type: ignore[no-any-return]
+    return optimizer
 
 
 @dataclass

@@ -27,7 +27,7 @@ def register_optimizer(name: str, handler: OptimizerHandler) -> None:
         member = str.__new__(OptimizerNames, name)
         member._name_ = name.upper()
         member._value_ = name
-        member.__objclass__ = OptimizerNames  # type: ignore[attr-defined]
+        member.__objclass__ = OptimizerNames
         member._sort_order_ = len(OptimizerNames._member_names_)
         type.__setattr__(OptimizerNames, member._name_, member)
         OptimizerNames._member_names_.append(member._name_)
@@ -117,7 +117,7 @@ def stock_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """The two groups that `Trainer.create_optimizer` hands to an optimizer: decaying and exempt."""
     from transformers import Trainer
 
-    decaying = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # reads no self
+    decaying = set(Trainer.get_decay_parameter_names(None, model))  # reads no self
     trainable = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
     return [
         {"params": [param for name, param in trainable if name in decaying], "weight_decay": weight_decay},
@@ -137,5 +137,5 @@ def build_without_weights(name_or_path: str) -> nn.Module:
     model_class = getattr(transformers, architecture, None)
     with torch.device("meta"):
         if model_class is None:
-            return transformers.AutoModel.from_config(config)  # type: ignore[no-any-return]
-        return model_class._from_config(config)  # type: ignore[no-any-return]
+            return transformers.AutoModel.from_config(config)
+        return model_class._from_config(config)

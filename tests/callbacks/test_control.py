@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_pdyn import PControlCallback, Padam, ScheduleCallback, TelemetryCallback, build_param_groups
+from hf_pdyn import Padam, PControlCallback, ScheduleCallback, TelemetryCallback, build_param_groups
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from tests.training import gpt2, trainer, training_logs
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import TrainerCallback
 
 from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
@@ -15,12 +17,15 @@ from tests.training import saved_state, trainer, training_logs
 
 CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
 
-# Step 13 of 24 is saved; control decides every 3, so the checkpoint lies inside an interval.
+# Control decides every 3 steps and a record is logged every 5, so these checkpoints lie inside intervals of both. Step
+# 16 ends an epoch, step 13 does not: there transformers 5.2 loses the order of the batches, with stock AdamW too.
+SAVED = [16, 13] if Version(transformers.__version__) >= Version("5.23") else [16]
+
 COMMON: dict[str, Any] = {
     "max_steps": 24,
     "logging_steps": 5,
     "save_strategy": "steps",
-    "save_steps": 13,
+    "save_steps": SAVED[0],
     "weight_decay": 0.1,
 }
 
@@ -32,22 +37,25 @@ def steering(name: str) -> list[TrainerCallback]:
     return [ScheduleCallback("p", "linear:0.5..0.3"), shutoff, TelemetryCallback()]
 
 
+@pytest.mark.parametrize("saved", SAVED)
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("name", ["control", "schedule"])
 @pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.3,update_scale=adam,p.norm=0.1"])
-def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool) -> None:
+def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, saved: int) -> None:
     options = COMMON | {"optim_args": optim_args, "restore_callback_states_from_checkpoint": restore}
+    options["save_steps"] = saved
     straight = trainer(tmp_path / "straight", callbacks=steering(name), **options)
     straight.train()
 
-    shutil.copytree(tmp_path / "straight" / "checkpoint-13", tmp_path / "resumed" / "checkpoint-13")
+    shutil.copytree(tmp_path / "straight" / f"checkpoint-{saved}", tmp_path / "resumed" / f"checkpoint-{saved}")
     resumed = trainer(tmp_path / "resumed", callbacks=steering(name), **options)
     resumed.train(resume_from_checkpoint=True)
 
     logs, expected = training_logs(resumed.state.log_history), training_logs(straight.state.log_history)
     assert len(logs) == len(expected) == 4
     # The Trainer's own running loss starts anew with the first resumed step, so its first mean is over fewer steps.
-    assert logs[2].pop("loss") != expected[2].pop("loss")
+    straddling = saved // 5
+    assert logs[straddling].pop("loss") != expected[straddling].pop("loss")
     assert logs == expected
     for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -80,11 +88,11 @@ def test_the_first_resumed_step_has_the_right_p_and_decay(tmp_path: Path) -> Non
 
 def test_the_state_is_small_versioned_json(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3)], **COMMON).train()
-    memory = saved_state(tmp_path / "checkpoint-13")["stateful_callbacks"]["pdyn"]
+    memory = saved_state(tmp_path / "checkpoint-16")["stateful_callbacks"]["pdyn"]
     assert memory["version"] == 1
-    assert memory["control"]["step"] == 13
-    assert memory["control"]["state"]["interval"] == 4
-    assert memory["control"]["window"]["steps"] == 1  # step 13 of the interval 13..15
+    assert memory["control"]["step"] == 16
+    assert memory["control"]["state"]["interval"] == 5
+    assert memory["control"]["window"]["steps"] == 1  # step 16 of the interval 16..18
     json.dumps(memory, allow_nan=False)
 
 
@@ -105,7 +113,7 @@ def test_a_checkpoint_another_callback_asks_for_is_complete(tmp_path: Path) -> N
 
 def test_another_version_of_our_state_is_refused(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=steering("control"), **COMMON).train()
-    path = tmp_path / "checkpoint-13" / "trainer_state.json"
+    path = tmp_path / "checkpoint-16" / "trainer_state.json"
     state = json.loads(path.read_text())
     state["stateful_callbacks"]["pdyn"]["version"] = 0
     path.write_text(json.dumps(state))
@@ -117,4 +125,4 @@ def test_other_labels_are_refused_by_name(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=steering("control"), **COMMON).train()
     other = trainer(tmp_path, callbacks=steering("control"), **COMMON, optim_args="label.wpe=bias_like/embedding")
     with pytest.raises(ValueError, match="bias_like/embedding 1 tensors here"):
-        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))
+        other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))

@@ -20,7 +20,6 @@ def main() -> None:
             "argv": sys.argv,
             "name": __name__,
             "optimizer": type(trainer.optimizer.optimizer).__name__,
-            "p": trainer.optimizer.param_groups[0]["p"],
         }
         with open(os.path.join(args.output_dir, "report.json"), "w") as file:
             json.dump(report, file)

@@ -1,0 +1,60 @@
+"""What a run leaves to read: a JSON file for programs, a table for people."""
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def last_logged(log_history: Iterable[Mapping[str, Any]], key: str) -> float | None:
+    """Return the newest value that the Trainer logged under ``key``."""
+    values = [entry[key] for entry in log_history if entry.get(key) is not None]
+    return values[-1] if values else None
+
+
+def interval_records(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the records without the Trainer's last one, whose means run over all of training."""
+    return [entry for entry in log_history if "train_runtime" not in entry]
+
+
+def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file that is either absent, old or complete; JSON has no NaN, it reads as null."""
+    finite = {name: _finite_or_none(value) for name, value in content.items()}
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def print_table(console: Console, title: str, rows: Mapping[str, object]) -> None:
+    """Print names and values; a number is rounded to four digits, None reads as missing."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, _readable(value))
+    console.print(table)
+
+
+def print_paths(console: Console, paths: Mapping[str, Path]) -> None:
+    """Print one output to a line, unwrapped and without markup, to be copied."""
+    console.print("Outputs", style="bold")
+    width = max(map(len, paths), default=0)
+    for name, path in paths.items():
+        console.print(f"  {name:<{width}}  {path}", markup=False, soft_wrap=True, highlight=False)
+
+
+def _finite_or_none(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _readable(value: object) -> str:
+    if value is None:
+        return "not logged"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)
