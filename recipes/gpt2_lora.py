@@ -34,7 +34,7 @@ from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError, run_recipe
 from _common.lora import LoraArguments, add_lora, count_parameters
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
-from _common.summary import interval_records, last_logged, print_paths, print_table, write_json_atomically
+from _common.summary import last_logged, print_paths, print_table, write_json_atomically
 from _common.text_data import (
     Corpus,
     TokenBlocks,
@@ -62,7 +62,8 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_pin_memory": torch.accelerator.is_available(),
 }
 
-INTERVAL_METRICS = {
+FINAL_METRICS = {
+    "final p": "pdyn/p",
     "final D_w": "pdyn/D_w",
     "final D_b": "pdyn/D_b",
     "final G_w/G_b": "pdyn/G_w_over_G_b",
@@ -157,8 +158,7 @@ def main() -> None:
         results = {
             "perplexity before": perplexity_before,
             "perplexity after": perplexity_after,
-            "final p": last_logged(history, "pdyn/p"),
-            **{name: last_logged(interval_records(history), key) for name, key in INTERVAL_METRICS.items()},
+            **{name: last_logged(history, key) for name, key in FINAL_METRICS.items()},
             "trainable parameters": trained,
             "all parameters": total,
             "optimizer steps": trainer.state.global_step,

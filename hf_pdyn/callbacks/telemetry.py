@@ -20,15 +20,15 @@ class TelemetryCallback(RememberingCallback):
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
     `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of the last step: `pdyn/p`, `pdyn/weight_decay`.
     Since the start: `pdyn/a_t` (-sum lr * weight_decay, the time variable of time-dependent mirror
-    flows), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where the optimizer's groups are labelled, p,
-    weight_decay and a_t also come `/weight` and `/bias_like`; a name alone is the largest decay and the
-    p that control and schedules move.
+    flows), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and
+    schedules move, weight_decay and a_t are those of the group that decays most.
 
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
             completes a logging interval.
-        per_layer: every mean also by layer, as `pdyn/layer/<layer>/<name>/<pathway>`, and p,
-            weight_decay and a_t by full label.
+        per_layer: every mean also by layer, as `pdyn/layer/<layer>/<name>/<pathway>`; and p,
+            weight_decay and a_t also by label, as `pdyn/p/weight`, `pdyn/p/weight/attention`, where
+            the optimizer's groups are labelled.
     """
 
     memory_name = "telemetry"
@@ -97,7 +97,7 @@ class TelemetryCallback(RememberingCallback):
         if self.per_layer:
             collected.update(_layer_metrics(reading))
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
-        collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") <= 2})
+        collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
 

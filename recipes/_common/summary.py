@@ -17,11 +17,6 @@ def last_logged(log_history: Iterable[Mapping[str, Any]], key: str) -> float | N
     return values[-1] if values else None
 
 
-def interval_records(log_history: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return the records without the Trainer's last one, whose means run over all of training."""
-    return [entry for entry in log_history if "train_runtime" not in entry]
-
-
 def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is either absent, old or complete; JSON has no NaN, it reads as null."""
     finite = {name: _finite_or_none(value) for name, value in content.items()}

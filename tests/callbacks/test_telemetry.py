@@ -60,6 +60,17 @@ def test_norms_equal_those_measured_by_hand(tmp_path: Path, optim: str) -> None:
         assert record["pdyn/update_ratio"] == pytest.approx(ratio)
 
 
+def test_the_final_record_has_the_steps_since_the_last_one(tmp_path: Path) -> None:
+    model = gpt2()
+    recorder = Recorder(model)
+    run = trainer(tmp_path, model, logging_steps=5, max_grad_norm=0.0, callbacks=[TelemetryCallback(), recorder])
+    run.train()
+    final = run.state.log_history[-1]
+    assert "train_runtime" in final
+    gradients = recorder.norms(recorder.gradients, "weight")[10:]
+    assert final["pdyn/D_w"] == pytest.approx(sum(gradients) / 2, rel=1e-5)
+
+
 def test_clipping_is_divided_out(tmp_path: Path) -> None:
     """D_w, D_b are those of the unclipped gradients, which the clipping run's own log confirms."""
     run = trainer(tmp_path, max_grad_norm=0.05, logging_steps=1, callbacks=[TelemetryCallback()])
