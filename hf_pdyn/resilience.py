@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
 
 
 class GivesUp(Protocol):
@@ -15,13 +17,13 @@ class GivesUp(Protocol):
         """Measure nothing from here on."""
 
 
-def never_fatal(method: Callable[..., None]) -> Callable[..., None]:
-    """Turn an exception in a measuring method into one warning and `self.give_up()`."""
+def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
+    """Turn an exception in a measuring method into one warning, `self.give_up()` and None."""
 
     @functools.wraps(method)
-    def guarded(self: GivesUp, *args: Any, **kwargs: Any) -> None:
+    def guarded(self: GivesUp, *args: Any, **kwargs: Any) -> T | None:
         try:
-            method(self, *args, **kwargs)
+            return method(self, *args, **kwargs)
         except Exception as error:
             self.give_up()
             warnings.warn(
@@ -29,5 +31,6 @@ def never_fatal(method: Callable[..., None]) -> Callable[..., None]:
                 "its metrics are missing and Algorithm 1 leaves p where it is from here.",
                 stacklevel=2,
             )
+            return None
 
     return guarded

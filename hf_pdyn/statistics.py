@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,163 +24,9 @@ from hf_pdyn import kernels
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
 from hf_pdyn.integrations.accelerate import take_clip_factor
 from hf_pdyn.resilience import never_fatal
-
-QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p")
-"""What a measured step adds to the gradient norms, in the order of their rows."""
-
-_ADDED = ("update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
-"""The additive forms of QUANTITIES: what sums over tensors, and over processes that hold shards of them."""
+from hf_pdyn.windows import Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
-
-_FOLD_AFTER = 1024
-"""Rows a window keeps on the device before it folds them, so that an epoch of any length needs little memory."""
-
-
-@dataclass(frozen=True)
-class Scope:
-    """What a column of statistics is about: a whole pathway, or a pathway's part of one layer."""
-
-    pathway: str
-    layer: str | None = None
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Means over the steps of a window.
-
-    steps: optimizer steps that entered `grad_norm`. nonfinite_steps: steps left out because a gradient
-    held NaN or infinity. measured_steps: steps that entered QUANTITIES.
-    grad_norm: mean L2 norm of the gradient before clipping; at pathway scope these are D_w and D_b.
-    grad_norm_clipped: the same of the gradients the optimizer was given.
-    quantities: the means of QUANTITIES; a scope is missing where this optimizer has no such quantity.
-    """
-
-    steps: int
-    nonfinite_steps: int
-    measured_steps: int
-    grad_norm: Mapping[Scope, float]
-    grad_norm_clipped: Mapping[Scope, float]
-    quantities: Mapping[str, Mapping[Scope, float]]
-
-    @property
-    def weight_norm(self) -> float | None:
-        """D_w; None where no weight is trained or no step was finite."""
-        return self.grad_norm.get(Scope("weight"))
-
-    @property
-    def bias_norm(self) -> float | None:
-        """D_b; None where nothing bias-like is trained or no step was finite."""
-        return self.grad_norm.get(Scope("bias_like"))
-
-
-@dataclass
-class _Totals:
-    """Sums over folded steps, on the host in float64.
-
-    Added one step after the other, so that where a window was folded (at a checkpoint, say) does not
-    show in the result.
-    """
-
-    steps: int = 0
-    nonfinite_steps: int = 0
-    measured_steps: int = 0
-    grad_norm: list[float] = field(default_factory=list)
-    grad_norm_clipped: list[float] = field(default_factory=list)
-    quantities: dict[str, list[float]] = field(default_factory=dict)
-
-
-class Window:
-    """An interval of steps. Several windows of one `StepStatistics` are independent of each other."""
-
-    def __init__(self, statistics: StepStatistics) -> None:
-        self._statistics = statistics
-        self._reset()
-
-    def _reset(self) -> None:
-        self._gradients: list[Tensor] = []
-        self._measured: list[Tensor] = []
-        self._totals = _Totals()
-
-    def __len__(self) -> int:
-        """Steps seen since the last reading, non-finite ones included; costs no synchronisation."""
-        return len(self._gradients) + self._totals.steps + self._totals.nonfinite_steps
-
-    def read(self) -> Reading:
-        """The means since the last reading; starts the next interval. Waits for the device once."""
-        self._fold()
-        totals, scopes = self._totals, self._statistics.scopes
-        self._reset()
-
-        def means(sums: list[float], count: int) -> dict[Scope, float]:
-            pairs = zip(scopes, sums, strict=True) if count else ()
-            return {scope: total / count for scope, total in pairs if math.isfinite(total)}
-
-        return Reading(
-            steps=totals.steps,
-            nonfinite_steps=totals.nonfinite_steps,
-            measured_steps=totals.measured_steps,
-            grad_norm=means(totals.grad_norm, totals.steps),
-            grad_norm_clipped=means(totals.grad_norm_clipped, totals.steps),
-            quantities={name: means(sums, totals.measured_steps) for name, sums in totals.quantities.items()},
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The interval so far as a JSON-able dict."""
-        self._fold()
-        return vars(self._totals).copy()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue an interval; ValueError where it was of another set of layers."""
-        width = len(self._statistics.scopes)
-        if state["grad_norm"] and len(state["grad_norm"]) != width:
-            raise ValueError(
-                f"The interval in this checkpoint has statistics of {len(state['grad_norm'])} scopes, this run has "
-                f"{width}: other parameters are trained, or labelled otherwise. Resume with the same ones."
-            )
-        self._reset()
-        self._totals = _Totals(**state)
-
-    def close(self) -> None:
-        """Stop adding steps to this window."""
-        self._statistics.windows.discard(self)
-
-    def _add(self, gradients: Tensor, measured: Tensor | None) -> None:
-        self._gradients.append(gradients)
-        if measured is not None:
-            self._measured.append(measured)
-        if len(self._gradients) >= _FOLD_AFTER:
-            self._fold()
-
-    def _fold(self) -> None:
-        totals = self._totals
-        if self._gradients:
-            rows = torch.stack(self._gradients).cpu().double()
-            squares, factors = rows[:, :-1], rows[:, -1:]
-            norms = squares.sqrt()
-            finite = norms.isfinite().all(dim=1)
-            totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
-            totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
-            totals.steps += int(finite.sum())
-            totals.nonfinite_steps += int((~finite).sum())
-        if self._measured:
-            steps = torch.stack(self._measured).cpu().double()
-            # A quantity that this optimizer does not have is NaN throughout; these four always exist.
-            always = steps[:, [_ADDED.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]]
-            steps = steps[always.isfinite().all(dim=(1, 2))]
-            update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = steps.unbind(dim=1)
-            measured = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)
-            for name, values in zip(QUANTITIES, measured, strict=True):
-                totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
-            totals.measured_steps += len(steps)
-        self._gradients.clear()
-        self._measured.clear()
-
-
-def _add_in_order(sums: list[float], rows: Tensor) -> list[float]:
-    """`sums` plus each of `rows` (steps, scopes), one step after the other."""
-    start = torch.tensor(sums or [0.0] * rows.shape[1], dtype=rows.dtype)
-    return torch.cat([start[None], rows]).cumsum(dim=0)[-1].tolist()
 
 
 class StepStatistics:
@@ -230,8 +75,8 @@ class StepStatistics:
         self._index: tuple[list[Tensor], Tensor] | None = None
 
     def window(self) -> Window:
-        """A new interval that begins with the next step."""
-        window = Window(self)
+        """A new interval that begins with the next step, and ends when nobody refers to the window any more."""
+        window = Window(self.scopes)
         self.windows.add(window)
         return window
 
@@ -256,7 +101,8 @@ class StepStatistics:
         if hasattr(self._optimizer, "record_update_norms"):
             self._optimizer.record_update_norms(True)
         else:
-            self._before = {param: param.detach().clone() for param in self._columns if param.grad is not None}
+            # All of them: with a closure the gradients come only inside the step.
+            self._before = {param: param.detach().clone() for param in self._columns}
 
     @never_fatal
     @torch.no_grad()
@@ -272,7 +118,7 @@ class StepStatistics:
         gradients = torch.cat([self._sum_by_scope(params, squares), _as_scalar(factor, squares).view(1)])
         measured = self._measure(params, factor) if self._measuring else None
         for window in list(self.windows):
-            window._add(gradients, measured)
+            window.add(gradients, measured)
         self._end_measuring()
 
     def _measure(self, params: Sequence[Tensor], factor: Tensor | float) -> Tensor:
@@ -289,9 +135,9 @@ class StepStatistics:
         )
 
     def _sums_of(self, param: Tensor, group: Mapping[str, Any], factor: Tensor | float) -> tuple[Tensor, ...]:
-        """The values of _ADDED for one parameter, as 0-d tensors; NaN where this optimizer has none."""
+        """The values of SUMS for one parameter, as 0-d tensors; NaN where this optimizer has none."""
         assert param.grad is not None
-        grad = param.grad / factor
+        grad = param.grad if isinstance(factor, float) and factor == 1 else param.grad / factor
         missing = torch.full((), math.nan, device=param.device)
         p, eps = _exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state[param], group)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ class PdynCallback(TrainerCallback):
         self.begin(args, state)
 
 
-class RememberingCallback(PdynCallback):
+class RememberingCallback(PdynCallback, ABC):
     """A callback with an interval's state that a resumed run continues.
 
     The state stands in `TrainerState.stateful_callbacks["pdyn"]`, hence in trainer_state.json: it is there
@@ -78,17 +79,17 @@ class RememberingCallback(PdynCallback):
 
     memory_name: str
 
+    @abstractmethod
     def remember(self) -> dict[str, Any]:
         """JSON-able state; may wait for the device, so it is called when a checkpoint is due."""
-        raise NotImplementedError
 
+    @abstractmethod
     def recall(self, memory: dict[str, Any]) -> None:
         """Continue from what `remember` returned; ValueError where that cannot be."""
-        raise NotImplementedError
 
-    def metrics(self) -> dict[str, float]:
-        """What to add to the coming training log record; starts the next interval."""
-        raise NotImplementedError
+    @abstractmethod
+    def metrics(self) -> dict[str, float] | None:
+        """What to add to the coming training log record, if anything; starts the next interval."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *event: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, *event, **kwargs)
@@ -132,7 +133,7 @@ class RememberingCallback(PdynCallback):
         **kwargs: Any,
     ) -> None:
         if logs is not None and is_training_log(logs):
-            finite = {name: value for name, value in self.metrics().items() if math.isfinite(value)}
+            finite = {name: value for name, value in (self.metrics() or {}).items() if math.isfinite(value)}
             add_to_log(logs, state, finite)
 
     def _memory(self, state: TrainerState) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.statistics import StepStatistics, Window
+from hf_pdyn.statistics import StepStatistics
+from hf_pdyn.windows import Window
 
 
 class PControlCallback(RememberingCallback):
@@ -55,8 +56,6 @@ class PControlCallback(RememberingCallback):
 
     def give_up(self) -> None:
         """Decide nothing from here on: p stays where it is."""
-        if self._window is not None:
-            self._window.close()
         self._window = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.statistics import QUANTITIES, Reading, Scope, StepStatistics, Window
+from hf_pdyn.statistics import StepStatistics
+from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
 
 
 class TelemetryCallback(RememberingCallback):
@@ -52,17 +54,19 @@ class TelemetryCallback(RememberingCallback):
 
     def give_up(self) -> None:
         """Measure nothing from here on."""
-        if self._window is not None:
-            self._window.close()
         self._window = None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        every = self.every or max(int(state.logging_steps), 1)
+        every = self.every or self._logging_interval(args, state)
         first = state.global_step == 0 and args.logging_first_step
         if self._window is not None and (first or (state.global_step + 1) % every == 0):
             self._statistics.measure_next_step()
+
+    def _logging_interval(self, args: TrainingArguments, state: TrainerState) -> int:
+        by_epoch = args.logging_strategy == IntervalStrategy.EPOCH
+        return self.run.steps_per_epoch if by_epoch else max(int(state.logging_steps), 1)
 
     @never_fatal
     def on_optimizer_step(
@@ -74,32 +78,28 @@ class TelemetryCallback(RememberingCallback):
         labelled = _by_label(self.run.groups)
         self._settings = {}
         for label, groups in labelled.items():
-            decay = max(float(group["weight_decay"]) for group in groups)
-            rate = max(float(group["lr"]) * group["weight_decay"] for group in groups)
+            decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
+            rate = max(float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups)
             self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - rate
             self._settings[f"pdyn/weight_decay{label}"] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
 
-    def metrics(self) -> dict[str, float]:
-        collected: dict[str, float] = {}
-        self._collect(collected)
-        return collected
-
     @never_fatal
-    def _collect(self, collected: dict[str, float]) -> None:
+    def metrics(self) -> dict[str, float] | None:
         if self._window is None or not len(self._window):
-            return
+            return None
         reading = self._window.read()
         self._nonfinite_steps += reading.nonfinite_steps
-        collected.update(_global_metrics(reading))
+        collected = _global_metrics(reading)
         if self.per_layer:
-            collected.update(_layer_metrics(reading))
+            collected |= _layer_metrics(reading)
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
+        return collected
 
     def remember(self) -> dict[str, Any]:
         return {

@@ -87,13 +87,26 @@ def test_the_first_resumed_step_has_the_right_p_and_decay(tmp_path: Path) -> Non
 
 
 def test_the_state_is_small_versioned_json(tmp_path: Path) -> None:
-    trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3)], **COMMON).train()
+    trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3), TelemetryCallback()], **COMMON).train()
     memory = saved_state(tmp_path / "checkpoint-16")["stateful_callbacks"]["pdyn"]
     assert memory["version"] == 1
     assert memory["control"]["step"] == 16
     assert memory["control"]["state"]["interval"] == 5
     assert memory["control"]["window"]["steps"] == 1  # step 16 of the interval 16..18
     json.dumps(memory, allow_nan=False)
+
+
+def test_what_an_optimizer_does_not_have_is_null_in_the_state(tmp_path: Path) -> None:
+    options = COMMON | {"optim": "sgd", "save_steps": 13, "logging_steps": 5}
+    trainer(tmp_path, callbacks=[TelemetryCallback(every=1)], **options).train()
+    window = saved_state(tmp_path / "checkpoint-13")["stateful_callbacks"]["pdyn"]["telemetry"]["window"]
+    json.dumps(window, allow_nan=False)
+    assert window["measured_steps"] == 3
+    assert set(window["quantities"]["v_hat_mean"]) == {None}
+    resumed = trainer(tmp_path, callbacks=[TelemetryCallback(every=1)], **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-13"))
+    assert "pdyn/v_hat_mean/weight" not in resumed.state.log_history[-2]
+    assert "pdyn/update_norm/weight" in resumed.state.log_history[-2]
 
 
 class SaveAt(TrainerCallback):

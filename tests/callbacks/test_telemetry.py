@@ -240,3 +240,21 @@ def test_training_twice_and_evaluating_between(tmp_path: Path) -> None:
 def test_bad_interval() -> None:
     with pytest.raises(ValueError, match="at least 1 optimizer step, got 0"):
         TelemetryCallback(every=0)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logging_strategy": "epoch", "max_steps": 16},
+        {"logging_steps": 0.25},
+        {"logging_steps": 100, "logging_first_step": True},
+        {"logging_steps": 3, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4},
+    ],
+    ids=str,
+)
+def test_every_record_has_measured_quantities(tmp_path: Path, options: dict[str, Any]) -> None:
+    run = trainer(tmp_path, callbacks=[TelemetryCallback()], **options)
+    run.train()
+    logs = training_logs(run.state.log_history)
+    assert logs
+    assert all("pdyn/update_norm/weight" in record and "pdyn/D_w" in record for record in logs)

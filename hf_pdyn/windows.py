@@ -1,0 +1,173 @@
+"""An interval of optimizer steps: what was measured of them, and its means.
+
+A window is filled on the device and read on the host. It knows no optimizer: `StepStatistics` adds the rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p")
+"""What a measured step adds to the gradient norms."""
+
+SUMS = ("update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
+"""The additive forms of QUANTITIES: what sums over tensors, and over processes that hold shards of them."""
+
+_ALWAYS_DEFINED = [SUMS.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]
+
+_FOLD_AFTER = 1024
+"""Rows a window keeps on the device before it folds them, so that an epoch of any length needs little memory."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a column of statistics is about: a whole pathway, or a pathway's part of one layer."""
+
+    pathway: str
+    layer: str | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Means over the steps of a window.
+
+    steps: optimizer steps that entered `grad_norm`. nonfinite_steps: steps left out because a gradient
+    held NaN or infinity. measured_steps: steps that entered QUANTITIES.
+    grad_norm: mean L2 norm of the gradient before clipping; at pathway scope these are D_w and D_b.
+    grad_norm_clipped: the same of the gradients the optimizer was given.
+    quantities: the means of QUANTITIES; a scope is missing where this optimizer has no such quantity.
+    """
+
+    steps: int
+    nonfinite_steps: int
+    measured_steps: int
+    grad_norm: Mapping[Scope, float]
+    grad_norm_clipped: Mapping[Scope, float]
+    quantities: Mapping[str, Mapping[Scope, float]]
+
+    @property
+    def weight_norm(self) -> float | None:
+        """D_w; None where no weight is trained or no step was finite."""
+        return self.grad_norm.get(Scope("weight"))
+
+    @property
+    def bias_norm(self) -> float | None:
+        """D_b; None where nothing bias-like is trained or no step was finite."""
+        return self.grad_norm.get(Scope("bias_like"))
+
+
+@dataclass
+class _Totals:
+    """Sums over folded steps by scope, on the host in float64.
+
+    Added one step after the other, so that where a window was folded (at a checkpoint, say) does not
+    show in the result. None where a quantity is not defined, as JSON has no NaN.
+    """
+
+    steps: int = 0
+    nonfinite_steps: int = 0
+    measured_steps: int = 0
+    grad_norm: list[float | None] = field(default_factory=list)
+    grad_norm_clipped: list[float | None] = field(default_factory=list)
+    quantities: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+class Window:
+    """An interval of steps. Several windows of one `StepStatistics` are independent of each other.
+
+    Args:
+        scopes: what the columns are about.
+    """
+
+    def __init__(self, scopes: Sequence[Scope]) -> None:
+        self._scopes = scopes
+        self._reset()
+
+    def __len__(self) -> int:
+        """Steps seen since the last reading, non-finite ones included; costs no synchronisation."""
+        return len(self._gradients) + self._totals.steps + self._totals.nonfinite_steps
+
+    def add(self, gradients: Tensor, measured: Tensor | None) -> None:
+        """One step, of which nothing is read yet.
+
+        gradients: sums of squares by scope, then the clip factor: shape (len(scopes) + 1,).
+        measured: the rows of SUMS by scope, shape (len(SUMS), len(scopes)), NaN where undefined.
+        """
+        self._gradients.append(gradients)
+        if measured is not None:
+            self._measured.append(measured)
+        if len(self._gradients) >= _FOLD_AFTER:
+            self._fold()
+
+    def read(self) -> Reading:
+        """The means since the last reading; starts the next interval. Waits for the device once."""
+        self._fold()
+        totals = self._totals
+        self._reset()
+        return Reading(
+            steps=totals.steps,
+            nonfinite_steps=totals.nonfinite_steps,
+            measured_steps=totals.measured_steps,
+            grad_norm=self._means(totals.grad_norm, totals.steps),
+            grad_norm_clipped=self._means(totals.grad_norm_clipped, totals.steps),
+            quantities={name: self._means(sums, totals.measured_steps) for name, sums in totals.quantities.items()},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The interval so far as a JSON-able dict. Waits for the device once."""
+        self._fold()
+        return vars(self._totals).copy()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue an interval; ValueError where it was of another set of layers."""
+        width = len(self._scopes)
+        if state["grad_norm"] and len(state["grad_norm"]) != width:
+            raise ValueError(
+                f"The interval in this checkpoint has statistics of {len(state['grad_norm'])} scopes, this run has "
+                f"{width}: other parameters are trained, or labelled otherwise. Resume with the same ones."
+            )
+        self._reset()
+        self._totals = _Totals(**state)
+
+    def _reset(self) -> None:
+        self._gradients: list[Tensor] = []
+        self._measured: list[Tensor] = []
+        self._totals = _Totals()
+
+    def _means(self, sums: Sequence[float | None], count: int) -> dict[Scope, float]:
+        pairs = zip(self._scopes, sums, strict=True) if count else ()
+        return {scope: total / count for scope, total in pairs if total is not None}
+
+    def _fold(self) -> None:
+        totals = self._totals
+        if self._gradients:
+            rows = torch.stack(self._gradients).cpu().double()
+            norms, factors = rows[:, :-1].sqrt(), rows[:, -1:]
+            finite = norms.isfinite().all(dim=1)
+            totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
+            totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
+            totals.steps += int(finite.sum())
+            totals.nonfinite_steps += int((~finite).sum())
+        if self._measured:
+            steps = torch.stack(self._measured).cpu().double()
+            steps = steps[steps[:, _ALWAYS_DEFINED].isfinite().all(dim=(1, 2))]
+            update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = steps.unbind(dim=1)
+            means = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)
+            for name, values in zip(QUANTITIES, means, strict=True):
+                totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
+            totals.measured_steps += len(steps)
+        self._gradients.clear()
+        self._measured.clear()
+
+
+def _add_in_order(sums: Sequence[float | None], rows: Tensor) -> list[float | None]:
+    """`sums` plus each of `rows`, of shape (steps, scopes), one step after the other."""
+    start = [math.nan if total is None else total for total in sums] or [0.0] * rows.shape[1]
+    added = torch.cat([torch.tensor([start], dtype=rows.dtype), rows]).cumsum(dim=0)[-1]
+    return [total if math.isfinite(total) else None for total in added.tolist()]
