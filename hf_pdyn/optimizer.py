@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn import kernels
+from hf_pdyn.sharding import Shards, local, local_like
 from hf_pdyn.suggest import check_choice
 
 UpdateScale = Literal["raw", "adam"]
@@ -122,7 +123,8 @@ class Padam(Optimizer):
     def record_update_norms(self, record: bool) -> None:
         """Whether coming steps keep each parameter's update norm, without weight decay, in `update_norms`.
 
-        `update_norms` maps a parameter to a 0-d tensor on its device; a step replaces the last one's.
+        `update_norms` maps a parameter to a 0-d tensor on its device, the norm of this process's shard
+        where the parameter is a DTensor; a step replaces the last one's.
         """
         self.update_norms = {} if record else None
 
@@ -164,16 +166,16 @@ class Padam(Optimizer):
                 state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
         state["step"] += 1
 
-        exp_avg, exp_avg_sq = _as_real(state["exp_avg"]), _as_real(state["exp_avg_sq"])
-        grad = _as_real(grad)
+        exp_avg, exp_avg_sq = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
+        grad = _local_reals(local_like(grad, param))
         if group["maximize"]:
             grad = -grad
         if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
-            grad = grad.to(exp_avg.dtype).add(_as_real(param), alpha=group["weight_decay"])
+            grad = grad.to(exp_avg.dtype).add(_local_reals(param), alpha=group["weight_decay"])
         beta1, beta2 = group["betas"]
         kernels.update_moments(exp_avg, exp_avg_sq, grad, beta1=beta1, beta2=beta2)
         if group["amsgrad"]:
-            maximum = _as_real(state["max_exp_avg_sq"])
+            maximum = _local_reals(state["max_exp_avg_sq"])
             torch.maximum(maximum, exp_avg_sq, out=maximum)
 
     def _apply(self, group: dict[str, Any], param: Tensor, scale: Tensor | None) -> None:
@@ -182,7 +184,7 @@ class Padam(Optimizer):
         update.mul_(lr if scale is None else scale.to(update) * lr)
         if self.update_norms is not None:
             self.update_norms[param] = kernels.two_norms([update])[0]
-        theta = _as_real(param)
+        theta = _local_reals(param)
         if weight_decay != 0 and group["decoupled_weight_decay"]:
             update.add_(theta * (lr * weight_decay))
         # One rounding for bf16 parameters: update and decay together, in float32.
@@ -192,8 +194,8 @@ class Padam(Optimizer):
         state = self.state[param]
         beta1, beta2 = group["betas"]
         return _DIRECTIONS[group["bias_correction"]](
-            _as_real(state["exp_avg"]),
-            _as_real(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]),
+            _local_reals(state["exp_avg"]),
+            _local_reals(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]),
             step=float(state["step"]),
             beta1=beta1,
             beta2=beta2,
@@ -202,14 +204,15 @@ class Padam(Optimizer):
         )
 
     def _matching_scale(self) -> Tensor | None:
-        """c_t of `update_scale="adam"` as a 0-d tensor; None where no parameter has a gradient.
+        """c_t of `update_scale="adam"` as a 0-d tensor, the same in all processes; None without any gradient.
 
         Directions are weighted by their group's learning rate, so that with `lr_mult` too it is the
         whole update whose RMS is matched. A tensor that holds NaN or infinity is left out, or it would
         spread from one tensor to all.
         """
-        raw, adam, lrs = [], [], []
+        params, raw, adam, lrs = [], [], [], []
         for group, param in self._with_gradient():
+            params.append(param)
             norm = kernels.two_norms([self._direction(group, param, group["p"])])[0]
             at_half = norm if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])[0]
             raw.append(norm)
@@ -222,13 +225,19 @@ class Padam(Optimizer):
         weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
         raw_norms, adam_norms = (torch.stack([norm.to(device) for norm in norms]) for norms in (raw, adam))
         finite = raw_norms.isfinite() & adam_norms.isfinite()
-        raw_sum, adam_sum = (
-            torch.where(finite, norms * weights, 0).square().sum() for norms in (raw_norms, adam_norms)
+        shards = Shards(params)
+        shares = shards.shares(params, like=weights)
+        raw_sum, adam_sum = shards.add_up(
+            torch.stack(
+                [(torch.where(finite, norms * weights, 0).square() * shares).sum() for norms in (raw_norms, adam_norms)]
+            )
         )
         return torch.where(raw_sum > 0, (adam_sum / raw_sum).sqrt(), 1.0)
 
 
-def _as_real(tensor: Tensor) -> Tensor:
+def _local_reals(tensor: Tensor) -> Tensor:
+    """A view of what this process holds of `tensor`, as pairs of reals where it is complex."""
+    tensor = local(tensor)
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

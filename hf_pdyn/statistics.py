@@ -24,6 +24,7 @@ from hf_pdyn import kernels
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
 from hf_pdyn.integrations.accelerate import take_clip_factor
 from hf_pdyn.resilience import never_fatal
+from hf_pdyn.sharding import Shards, local, local_like
 from hf_pdyn.windows import Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
@@ -72,11 +73,12 @@ class StepStatistics:
         self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(layers.values()))
         column = {scope: i for i, scope in enumerate(self.scopes)}
         self._columns = {param: (column[Scope(scope.pathway)], column[scope]) for param, scope in layers.items()}
-        self._index: tuple[list[Tensor], Tensor] | None = None
+        self._index: tuple[list[Tensor], Tensor, Tensor | float] | None = None
+        self._shards = Shards(self._columns)
 
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more."""
-        window = Window(self.scopes)
+        window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
         return window
 
@@ -102,7 +104,7 @@ class StepStatistics:
             self._optimizer.record_update_norms(True)
         else:
             # All of them: with a closure the gradients come only inside the step.
-            self._before = {param: param.detach().clone() for param in self._columns}
+            self._before = {param: local(param.detach()).clone() for param in self._columns}
 
     @never_fatal
     @torch.no_grad()
@@ -114,7 +116,7 @@ class StepStatistics:
         if not params:
             return
         factor = take_clip_factor()
-        squares = kernels.two_norms([param.grad for param in params if param.grad is not None]).square()
+        squares = kernels.two_norms([_local_grad(param) for param in params]).square()
         gradients = torch.cat([self._sum_by_scope(params, squares), _as_scalar(factor, squares).view(1)])
         measured = self._measure(params, factor) if self._measuring else None
         for window in list(self.windows):
@@ -136,25 +138,26 @@ class StepStatistics:
 
     def _sums_of(self, param: Tensor, group: Mapping[str, Any], factor: Tensor | float) -> tuple[Tensor, ...]:
         """The values of SUMS for one parameter, as 0-d tensors; NaN where this optimizer has none."""
-        assert param.grad is not None
-        grad = param.grad if isinstance(factor, float) and factor == 1 else param.grad / factor
+        grad = _local_grad(param)
+        if not (isinstance(factor, float) and factor == 1):
+            grad = grad / factor
         missing = torch.full((), math.nan, device=param.device)
         p, eps = _exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state[param], group)
         return (
             self._update_norm(param).square(),
-            kernels.two_norms([param.detach()])[0].square(),
+            kernels.two_norms([local(param.detach())])[0].square(),
             missing if v_hat is None else v_hat.sum(dtype=kernels.accumulator_dtype(v_hat.device)),
             kernels.perturbed_one_norm(grad, eps=eps),
             missing if p is None else kernels.penalised_norm(grad, p=p, eps=eps),
-            torch.full((), float(param.numel()), device=param.device),
+            torch.full((), float(grad.numel()), device=param.device),
         )
 
     def _update_norm(self, param: Tensor) -> Tensor:
         recorded = getattr(self._optimizer, "update_norms", None)
         if recorded is not None:
             return recorded[param]
-        return kernels.two_norms([param.detach() - self._before[param]])[0]
+        return kernels.two_norms([local(param.detach()) - self._before[param]])[0]
 
     def _end_measuring(self) -> None:
         if self._measuring and hasattr(self._optimizer, "record_update_norms"):
@@ -171,10 +174,17 @@ class StepStatistics:
             or any(known is not param for known, param in zip(self._index[0], params, strict=True))
         ):
             columns = [self._columns[param] for param in params]
-            self._index = (list(params), torch.tensor(columns, device=values.device))
-        index = self._index[1]
+            index = torch.tensor(columns, device=values.device)
+            self._index = (list(params), index, self._shards.shares(params, like=values))
+        _, index, shares = self._index
+        values = values * shares
         sums = values.new_zeros(len(self.scopes))
         return sums.index_add_(0, index[:, 0], values).index_add_(0, index[:, 1], values)
+
+
+def _local_grad(param: Tensor) -> Tensor:
+    assert param.grad is not None
+    return local_like(param.grad, param)
 
 
 def _as_scalar(value: Tensor | float, like: Tensor) -> Tensor:
@@ -199,5 +209,5 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor
         return None
     # In float32, 1 - beta2^t has lost five digits when t is small.
     step = state["step"].to(kernels.accumulator_dtype(state["step"].device))
-    v_hat = v / (1 - group["betas"][1] ** step)
+    v_hat = local(v) / (1 - group["betas"][1] ** step)
     return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -6,7 +6,7 @@ A window is filled on the device and read on the host. It knows no optimizer: `S
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,10 +83,12 @@ class Window:
 
     Args:
         scopes: what the columns are about.
+        add_up: makes sums over this process's shards sums over all; one call for all steps of a reading.
     """
 
-    def __init__(self, scopes: Sequence[Scope]) -> None:
+    def __init__(self, scopes: Sequence[Scope], add_up: Callable[[Tensor], Tensor]) -> None:
         self._scopes = scopes
+        self._add_up = add_up
         self._reset()
 
     def __len__(self) -> int:
@@ -147,15 +149,16 @@ class Window:
     def _fold(self) -> None:
         totals = self._totals
         if self._gradients:
-            rows = torch.stack(self._gradients).cpu().double()
-            norms, factors = rows[:, :-1].sqrt(), rows[:, -1:]
+            rows = torch.stack(self._gradients)
+            factors = rows[:, -1:].cpu().double()
+            norms = self._add_up(rows[:, :-1]).cpu().double().sqrt()
             finite = norms.isfinite().all(dim=1)
             totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
             totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
             totals.steps += int(finite.sum())
             totals.nonfinite_steps += int((~finite).sum())
         if self._measured:
-            steps = torch.stack(self._measured).cpu().double()
+            steps = self._add_up(torch.stack(self._measured)).cpu().double()
             steps = steps[steps[:, _ALWAYS_DEFINED].isfinite().all(dim=(1, 2))]
             update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = steps.unbind(dim=1)
             means = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)

@@ -11,6 +11,7 @@ from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.resilience import never_fatal
+from hf_pdyn.sharding import agreed
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import Window
 
@@ -76,9 +77,9 @@ class PControlCallback(RememberingCallback):
         reading = self._window.read()
         if reading.weight_norm is None or reading.bias_norm is None:
             return
-        self._state = next_p(
-            self._state, weight_norm=reading.weight_norm, bias_norm=reading.bias_norm, config=self.config
-        )
+        device = self.run.groups[0]["params"][0].device
+        weight_norm, bias_norm = agreed((reading.weight_norm, reading.bias_norm), device)
+        self._state = next_p(self._state, weight_norm=weight_norm, bias_norm=bias_norm, config=self.config)
         self._unlogged = self._state
         self._apply()
 
