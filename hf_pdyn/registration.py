@@ -6,12 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import TrainingArguments
 from transformers.trainer_optimizer import OptimizerContext
 
 from hf_pdyn.grouping import Label, label_parameters, split_groups
 from hf_pdyn.integrations.transformers import register_optimizer
 from hf_pdyn.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.optimizer import Padam
+from hf_pdyn.sharding import shards_invisibly
 
 OPTIMIZER_NAME = "padam"
 
@@ -42,6 +44,15 @@ class TrainerPadam(Padam):
         groups = split_groups(params, names, labels)
         apply_overrides(groups, overrides, lr=lr, p=p)
         super().__init__(groups, lr=lr, p=p, **settings)
+
+
+def _check_that_updates_add_up(args: TrainingArguments, model: nn.Module | None) -> None:
+    if args.deepspeed or (model is not None and shards_invisibly(model)):
+        raise ValueError(
+            'update_scale="adam" matches the size of the whole update, which under '
+            f"{'DeepSpeed' if args.deepspeed else 'FSDP1'} no process can see. Launch with DDP or FSDP2 "
+            "(fsdp_version: 2), or leave update_scale at raw."
+        )
 
 
 def labelled_padam(
@@ -75,6 +86,8 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon**2,
     }
+    if optim_args.settings.get("update_scale") == "adam":
+        _check_that_updates_add_up(args, context.model)
     if context.model is not None:
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)
     if optim_args.overrides or optim_args.rules:

@@ -7,13 +7,17 @@ from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 if dist.is_available():
+    from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor import DTensor
-else:  # builds without distributed support have no DTensor either
+else:  # builds without distributed support have none of these
 
     class DTensor(Tensor):  # type: ignore[no-redef]
+        """Stands for a class of which no instance can exist."""
+
+    class FullyShardedDataParallel(nn.Module):  # type: ignore[no-redef]
         """Stands for a class of which no instance can exist."""
 
 
@@ -54,6 +58,11 @@ class Shards:
             sums = sums.clone()
             dist.all_reduce(sums)
         return sums
+
+
+def shards_invisibly(model: nn.Module) -> bool:
+    """Whether `model` holds plain tensors that are in truth shards: FSDP1, whose sums we cannot add up."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
 
 
 def _shard_count(param: Tensor) -> int:

@@ -24,7 +24,7 @@ from hf_pdyn import kernels
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
 from hf_pdyn.integrations.accelerate import take_clip_factor
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import Shards, local, local_like
+from hf_pdyn.sharding import Shards, local, local_like, shards_invisibly
 from hf_pdyn.windows import Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
@@ -37,6 +37,8 @@ class StepStatistics:
         optimizer: any torch optimizer (behind accelerate's wrapper: `unwrap_optimizer` it first).
         model: gives parameters their names and labels; labels in the optimizer's groups take precedence.
         labels: instead of `label_parameters(model)`.
+
+    `unavailable` is None, or the reason why nothing can be measured here.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
@@ -64,6 +66,9 @@ class StepStatistics:
         labels = labels or label_parameters(model)
         names = {id(param): name for name, param in model.named_parameters()}
         layers: dict[Tensor, Scope] = {}
+        self.unavailable = _why_unavailable(self._optimizer, model)
+        if self.unavailable:
+            labels = {}
         for group in self._optimizer.param_groups:
             for param in group["params"]:
                 name = names.get(id(param))
@@ -180,6 +185,15 @@ class StepStatistics:
         values = values * shares
         sums = values.new_zeros(len(self.scopes))
         return sums.index_add_(0, index[:, 0], values).index_add_(0, index[:, 1], values)
+
+
+def _why_unavailable(optimizer: Optimizer, model: nn.Module) -> str | None:
+    if shards_invisibly(model):
+        return "FSDP1 shards parameters without saying which; use FSDP2 (fsdp_version: 2)"
+    owned = {id(param) for param in model.parameters()}
+    if not any(id(param) in owned for group in optimizer.param_groups for param in group["params"]):
+        return "the optimizer steps tensors that are not the model's (DeepSpeed ZeRO partitions them); use DDP or FSDP2"
+    return None
 
 
 def _local_grad(param: Tensor) -> Tensor:

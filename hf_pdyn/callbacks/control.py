@@ -44,6 +44,10 @@ class PControlCallback(RememberingCallback):
         free = self._free_groups()
         self.config.check_start(free[0]["p"])
         statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        if statistics.unavailable:
+            raise ValueError(
+                f"Algorithm 1 cannot read the gradients: {statistics.unavailable}, or leave p_control off."
+            )
         if statistics.pathways != {"weight", "bias_like"}:
             raise ValueError(
                 "Algorithm 1 compares the gradients of weights with those of bias-like parameters; this run trains "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -47,6 +48,8 @@ class TelemetryCallback(RememberingCallback):
         self.give_up()
         self._statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
         self._window = self._statistics.window()
+        if self._statistics.unavailable:
+            warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
         self._skipped_steps = 0
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
