@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hf_pdyn.callbacks import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.optim_args import OptimArgs, parse_optim_args
+from hf_pdyn.registration import DEFAULT_P, OPTIMIZER_NAME
 from hf_pdyn.schedules import Schedule
 from hf_pdyn.suggest import check_choice, did_you_mean
 
@@ -57,8 +59,12 @@ class PdynArguments:
         default=None,
         metadata={"help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0."},
     )
-    wd_off: str | None = field(default=None, metadata={"help": "The moment from which weight decay is off."})
-    wd_on: str | None = field(default=None, metadata={"help": "The moment from which weight decay is on again."})
+    wd_off: str | None = field(
+        default=None, metadata={"help": "Weight decay is off from here on: 0.5, 200 or epoch:2."}
+    )
+    wd_on: str | None = field(
+        default=None, metadata={"help": "Weight decay is on again from here: 0.8, 300 or epoch:3."}
+    )
     wd_off_labels: list[str] | None = field(
         default=None, metadata={"help": "Pathways or components whose decay is switched off (default: all)."}
     )
@@ -82,17 +88,38 @@ class PdynArguments:
             )
         self.callbacks()
 
+    def check(self, args: TrainingArguments) -> None:
+        """Raise ValueError for what cannot be meant beside `args`, before a model is loaded.
+
+        What needs the model or the length of training is checked when training begins.
+        """
+        is_padam = args.optim == OPTIMIZER_NAME
+        optim_args = parse_optim_args(args.optim_args) if is_padam else OptimArgs()
+        moves_p = self.p_control != "none" or any(scheduled.field == "p" for scheduled in self._schedules())
+        if moves_p and not is_padam:
+            raise ValueError(
+                "p_control and schedules of p move the exponent of Padam, got "
+                f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop them."
+            )
+        if self.p_control != "none":
+            self._control_config().check_start(optim_args.settings.get("p", DEFAULT_P))
+        decays = args.weight_decay > 0 or any(override.field == "weight_decay" for override in optim_args.overrides)
+        if self.wd_off is not None and not decays:
+            raise ValueError("wd_off has nothing to switch off: weight_decay is 0. Set --weight_decay, or drop it.")
+
     def callbacks(self) -> list[TrainerCallback]:
         """Fresh callbacks for one Trainer."""
         callbacks: list[TrainerCallback] = list(self._schedules())
         if self.wd_off is not None:
             callbacks.append(WeightDecayShutoffCallback(self.wd_off, self.wd_on, self.wd_off_labels))
         if self.p_control == "gradient":
-            config = ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)
-            callbacks.append(PControlCallback(config, _interval(self.p_interval)))
+            callbacks.append(PControlCallback(self._control_config(), _interval(self.p_interval)))
         if self.telemetry != "none":
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
         return callbacks
+
+    def _control_config(self) -> ControlConfig:
+        return ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)
 
     def _schedules(self) -> list[ScheduleCallback]:
         schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
@@ -123,12 +150,13 @@ class PdynArguments:
             raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")
 
 
-def _interval(text: str) -> int | str:
+def _interval(text: str | int) -> int | str:
     if text == "epoch":
-        return text
+        return "epoch"
     try:
         return int(text)
     except ValueError:
         raise ValueError(
-            f"p_interval must be epoch or a number of optimizer steps, got {text!r}.{did_you_mean(text, ['epoch'])}"
+            f"p_interval must be epoch or a number of optimizer steps, got {text!r}."
+            f"{did_you_mean(str(text), ['epoch'])}"
         ) from None

@@ -82,8 +82,18 @@ def _load(options: argparse.Namespace) -> nn.Module:
         config = PeftConfig.from_pretrained(options.model)
         config.inference_mode = False  # as saved, nothing of the adapter would be trainable
         return get_peft_model(build_without_weights(config.base_model_name_or_path), config)
-    model = build_without_weights(options.model)
+    try:
+        model = build_without_weights(options.model)
+    except OSError as error:
+        raise ValueError(
+            "--model must be a hub name or a directory with a config.json, got "
+            f"{options.model!r} ({str(error).splitlines()[0]})"
+        ) from error
     if options.lora is None:
+        if options.dora or options.lora_modules_to_save or options.lora_bias != "none":
+            raise ValueError(
+                "--dora, --lora_bias and --lora_modules_to_save mean an adapter: name its modules by --lora."
+            )
         return model
     from peft import LoraConfig, get_peft_model
 

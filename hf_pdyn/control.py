@@ -54,7 +54,7 @@ class ControlConfig:
         if not self.p_min <= p <= self.p_max:
             raise ValueError(
                 f"The initial p must lie in [p_min, p_max] = [{self.p_min}, {self.p_max}], got p={p}. "
-                "Widen the range or set p in optim_args."
+                "Widen the range, or start from a p inside it (optim_args; a resumed run has its checkpoint's p)."
             )
 
 

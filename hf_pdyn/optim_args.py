@@ -80,15 +80,15 @@ def parse_optim_args(text: str | None) -> OptimArgs:
 def apply_overrides(groups: list[dict[str, Any]], overrides: tuple[Override, ...], *, lr: float, p: float) -> None:
     """Write per-label settings into labelled `groups`, in place.
 
-    Afterwards every group has `lr`, `p` and `p_pinned` (whether an override owns its p, so that
-    control and schedules leave it alone). A component outranks a pathway, whatever their order:
-    `p.norm=0` holds beside `p.bias_like=0.3`. `weight_decay.LABEL` means the label's weights; a label that
-    has none (norm, bias_like) is meant as a whole.
+    Afterwards every group has `lr`, `p`, and `p_pinned` and `weight_decay_pinned` (whether an override owns
+    it, so that control and schedules without a label leave it alone). A component outranks a pathway,
+    whatever their order: `p.norm=0` holds beside `p.bias_like=0.3`. `weight_decay.LABEL` means the label's
+    weights; a label that has none (norm, bias_like) is meant as a whole.
 
     Raises ValueError for a label that no group carries.
     """
     for group in groups:
-        group.update(lr=lr, p=p, p_pinned=False)
+        group.update(lr=lr, p=p, p_pinned=False, weight_decay_pinned=False)
     for override in sorted(overrides, key=lambda override: override.label in COMPONENTS):
         try:
             chosen = select(groups, override.label)
@@ -101,8 +101,7 @@ def apply_overrides(groups: list[dict[str, Any]], overrides: tuple[Override, ...
                 group["lr"] = lr * override.value
             else:
                 group[override.field] = override.value
-            if override.field == "p":
-                group["p_pinned"] = True
+                group[f"{override.field}_pinned"] = True
 
 
 def _finite(key: str, value: str) -> float:

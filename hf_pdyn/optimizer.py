@@ -71,6 +71,7 @@ class Padam(Optimizer):
         check_choice("update_scale", update_scale, get_args(UpdateScale))
         check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
         self.update_norms: dict[Tensor, Tensor] | None = None
+        self._records_update_norms = False
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -99,6 +100,7 @@ class Padam(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("update_norms", None)
+        self.__dict__.setdefault("_records_update_norms", False)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -114,19 +116,19 @@ class Padam(Optimizer):
         for group, param in self._with_gradient():
             self._update_moments(group, param)
         scale = self._matching_scale() if self.param_groups[0]["update_scale"] == "adam" else None
-        if self.update_norms is not None:
-            self.update_norms.clear()
+        self.update_norms = {} if self._records_update_norms else None
+        self._records_update_norms = False
         for group, param in self._with_gradient():
             self._apply(group, param, scale)
         return loss
 
-    def record_update_norms(self, record: bool) -> None:
-        """Whether coming steps keep each parameter's update norm, without weight decay, in `update_norms`.
+    def record_next_update_norms(self) -> None:
+        """Have the coming step keep each parameter's update norm, without weight decay, in `update_norms`.
 
         `update_norms` maps a parameter to a 0-d tensor on its device, the norm of this process's shard
-        where the parameter is a DTensor; a step replaces the last one's.
+        where the parameter is a DTensor; it is None after a step that was not asked for it.
         """
-        self.update_norms = {} if record else None
+        self._records_update_norms = True
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch.
@@ -162,8 +164,8 @@ class Padam(Optimizer):
             state["step"] = torch.tensor(0.0)
             state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-            if group["amsgrad"]:
-                state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+        if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
         state["step"] += 1
 
         exp_avg, exp_avg_sq = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
@@ -180,13 +182,15 @@ class Padam(Optimizer):
 
     def _apply(self, group: dict[str, Any], param: Tensor, scale: Tensor | None) -> None:
         lr, weight_decay = group["lr"], group["weight_decay"]
+        if isinstance(lr, Tensor):
+            lr = lr.view(())
         update = self._direction(group, param, group["p"])
         update.mul_(lr if scale is None else scale.to(update) * lr)
         if self.update_norms is not None:
             self.update_norms[param] = kernels.two_norms([update])[0]
         theta = _local_reals(param)
         if weight_decay != 0 and group["decoupled_weight_decay"]:
-            update.add_(theta * (lr * weight_decay))
+            update.add_(theta.to(update.dtype) * (lr * weight_decay))
         # One rounding for bf16 parameters: update and decay together, in float32.
         theta.sub_(update)
 
@@ -221,7 +225,10 @@ class Padam(Optimizer):
         if not raw:
             return None
         device = raw[0].device
-        weights = torch.stack([torch.as_tensor(lr).to(device=device, dtype=raw[0].dtype).view(()) for lr in lrs])
+        if any(isinstance(lr, Tensor) for lr in lrs):
+            weights = torch.stack([torch.as_tensor(lr).to(device=device, dtype=raw[0].dtype).view(()) for lr in lrs])
+        else:
+            weights = torch.tensor(lrs, device=device, dtype=raw[0].dtype)
         weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
         raw_norms, adam_norms = (torch.stack([norm.to(device) for norm in norms]) for norms in (raw, adam))
         finite = raw_norms.isfinite() & adam_norms.isfinite()

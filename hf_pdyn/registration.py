@@ -17,6 +17,9 @@ from hf_pdyn.sharding import shards_invisibly
 
 OPTIMIZER_NAME = "padam"
 
+DEFAULT_P = 0.5
+"""`--optim padam` alone is AdamW."""
+
 
 def register() -> None:
     """Make the optimizer's name known to transformers. Idempotent."""
@@ -64,7 +67,7 @@ def labelled_padam(
 
 def _labelled_settings(model: nn.Module, optim_args: OptimArgs, **settings: Any) -> dict[str, Any]:
     return {
-        "p": 0.5,
+        "p": DEFAULT_P,
         **settings,
         **optim_args.settings,
         "names": {param: name for name, param in model.named_parameters()},

@@ -26,8 +26,9 @@ def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
             return method(self, *args, **kwargs)
         except Exception as error:
             self.give_up()
+            # Of an error about a tensor the text may be all of its numbers.
             warnings.warn(
-                f"hf_pdyn stopped measuring this run: {type(error).__name__}: {error}. Training goes on; "
+                f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "
                 "its metrics are missing and Algorithm 1 leaves p where it is from here.",
                 stacklevel=2,
             )

@@ -36,6 +36,11 @@ class Moment:
     unit: Unit
 
     @classmethod
+    def of(cls, value: Moment | str | float) -> Moment:
+        """A moment as it may be written: itself, its text, an int of steps or a float fraction; else ValueError."""
+        return value if isinstance(value, Moment) else cls.parse(str(value))
+
+    @classmethod
     def parse(cls, text: str) -> Moment:
         """`200` (steps), `0.5` or `50%` (fraction), `epoch:2`; anything else is a ValueError."""
         body = text.strip()
@@ -62,11 +67,18 @@ class Moment:
             )
         return moment
 
-    def resolve(self, *, total_steps: int, steps_per_epoch: int) -> int:
-        """The number of optimizer steps done when this moment comes."""
+    def resolve(self, *, total_steps: int, steps_per_epoch: int | None) -> int:
+        """The number of optimizer steps done when this moment comes.
+
+        steps_per_epoch: None where the dataset has no length; ValueError for an epoch then.
+        """
         if self.unit == "step":
             return int(self.value)
         if self.unit == "epoch":
+            if steps_per_epoch is None:
+                raise ValueError(
+                    f"The dataset has no length, so {self} is at no known step. Write steps or a fraction."
+                )
             return round(self.value * steps_per_epoch)
         return round(self.value * total_steps)
 
@@ -92,6 +104,11 @@ class Schedule:
     moments: tuple[Moment, ...] = ()
 
     @classmethod
+    def of(cls, value: Schedule | str | float) -> Schedule:
+        """A schedule as it may be written: itself, its text, or a constant; else ValueError."""
+        return value if isinstance(value, Schedule) else cls.parse(str(value))
+
+    @classmethod
     def parse(cls, text: str) -> Schedule:
         """Read the forms of this module's table; anything else is a ValueError that names the cure."""
         kind, separator, body = text.strip().partition(":")
@@ -108,7 +125,7 @@ class Schedule:
         moments = tuple(Moment.parse(part) for part in _pair(window, text)) if at else ()
         return cls(kind, values, moments)  # checked against _KINDS
 
-    def value(self, step: int, *, total_steps: int, steps_per_epoch: int) -> float:
+    def value(self, step: int, *, total_steps: int, steps_per_epoch: int | None) -> float:
         """The value that the update with zero-based index `step` uses."""
         points = [m.resolve(total_steps=total_steps, steps_per_epoch=steps_per_epoch) for m in self.moments]
         if self.kind == "constant":
@@ -122,7 +139,7 @@ class Schedule:
         first, last = self.values
         return first + (last - first) * progress
 
-    def check(self, *, total_steps: int, steps_per_epoch: int) -> None:
+    def check(self, *, total_steps: int, steps_per_epoch: int | None) -> None:
         """Raise ValueError where the moments are out of order or lie beyond the end of training."""
         points = [m.resolve(total_steps=total_steps, steps_per_epoch=steps_per_epoch) for m in self.moments]
         if any(later <= earlier for earlier, later in itertools.pairwise(points)):

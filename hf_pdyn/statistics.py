@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_pdyn import kernels
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
@@ -83,6 +83,7 @@ class StepStatistics:
 
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more."""
+        take_clip_factor()  # of a step before this window
         window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
         return window
@@ -97,16 +98,22 @@ class StepStatistics:
         return frozenset(scope.pathway for scope in self.scopes)
 
     def give_up(self) -> None:
-        """Stop measuring: every window is closed."""
+        """Stop measuring: no window gets another step.
+
+        RuntimeError where parameters are sharded: the other processes would wait for this one's sums
+        for ever.
+        """
+        if self._shards.sharded:
+            raise RuntimeError("hf_pdyn failed to measure sharded gradients on this process (its cause is above).")
         self.windows.clear()
-        self._end_measuring()
+        self._before = {}
 
     @never_fatal
     def _before_step(self) -> None:
         if not (self._measuring and self.windows):
             return
-        if hasattr(self._optimizer, "record_update_norms"):
-            self._optimizer.record_update_norms(True)
+        if hasattr(self._optimizer, "record_next_update_norms"):
+            self._optimizer.record_next_update_norms()
         else:
             # All of them: with a closure the gradients come only inside the step.
             self._before = {param: local(param.detach()).clone() for param in self._columns}
@@ -114,19 +121,20 @@ class StepStatistics:
     @never_fatal
     @torch.no_grad()
     def _after_step(self) -> None:
+        factor = take_clip_factor()
         if not self.windows:
             return
         # Read after the step: a closure computes the gradients inside it.
         params = [param for param in self._columns if param.grad is not None and not param.grad.is_sparse]
         if not params:
             return
-        factor = take_clip_factor()
         squares = kernels.two_norms([_local_grad(param) for param in params]).square()
         gradients = torch.cat([self._sum_by_scope(params, squares), _as_scalar(factor, squares).view(1)])
         measured = self._measure(params, factor) if self._measuring else None
         for window in list(self.windows):
             window.add(gradients, measured)
-        self._end_measuring()
+        self._measuring = False
+        self._before = {}
 
     def _measure(self, params: Sequence[Tensor], factor: Tensor | float) -> Tensor:
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
@@ -145,7 +153,7 @@ class StepStatistics:
         """The values of SUMS for one parameter, as 0-d tensors; NaN where this optimizer has none."""
         grad = _local_grad(param)
         if not (isinstance(factor, float) and factor == 1):
-            grad = grad / factor
+            grad = grad / (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
         missing = torch.full((), math.nan, device=param.device)
         p, eps = _exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state[param], group)
@@ -163,12 +171,6 @@ class StepStatistics:
         if recorded is not None:
             return recorded[param]
         return kernels.two_norms([local(param.detach()) - self._before[param]])[0]
-
-    def _end_measuring(self) -> None:
-        if self._measuring and hasattr(self._optimizer, "record_update_norms"):
-            self._optimizer.record_update_norms(False)
-        self._measuring = False
-        self._before = {}
 
     def _sum_by_scope(self, params: Sequence[Tensor], values: Tensor) -> Tensor:
         """Shape (len(params),) to (len(scopes),): each value enters its pathway and its layer's part."""
@@ -211,7 +213,7 @@ def _exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | N
     """(p, eps) that `optimizer` applies to `group`: its own, or those of the Padam it equals."""
     if "p" in group:
         return group["p"], group["eps"]
-    if isinstance(optimizer, Adam):  # AdamW is one; their eps stands outside the root
+    if isinstance(optimizer, (Adam, AdamW)):  # their eps stands outside the root
         return 0.5, group["eps"] ** 2
     return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)
 
@@ -222,6 +224,7 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor
     if v is None or "betas" not in group or "step" not in state:
         return None
     # In float32, 1 - beta2^t has lost five digits when t is small.
-    step = state["step"].to(kernels.accumulator_dtype(state["step"].device))
+    step = torch.as_tensor(state["step"])
+    step = step.to(kernels.accumulator_dtype(step.device))
     v_hat = local(v) / (1 - group["betas"][1] ** step)
     return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -5,6 +5,7 @@ A window is filled on the device and read on the host. It knows no optimizer: `S
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class Window:
     def state_dict(self) -> dict[str, Any]:
         """The interval so far as a JSON-able dict. Waits for the device once."""
         self._fold()
-        return vars(self._totals).copy()
+        return dataclasses.asdict(self._totals)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue an interval; ValueError where it was of another set of layers."""
@@ -152,7 +153,8 @@ class Window:
             rows = torch.stack(self._gradients)
             factors = rows[:, -1:].cpu().double()
             norms = self._add_up(rows[:, :-1]).cpu().double().sqrt()
-            finite = norms.isfinite().all(dim=1)
+            # A total norm that overflowed clips every gradient to 0, by a factor of 0.
+            finite = norms.isfinite().all(dim=1) & (factors[:, 0] > 0)
             totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
             totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
             totals.steps += int(finite.sum())

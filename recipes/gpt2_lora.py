@@ -8,9 +8,12 @@ With no option it needs no network: it pretrains a small GPT-2 on the prose that
 (once, about a minute), then adapts it to the plays in `recipes/data`.
 """
 
+import logging
 import math
+import os
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,9 @@ def main() -> None:
     )
     model_options, data_options, lora_options, training_options, pdyn_options = parser.parse()
     is_main = training_options.process_index == 0
+    pdyn_options.check(training_options)
+    checkpoint = checkpoint_to_resume(training_options)
+    logging.getLogger("hf_pdyn").setLevel(logging.INFO if is_main else logging.WARNING)
     console = Console(quiet=not is_main)
 
     model, tokenizer = load_model(model_options, training_options)
@@ -134,6 +140,7 @@ def main() -> None:
     set_seed(training_options.seed)
     if not model_options.full_finetune:
         model = add_lora(model, lora_options, TaskType.CAUSAL_LM)
+    keep_reports_in_output_dir(training_options)
     trainer = Trainer(
         model=model,
         args=training_options,
@@ -146,7 +153,7 @@ def main() -> None:
 
     perplexity_before = validation_perplexity(trainer)
     console.print(f"validation perplexity before training: {perplexity_before:.2f}")
-    training = trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_options))
+    training = trainer.train(resume_from_checkpoint=checkpoint)
     perplexity_after = validation_perplexity(trainer)
     console.print(f"validation perplexity after training: {perplexity_after:.2f}")
 
@@ -159,6 +166,7 @@ def main() -> None:
             "perplexity before": perplexity_before,
             "perplexity after": perplexity_after,
             **{name: last_logged(history, key) for name, key in FINAL_METRICS.items()},
+            "non-finite steps": last_logged(history, "pdyn/nonfinite_steps"),
             "trainable parameters": trained,
             "all parameters": total,
             "optimizer steps": trainer.state.global_step,
@@ -171,6 +179,11 @@ def main() -> None:
             console.print(sample, markup=False, highlight=False)
         print_table(console, "Summary", results)
         print_paths(console, paths)
+    if not math.isfinite(perplexity_after):
+        raise RecipeError(
+            f"training diverged: the validation perplexity is {perplexity_after}; lower --learning_rate or p, or set"
+            " update_scale=adam in --optim_args"
+        )
 
 
 def load_model(
@@ -244,6 +257,16 @@ def validation_perplexity(trainer: Trainer) -> float:
         return math.inf
 
 
+def keep_reports_in_output_dir(options: TrainingArguments) -> None:
+    """Name TensorBoard's directory now.
+
+    The perplexity before training is logged before `train()`, which is where transformers 5.23 would
+    name it; the writer made by then would keep to ./runs.
+    """
+    directory = Path(options.output_dir).resolve() / "runs" / f"{datetime.now():%b%d_%H-%M-%S}"
+    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory))
+
+
 def checkpoint_to_resume(options: TrainingArguments) -> str | None:
     """Return the checkpoint that ``--resume_from_checkpoint`` means; ``auto`` takes the newest."""
     wanted = options.resume_from_checkpoint
@@ -263,8 +286,9 @@ def save_outputs(trainer: Trainer, model_directory: str) -> dict[str, Path]:
     paths = {model_directory: output_dir / model_directory}
     trainer.save_model(str(paths[model_directory]))
     trainer.save_state()
-    for checkpoint in sorted(output_dir.glob("checkpoint-*"), key=lambda path: len(path.name)):
-        paths[checkpoint.name] = checkpoint
+    checkpoints = {int(path.name.rpartition("-")[2]): path for path in output_dir.glob("checkpoint-*")}
+    for step in sorted(step for step in checkpoints if step <= trainer.state.global_step):
+        paths[checkpoints[step].name] = checkpoints[step]
     paths["trainer state"] = output_dir / "trainer_state.json"
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is not None:

@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hf_pdyn import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
+from tests.training import arguments
 
 
 def test_the_default_watches_and_steers_nothing() -> None:
@@ -82,3 +84,36 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
 def test_nonsense_is_refused_when_parsed(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PdynArguments(**options)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ({"p_control": "gradient"}, {"optim": "sgd"}, "got optim='sgd'. Set --optim padam"),
+        ({"p_schedule": "0.4"}, {"optim": "adamw_torch"}, "got optim='adamw_torch'"),
+        ({"p_control": "gradient"}, {"optim_args": "p=0.9"}, "got p=0.9"),
+        ({"p_control": "gradient", "p_max": 0.4}, {}, "got p=0.5"),
+        ({}, {"optim_args": "pp=1"}, "Unknown key 'pp'"),
+        ({"wd_off": "0.5"}, {}, "weight_decay is 0"),
+    ],
+)
+def test_what_cannot_be_meant_beside_training_arguments(
+    tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        PdynArguments(**ours).check(arguments(tmp_path, **theirs))
+
+
+def test_what_can_be_meant_passes(tmp_path: Path) -> None:
+    PdynArguments(p_control="gradient", wd_off="0.5").check(arguments(tmp_path, weight_decay=0.1))
+    PdynArguments(wd_off="0.5").check(arguments(tmp_path, optim_args="weight_decay.mlp=0.1"))
+    PdynArguments().check(arguments(tmp_path, optim="sgd"))
+
+
+def test_values_of_a_configuration_file(tmp_path: Path) -> None:
+    """YAML and dicts bring numbers where the command line brings text."""
+    path = tmp_path / "options.yaml"
+    path.write_text("wd_off: 0.6\np_control: gradient\np_interval: 50\n")
+    (ours,) = HfArgumentParser(PdynArguments).parse_yaml_file(str(path))
+    shutoff, control, _ = ours.callbacks()
+    assert (str(shutoff.at), control.interval) == ("0.6", 50)

@@ -77,6 +77,7 @@ def test_an_adapter_directory(checkpoint: str, tmp_path: Path, capsys: pytest.Ca
         (["--model", "CHECKPOINT", "--optim_args", "pp=1"], "Unknown key 'pp' in optim_args"),
         (["--model", "CHECKPOINT", "--optim_args", "p.lora_A=1"], "No parameter group has the label 'lora_A'"),
         (["--model", "CHECKPOINT", "--lora", "no_such_module"], "no_such_module"),
+        (["--model", "CHECKPOINT", "--dora"], "name its modules by --lora"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(

@@ -64,6 +64,13 @@ def test_an_unmodified_script_trains_with_padam_and_reports(tmp_path: Path, laun
     assert scalars == pytest.approx([record["pdyn/D_w"] for record in logs], rel=1e-6)
 
 
+def test_options_of_several_values_may_stand_right_before_the_script(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
+    for options in (["--schedule", "weight_decay=cosine:0.1..0"], ["--wd_off", "0.5", "--wd_off_labels", "mlp"]):
+        result = run("-m", "hf_pdyn", *options, str(tmp_path / "script.py"), "--", "-x")
+        assert result.stdout == "['--', '-x']\n"
+
+
 def test_a_module_can_be_run_too(tmp_path: Path) -> None:
     run("-m", "hf_pdyn", "-m", "tests.scripts.unmodified_trainer", *script_arguments(tmp_path))
     assert json.loads((tmp_path / "report.json").read_text())["optimizer"] == "TrainerPadam"
@@ -89,8 +96,9 @@ def test_the_script_finds_its_neighbours(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["no_such.py"], "script 'no_such.py' is no file. Plugin options come before the script's path."),
-        ([], "the following arguments are required: script"),
+        ([], "a script is required: its path, or -m and a module's name, after the plugin options."),
         (["--p_contrl", "gradient", str(SCRIPT)], "unknown plugin option '--p_contrl'. Did you mean '--p_control'?"),
+        (["-m", "no_such_module"], "there is no module 'no_such_module' to run."),
         (["--p_min", "0.1", str(SCRIPT)], "p_min would have no effect: set --p_control gradient too"),
         (["--p_control", "gradients", str(SCRIPT)], "Did you mean 'gradient'?"),
         (["--wd_off", "soon", str(SCRIPT)], "'soon' is no moment of training"),

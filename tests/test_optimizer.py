@@ -163,7 +163,7 @@ def test_matched_update_has_the_rms_of_adam_and_its_own_allocation(p: float) -> 
             before = [q.detach().double() for q in params]
             for q, grad in zip(params, grads, strict=True):
                 q.grad = grad.clone()
-            optimizer.record_update_norms(True)
+            optimizer.record_next_update_norms()
             optimizer.step()
             assert optimizer.update_norms is not None
             updates[name] = torch.stack([optimizer.update_norms[q] for q in params])
@@ -255,6 +255,23 @@ def test_a_tensor_lr_equals_a_float(update_scale: str) -> None:
     optimizer.param_groups[0]["lr"].fill_(0.0)
     optimizer.step()
     torch.testing.assert_close(optimizer.param_groups[0]["params"][0].detach(), by_tensor)
+
+
+def test_a_one_element_tensor_lr_moves_a_scalar_parameter() -> None:
+    param = nn.Parameter(torch.tensor(1.0))
+    param.grad = torch.tensor(1.0)
+    Padam([param], lr=torch.tensor([0.1]), weight_decay=0.0).step()
+    assert param.item() == pytest.approx(0.9)
+
+
+def test_amsgrad_may_be_switched_on_later() -> None:
+    param = nn.Parameter(torch.ones(2))
+    optimizer = Padam([param])
+    for amsgrad in (False, True):
+        optimizer.param_groups[0]["amsgrad"] = amsgrad
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert torch.equal(optimizer.state[param]["max_exp_avg_sq"], optimizer.state[param]["exp_avg_sq"])
 
 
 def test_parameters_without_gradient_have_no_state() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,15 @@ _MEMORY_VERSION = 1
 
 @dataclass(frozen=True)
 class Run:
-    """One call of `Trainer.train`: its optimizer (wrapped as it is stepped), its model and its length."""
+    """One call of `Trainer.train`: its optimizer (wrapped as it is stepped), its model and its length.
+
+    steps_per_epoch: None where the dataset has no length.
+    """
 
     optimizer: Optimizer
     model: nn.Module
     total_steps: int
-    steps_per_epoch: int
+    steps_per_epoch: int | None
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -65,8 +69,21 @@ class PdynCallback(TrainerCallback):
     ) -> None:
         assert model is not None and optimizer is not None
         place_before_reporters(self)
-        self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args, state))
+        self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
         self.begin(args, state)
+
+    def claim(self, state: TrainerState, field: str, label: str | None = None) -> None:
+        """Be the one callback that writes this field of the groups with this label; ValueError for a second.
+
+        The claims of one `train()` stand beside its state, which is new for each.
+        """
+        claims: dict[tuple[str, str | None], str] = vars(state).setdefault("_pdyn_claims", {})
+        if (field, label) in claims:
+            raise ValueError(
+                f"{claims[field, label]} and {type(self).__name__} would both write {field}"
+                f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
+            )
+        claims[field, label] = type(self).__name__
 
 
 class RememberingCallback(PdynCallback, ABC):
@@ -80,7 +97,11 @@ class RememberingCallback(PdynCallback, ABC):
     memory_name: str
 
     @abstractmethod
-    def remember(self) -> dict[str, Any]:
+    def give_up(self) -> None:
+        """Measure nothing from here on."""
+
+    @abstractmethod
+    def remember(self) -> dict[str, Any] | None:
         """JSON-able state; may wait for the device, so it is called when a checkpoint is due."""
 
     @abstractmethod
@@ -95,6 +116,14 @@ class RememberingCallback(PdynCallback, ABC):
         super().on_train_begin(args, state, *event, **kwargs)
         memory = state.stateful_callbacks.get(_MEMORY_KEY)
         if not memory or self.memory_name not in memory:
+            return
+        if memory[self.memory_name]["step"] != state.global_step:
+            # The Trainer carries the state of callbacks that were left out of a run through its checkpoints.
+            warnings.warn(
+                f"The checkpoint's {self.memory_name} state is of step {memory[self.memory_name]['step']}, the "
+                f"checkpoint of step {state.global_step}: the run between was without. Starting it anew.",
+                stacklevel=2,
+            )
             return
         if memory.get("version") != _MEMORY_VERSION:
             raise ValueError(
@@ -135,18 +164,27 @@ class RememberingCallback(PdynCallback, ABC):
         if logs is not None and is_training_log(logs):
             finite = {name: value for name, value in (self.metrics() or {}).items() if math.isfinite(value)}
             add_to_log(logs, state, finite)
+            if self._memory(state).get(self.memory_name, {}).get("step") == state.global_step:
+                self._store(state)  # a checkpoint of this step follows, and the interval has ended since
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.give_up()
 
     def _memory(self, state: TrainerState) -> dict[str, Any]:
         memory: dict[str, Any] = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
         return memory
 
     def _store(self, state: TrainerState) -> None:
-        self._memory(state)[self.memory_name] = {"step": state.global_step, **self.remember()}
+        remembered = self.remember()
+        if remembered is not None:
+            self._memory(state)[self.memory_name] = {"step": state.global_step, **remembered}
 
 
-def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments, state: TrainerState) -> int:
+def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments) -> int | None:
     try:
         batches = len(train_dataloader)
-    except TypeError:  # an IterableDataset: the Trainer then counts all of training as one epoch
-        return state.max_steps
+    except TypeError:  # an IterableDataset without a length
+        return None
     return max(1, math.ceil(batches / args.gradient_accumulation_steps))

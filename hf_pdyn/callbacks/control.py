@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -15,14 +16,17 @@ from hf_pdyn.sharding import agreed
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import Window
 
+logger = logging.getLogger(__name__)
+
 
 class PControlCallback(RememberingCallback):
     """Moves `p` of a `Padam` by *Information allocation dynamics*, Algorithm 1.
 
     D_w and D_b are means of gradient norms before clipping (with clipping active the clipped ones obey
     D_w^2 + D_b^2 = const, and the algorithm would see that instead of the training). Groups whose p was
-    set by label in `optim_args` keep it. Decisions are logged with the next training record as
-    `pdyn/control/...`; `branch` there is the index in `hf_pdyn.control.BRANCHES`.
+    set by label in `optim_args` keep it. The next training record has the last decision as
+    `pdyn/control/...`: `branch` is the index in `hf_pdyn.control.BRANCHES`, `decisions` how many there
+    were since the record before; each is a line of the logger at level INFO.
 
     Args:
         config: range, step and threshold.
@@ -37,12 +41,19 @@ class PControlCallback(RememberingCallback):
         self.config = config or ControlConfig()
         self.interval = interval
         self._window: Window | None = None
+        self._unlogged: list[ControlState] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         watch_clipping()
         self.give_up()
         free = self._free_groups()
         self.config.check_start(free[0]["p"])
+        self.claim(state, "p")
+        if self.interval != "epoch" and int(self.interval) > self.run.total_steps:
+            raise ValueError(
+                f"An interval must end within training: got {self.interval} steps, training has "
+                f"{self.run.total_steps}. Write a smaller interval."
+            )
         statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
         if statistics.unavailable:
             raise ValueError(
@@ -57,34 +68,44 @@ class PControlCallback(RememberingCallback):
             )
         self._window = statistics.window()
         self._state = ControlState(p=free[0]["p"])
-        self._unlogged: ControlState | None = None
+        self._unlogged = []
 
     def give_up(self) -> None:
         """Decide nothing from here on: p stays where it is."""
         self._window = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._window is not None and self.interval != "epoch" and len(self._window) >= int(self.interval):
-            self._decide()
+        if self._interval_ends(state):
+            self._decide(state.global_step)
         super().on_step_end(args, state, control, **kwargs)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._window is not None and self.interval == "epoch":
-            self._decide()
+        if self.interval == "epoch" and self.run.steps_per_epoch is None:
+            self._decide(state.global_step)
         super().on_epoch_end(args, state, control, **kwargs)
 
+    def _interval_ends(self, state: TrainerState) -> bool:
+        if self.interval != "epoch":
+            return self._window is not None and len(self._window) >= int(self.interval)
+        # At the epoch's last step rather than in on_epoch_end, which a run resumed from that step does not get.
+        per_epoch = self.run.steps_per_epoch
+        return per_epoch is not None and state.global_step % per_epoch == 0
+
     @never_fatal
-    def _decide(self) -> None:
-        assert self._window is not None
+    def _decide(self, step: int) -> None:
+        if self._window is None:
+            return
         reading = self._window.read()
         if reading.weight_norm is None or reading.bias_norm is None:
             return
         device = self.run.groups[0]["params"][0].device
         weight_norm, bias_norm = agreed((reading.weight_norm, reading.bias_norm), device)
+        before = self._state.p
         self._state = next_p(self._state, weight_norm=weight_norm, bias_norm=bias_norm, config=self.config)
-        self._unlogged = self._state
+        self._unlogged.append(self._state)
+        logger.info("step %d: %s, p %.4g -> %.4g", step, self._state.branch, before, self._state.p)
         self._apply()
 
     def _apply(self) -> None:
@@ -107,22 +128,24 @@ class PControlCallback(RememberingCallback):
         return free
 
     def metrics(self) -> dict[str, float]:
-        decided, self._unlogged = self._unlogged, None
-        if decided is None:
+        decided, self._unlogged = self._unlogged, []
+        if not decided:
             return {}
-        values = dataclasses.asdict(decided) | {"branch": BRANCHES.index(decided.branch)}
+        last = decided[-1]
+        values = dataclasses.asdict(last) | {"branch": BRANCHES.index(last.branch), "decisions": len(decided)}
         return {f"pdyn/control/{name}": float(value) for name, value in values.items() if value is not None}
 
-    def remember(self) -> dict[str, Any]:
+    @never_fatal
+    def remember(self) -> dict[str, Any] | None:
         return {
             "state": self._state.to_dict(),
             "window": self._window.state_dict() if self._window is not None else None,
-            "unlogged": self._unlogged is not None,
+            "unlogged": [decided.to_dict() for decided in self._unlogged],
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
         self._state = ControlState.from_dict(memory["state"])
-        self._unlogged = self._state if memory["unlogged"] else None
+        self._unlogged = [ControlState.from_dict(decided) for decided in memory["unlogged"]]
         self.config.check_start(self._state.p)
         if self._window is not None and memory["window"] is not None:
             self._window.load_state_dict(memory["window"])

@@ -21,21 +21,22 @@ class ScheduleCallback(PdynCallback):
 
     Args:
         field: `p`, `weight_decay` or another number in the groups (`eps`, `momentum`, ...).
-        schedule: a `Schedule` or its text, such as `"linear:0.45..0.35"`.
+        schedule: a `Schedule`, its text, such as `"linear:0.45..0.35"`, or a constant.
         label: a pathway or a component; needs labelled groups (padam, or `build_param_groups`).
     """
 
-    def __init__(self, field: str, schedule: Schedule | str, label: str | None = None) -> None:
+    def __init__(self, field: str, schedule: Schedule | str | float, label: str | None = None) -> None:
         if field == "lr":
             raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
         self.field = field
-        self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        self.schedule = Schedule.of(schedule)
         self.label = label
         self._pinned = f"{field}_pinned"
         if field == "weight_decay" and min(self.schedule.values) < 0:
             raise ValueError(f"weight_decay must stay >= 0, got a schedule over {self.schedule.values}.")
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        self.claim(state, self.field, self.label)
         self.schedule.check(total_steps=self.run.total_steps, steps_per_epoch=self.run.steps_per_epoch)
         for group in self.run.groups:
             numbers = [name for name, value in group.items() if type(value) in (int, float)]

@@ -22,20 +22,22 @@ class WeightDecayShutoffCallback(PdynCallback):
     `initial_lr`, and return with `until`.
 
     Args:
-        at: the moment from which nothing decays: `Moment` or its text ("0.5", "200", "epoch:2").
+        at: the moment from which nothing decays: a `Moment`, its text ("0.5", "200", "epoch:2"), an int
+            of steps or a float fraction.
         until: the moment from which it decays again; None is never.
         labels: pathways or components to switch off; None is all. Needs labelled groups (padam, or
             another optimizer over `build_param_groups`).
     """
 
     def __init__(
-        self, at: Moment | str, until: Moment | str | None = None, labels: Sequence[str] | None = None
+        self, at: Moment | str | float, until: Moment | str | float | None = None, labels: Sequence[str] | None = None
     ) -> None:
-        self.at = Moment.parse(at) if isinstance(at, str) else at
-        self.until = Moment.parse(until) if isinstance(until, str) else until
-        self.labels = labels
+        self.at = Moment.of(at)
+        self.until = None if until is None else Moment.of(until)
+        self.labels = [labels] if isinstance(labels, str) else labels
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        self.claim(state, "weight_decay")
         self._begin = self.run.step_of(self.at)
         self._end = self.run.step_of(self.until) if self.until is not None else None
         if self._begin >= self.run.total_steps:

@@ -44,16 +44,20 @@ class TelemetryCallback(RememberingCallback):
         self._window: Window | None = None
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        watch_clipping()
         self.give_up()
-        self._statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
-        self._window = self._statistics.window()
-        if self._statistics.unavailable:
-            warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
         self._skipped_steps = 0
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
         self._settings: dict[str, float] = {}
+        self._start_measuring()
+
+    @never_fatal
+    def _start_measuring(self) -> None:
+        watch_clipping()
+        self._statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        self._window = self._statistics.window()
+        if self._statistics.unavailable:
+            warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
 
     def give_up(self) -> None:
         """Measure nothing from here on."""
@@ -69,7 +73,9 @@ class TelemetryCallback(RememberingCallback):
 
     def _logging_interval(self, args: TrainingArguments, state: TrainerState) -> int:
         by_epoch = args.logging_strategy == IntervalStrategy.EPOCH
-        return self.run.steps_per_epoch if by_epoch else max(int(state.logging_steps), 1)
+        if by_epoch:
+            return self.run.steps_per_epoch or 1  # without a length, any step may be an epoch's last
+        return max(int(state.logging_steps), 1)
 
     @never_fatal
     def on_optimizer_step(
@@ -91,30 +97,38 @@ class TelemetryCallback(RememberingCallback):
 
     @never_fatal
     def metrics(self) -> dict[str, float] | None:
-        if self._window is None or not len(self._window):
+        if self._window is None:
             return None
-        reading = self._window.read()
-        self._nonfinite_steps += reading.nonfinite_steps
-        collected = _global_metrics(reading)
-        if self.per_layer:
-            collected |= _layer_metrics(reading)
+        collected: dict[str, float] = {}
+        if len(self._window):
+            reading = self._window.read()
+            self._nonfinite_steps += reading.nonfinite_steps
+            collected = _global_metrics(reading)
+            if self.per_layer:
+                collected |= _layer_metrics(reading)
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
         return collected
 
-    def remember(self) -> dict[str, Any]:
+    @never_fatal
+    def remember(self) -> dict[str, Any] | None:
         return {
             "window": self._window.state_dict() if self._window is not None else None,
             "skipped_steps": self._skipped_steps,
             "nonfinite_steps": self._nonfinite_steps,
-            "cumulative_decay": self._cumulative_decay,
+            "cumulative_decay": dict(self._cumulative_decay),
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
         if self._window is not None and memory["window"] is not None:
-            self._window.load_state_dict(memory["window"])
+            try:
+                self._window.load_state_dict(memory["window"])
+            except ValueError as error:
+                warnings.warn(
+                    f"{error} Until the next record, means are over the steps since the resume.", stacklevel=2
+                )
         self._skipped_steps = memory["skipped_steps"]
         self._nonfinite_steps = memory["nonfinite_steps"]
         self._cumulative_decay = dict(memory["cumulative_decay"])
@@ -142,7 +156,7 @@ def _global_metrics(reading: Reading) -> dict[str, float]:
 
 def _layer_metrics(reading: Reading) -> dict[str, float]:
     return {
-        f"pdyn/layer/{scope.layer}/{name}/{scope.pathway}": value
+        f"pdyn/layer/{scope.layer or '(model)'}/{name}/{scope.pathway}": value
         for name, values in (("grad_norm", reading.grad_norm), *reading.quantities.items())
         for scope, value in values.items()
         if scope.layer is not None

@@ -48,12 +48,13 @@ def _explain_malformed_optim_args() -> None:
         return
 
     def parse_optim_args(optim_args_str: str | None) -> dict[str, str]:
-        for item in (optim_args_str or "").split(","):
-            if optim_args_str and item.count("=") != 1:
+        items = [item for item in (optim_args_str or "").split(",") if item.strip()]
+        for item in items:
+            if item.count("=") != 1:
                 raise ValueError(
                     f"optim_args must be comma-separated key=value items, got {item.strip()!r} in {optim_args_str!r}."
                 )
-        return original(optim_args_str)
+        return original(",".join(items))
 
     parse_optim_args.explains_malformed_items = True  # type: ignore[attr-defined]
     for module_name in ("transformers.trainer_optimizer", "transformers.trainer"):
@@ -68,7 +69,7 @@ def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
     Trainer.__init__ reads `trainer.DEFAULT_CALLBACKS` and instantiates the classes in it, so what is
     added are classes whose instances are the factory's.
     """
-    import transformers.trainer  # heavy, and not needed to register an optimizer
+    import transformers.trainer
 
     for position, sample in enumerate(factory()):
 

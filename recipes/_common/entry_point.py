@@ -1,5 +1,6 @@
 """How a recipe starts and ends: one-line errors, and no process group left behind."""
 
+import logging
 import sys
 import traceback
 from collections.abc import Callable
@@ -14,10 +15,15 @@ class RecipeError(Exception):
 
 def run_recipe(main: Callable[[], None]) -> None:
     """Call ``main``; a bad input becomes one line on stderr and exit code 2."""
+    # Decisions of the plugin are lines of its logger.
+    logging.basicConfig(format="%(message)s")
     try:
         main()
     except RecipeError as error:
         sys.exit(_report(error))
+    except KeyboardInterrupt:
+        print("interrupted; continue from the last checkpoint with --resume_from_checkpoint auto", file=sys.stderr)
+        sys.exit(130)
     except ValueError as error:
         # The plugin checks some options only once it sees the model; its text is for the user too.
         if _raised_in(error, "hf_pdyn"):

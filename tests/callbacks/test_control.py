@@ -134,12 +134,16 @@ def frozen_biases() -> torch.nn.Module:
         ({"optim_args": "p=0.9"}, r"\[p_min, p_max\] = \[0.1, 0.6\], got p=0.9"),
         ({"model": "frozen"}, r"trains only weight parameters. With LoRA, train biases"),
         ({"optim_args": "p.weight=0.3,p.bias_like=0.2"}, "nothing is left to control"),
+        ({"interval": 13}, "must end within training: got 13 steps, training has 12"),
+        ({"beside": ScheduleCallback("p", 0.4)}, "would both write p. Drop one of them"),
     ],
 )
 def test_nonsense_is_an_error_before_the_first_step(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     if options.get("model") == "frozen":
         options = {"model": frozen_biases()}
-    run = trainer(tmp_path, callbacks=[PControlCallback(CONFIG)], **options)
+    control = PControlCallback(CONFIG, options.pop("interval", "epoch"))
+    beside = [options.pop("beside")] if "beside" in options else []
+    run = trainer(tmp_path, callbacks=[*beside, control], **options)
     with pytest.raises(ValueError, match=message):
         run.train()
     assert run.state.global_step == 0
@@ -179,3 +183,14 @@ def test_schedules_move_p_per_step_and_per_label(tmp_path: Path) -> None:
     run.train()
     assert [step["mlp"] for step in seen] == pytest.approx([0.45 - 0.01 * i for i in range(10)])
     assert {step["norm"] for step in seen} == {0.1}
+
+
+def test_a_record_has_the_last_of_its_decisions_and_their_number(tmp_path: Path) -> None:
+    run = trainer(tmp_path, logging_steps=6, callbacks=[PControlCallback(CONFIG, interval=2)])
+    run.train()
+    logs = training_logs(run.state.log_history)
+    assert [(r["pdyn/control/interval"], r["pdyn/control/decisions"]) for r in logs] == [(3, 3), (6, 3)]
+
+
+def test_logging_before_any_training(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[PControlCallback(CONFIG), TelemetryCallback()]).log({"loss": 1.0})

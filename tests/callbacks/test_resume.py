@@ -64,6 +64,45 @@ def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, 
         assert len(set(steps)) > 1
 
 
+COINCIDING: dict[str, dict[str, Any]] = {
+    "a save at a logged step": {"logging_steps": 4, "save_steps": 8},
+    "a save and a decision at an epoch's last step": {"save_steps": 8, "logging_steps": 8},
+    "epochs throughout": {"save_strategy": "epoch", "logging_strategy": "epoch"},
+}
+
+
+@pytest.mark.parametrize("interval", ["epoch", 4, 3])
+@pytest.mark.parametrize("name", COINCIDING)
+def test_bit_for_bit_where_intervals_end_together(tmp_path: Path, name: str, interval: int | str) -> None:
+    options = COMMON | COINCIDING[name]
+
+    def callbacks() -> list[TrainerCallback]:
+        return [PControlCallback(CONFIG, interval=interval), TelemetryCallback()]
+
+    straight = trainer(tmp_path / "straight", callbacks=callbacks(), **options)
+    straight.train()
+    shutil.copytree(tmp_path / "straight" / "checkpoint-8", tmp_path / "resumed" / "checkpoint-8")
+    resumed = trainer(tmp_path / "resumed", callbacks=callbacks(), **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert training_logs(resumed.state.log_history) == training_logs(straight.state.log_history)
+    decided = [record["pdyn/control/interval"] for record in straight.state.log_history if "pdyn/control/p" in record]
+    assert decided[-1] == (3 if interval == "epoch" else 24 // int(interval))
+    for a, b in zip(resumed.model.parameters(), straight.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_state_of_a_run_before_the_last_one_is_not_continued(tmp_path: Path) -> None:
+    options = COMMON | {"save_steps": 8}
+    trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3)], **options).train()
+    first = str(tmp_path / "checkpoint-8")
+    trainer(tmp_path, callbacks=[ScheduleCallback("p", "0.4")], **options).train(resume_from_checkpoint=first)
+    control = PControlCallback(CONFIG, interval=3)
+    run = trainer(tmp_path, callbacks=[control], **options)
+    with pytest.warns(UserWarning, match="control state is of step 8, the checkpoint of step 16"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-16"))
+    assert control._state.interval == 2  # of the last 8 steps, with intervals of 3
+
+
 class FirstStep(TrainerCallback):
     def __init__(self) -> None:
         self.first: dict[str, float] | None = None

@@ -77,7 +77,7 @@ def test_nonsense_is_an_error_before_the_first_step(
 
 
 @pytest.mark.parametrize("optim", ["padam", "adamw_torch_fused", "sgd"])
-@pytest.mark.parametrize("at", ["0.5", "6", "epoch:0.75"])
+@pytest.mark.parametrize("at", ["0.5", 0.5, 6, "epoch:0.75"])
 def test_shutoff(tmp_path: Path, optim: str, at: str) -> None:
     decays = Decays()
     run = trainer(tmp_path, optim=optim, weight_decay=0.1, callbacks=[WeightDecayShutoffCallback(at), decays])
@@ -102,6 +102,24 @@ def test_shutoff_of_chosen_labels_and_back_on(tmp_path: Path) -> None:
     )
     run.train()
     assert seen == [(0.1, 0.1)] * 2 + [(0.0, 0.1)] * 2 + [(0.1, 0.1)] * 2
+
+
+def test_two_writers_of_one_field_are_refused(tmp_path: Path) -> None:
+    writers = [WeightDecayShutoffCallback(0.5), ScheduleCallback("weight_decay", 0.2)]
+    with pytest.raises(ValueError, match="would both write weight_decay"):
+        trainer(tmp_path, weight_decay=0.1, callbacks=writers).train()
+
+
+def test_a_decay_of_a_label_s_own_is_not_scheduled(tmp_path: Path) -> None:
+    decays = Decays()
+    run = trainer(
+        tmp_path,
+        weight_decay=0.1,
+        optim_args="weight_decay.attention=0.5",
+        callbacks=[ScheduleCallback("weight_decay", "0.3"), decays],
+    )
+    run.train()
+    assert {frozenset(step) for step in decays.steps} == {frozenset({0.5, 0.3, 0.0})}
 
 
 def test_shutoff_starts_anew_with_every_training(tmp_path: Path) -> None:

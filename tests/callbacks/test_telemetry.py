@@ -7,8 +7,16 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from hf_pdyn import TelemetryCallback, label_parameters
-from tests.training import gpt2, trainer, training_logs
+from hf_pdyn import (
+    Padam,
+    PControlCallback,
+    StepStatistics,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+    build_param_groups,
+    label_parameters,
+)
+from tests.training import gpt2, token_blocks, trainer, training_logs
 
 OPTIMIZERS = ["padam", "adamw_torch", "adamw_torch_fused", "sgd"]
 
@@ -258,3 +266,104 @@ def test_every_record_has_measured_quantities(tmp_path: Path, options: dict[str,
     logs = training_logs(run.state.log_history)
     assert logs
     assert all("pdyn/update_norm/weight" in record and "pdyn/D_w" in record for record in logs)
+
+
+@pytest.mark.parametrize("broken", ["StepStatistics.of", "Window.state_dict", "Window.read"])
+def test_no_failure_of_telemetry_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(f"hf_pdyn.callbacks.telemetry.{broken}", fail)
+    run = trainer(tmp_path, save_strategy="steps", save_steps=6, callbacks=[TelemetryCallback()])
+    with pytest.warns(UserWarning, match="out of luck"):
+        run.train()
+    assert run.state.global_step == 12
+
+
+def test_other_layers_at_resume_start_the_interval_anew(tmp_path: Path) -> None:
+    options = {"optim": "adamw_torch", "save_strategy": "steps", "save_steps": 8, "logging_steps": 5}
+    trainer(tmp_path, callbacks=[TelemetryCallback()], **options).train()
+    path = tmp_path / "checkpoint-8" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    state["stateful_callbacks"]["pdyn"]["telemetry"]["window"]["grad_norm"].append(1.0)
+    path.write_text(json.dumps(state))
+    run = trainer(tmp_path, callbacks=[TelemetryCallback()], **options)
+    with pytest.warns(UserWarning, match="other parameters are trained"):
+        run.train(resume_from_checkpoint=str(path.parent))
+    assert "pdyn/D_w" in training_logs(run.state.log_history)[-1]
+
+
+def test_clipping_of_another_run_does_not_leak(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[TelemetryCallback()], max_steps=2).train()
+    trainer(tmp_path, max_grad_norm=1e-3, max_steps=2).train()
+    model = gpt2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    window = StepStatistics(optimizer, model).window()
+    tokens = torch.arange(12)[None]
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    reading = window.read()
+    assert reading.grad_norm == reading.grad_norm_clipped
+
+
+def test_a_total_norm_that_overflows_is_a_nonfinite_step(tmp_path: Path) -> None:
+    class Blow(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            self.hook = next(model.parameters()).register_hook(
+                lambda g: g * 0 + (1e25 if state.global_step == 2 else 0)
+            )
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.hook.remove()
+
+    run = trainer(tmp_path, logging_steps=4, max_steps=4, callbacks=[TelemetryCallback(), Blow()])
+    run.train()
+    record = training_logs(run.state.log_history)[0]
+    assert record["pdyn/nonfinite_steps"] == 1
+    assert math.isfinite(record["pdyn/D_w"])
+
+
+def test_an_iterable_dataset_without_length(tmp_path: Path) -> None:
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            yield from token_blocks()
+
+    for options in ({"logging_strategy": "epoch"}, {}):
+        run = trainer(tmp_path, callbacks=[TelemetryCallback(), PControlCallback()], max_steps=12, **options)
+        run.train_dataset = Endless()
+        run.train()
+        logs = training_logs(run.state.log_history)
+        assert logs
+        assert all("pdyn/update_norm/weight" in record for record in logs)
+    run = trainer(tmp_path, callbacks=[WeightDecayShutoffCallback("epoch:1")], max_steps=12, weight_decay=0.1)
+    run.train_dataset = Endless()
+    with pytest.raises(ValueError, match="The dataset has no length, so epoch:1 is at no known step"):
+        run.train()
+
+
+def test_a_step_count_that_is_an_int_is_understood(tmp_path: Path) -> None:
+    class CountsInInts(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            for state in self.state.values():
+                state["step"] = torch.as_tensor(state["step"])
+            loss = super().step(closure)
+            for state in self.state.values():
+                state["step"] = int(state["step"])
+            return loss
+
+    model = gpt2()
+    run = trainer(tmp_path, model, optimizers=(CountsInInts(model.parameters()), None), callbacks=[TelemetryCallback()])
+    run.train()
+    assert all("pdyn/v_hat_mean/weight" in record for record in training_logs(run.state.log_history))
+
+
+def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = Padam(build_param_groups(model))
+    own = StepStatistics(optimizer, model)
+    window = own.window()
+    run = trainer(tmp_path, model, optimizers=(optimizer, None), callbacks=[TelemetryCallback(every=1)], max_steps=2)
+    own.measure_next_step()
+    run.train()
+    assert window.read().measured_steps == 1
+    assert "pdyn/update_norm/weight" in training_logs(run.state.log_history)[0]

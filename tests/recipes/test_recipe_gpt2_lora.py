@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,8 +75,6 @@ def test_summary_holds_the_numbers_and_existing_outputs(summary: dict[str, objec
         assert Path(path).exists(), path
 
 
-# peft 0.21 reads an attribute that transformers 5.23 renames.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is dep:FutureWarning")
 def test_adapter_reloads_on_the_cached_checkpoint(finished: Path) -> None:
     base = json.loads((finished / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
     plain = AutoModelForCausalLM.from_pretrained(base).eval()
@@ -90,6 +89,32 @@ def test_trainer_state_records_the_dynamics(finished: Path) -> None:
     history = json.loads((finished / "trainer_state.json").read_text())["log_history"]
     logged = {key for entry in history for key in entry}
     assert {"pdyn/p", "pdyn/D_w", "pdyn/D_b", "pdyn/G_w_over_G_b", "pdyn/weight_decay"} <= logged
+
+
+def test_tensorboard_has_every_record_and_nothing_lies_elsewhere(finished: Path, summary: dict[str, Any]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    accumulator = EventAccumulator(summary["outputs"]["tensorboard"])
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Scalars("train/pdyn/p")] == [3, 6, 9, 12]
+    assert sorted(path.name for path in finished.parent.iterdir()) == ["cache", "out"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim_args", "q=1"], "Unknown key 'q' in optim_args"),
+        (["--p_control", "gradient", "--optim", "adamw_torch"], "got optim='adamw_torch'. Set --optim padam"),
+        (["--p_control", "gradient", "--optim_args", "p=0.9"], "got p=0.9"),
+        (["--wd_off", "0.5"], "wd_off has nothing to switch off"),
+        (["--resume_from_checkpoint", "nope"], "must be a checkpoint directory or 'auto', got 'nope'"),
+    ],
+)
+def test_bad_values_are_found_before_any_work(tmp_path: Path, options: list[str], message: str) -> None:
+    result = run(tmp_path, *options)
+    assert result.returncode == 2
+    assert message in result.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())  # no cache, no output
 
 
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:

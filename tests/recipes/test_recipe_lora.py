@@ -8,8 +8,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from _common.entry_point import RecipeError
 from _common.lora import LoraArguments, add_lora, count_parameters, norm_names, trainable_names
 
-# peft 0.21 reads an attribute that transformers 5.23 renames.
-pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is dep:FutureWarning")
+# peft 0.18 looks for the base model's configuration when it saves, and a model made here has none on disk.
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
 
 
 def tiny_gpt2() -> GPT2LMHeadModel:
