@@ -45,7 +45,7 @@ class TelemetryCallback(RememberingCallback):
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.give_up()
-        self._skipped_steps = 0
+        self._skipped_steps = self._logged_skips = 0
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
         self._settings: dict[str, float] = {}
@@ -97,8 +97,10 @@ class TelemetryCallback(RememberingCallback):
 
     @never_fatal
     def metrics(self) -> dict[str, float] | None:
-        if self._window is None:
+        # A record of skipped steps alone has nothing but their count, and that one is wanted.
+        if self._window is None or not (len(self._window) or self._skipped_steps > self._logged_skips):
             return None
+        self._logged_skips = self._skipped_steps
         collected: dict[str, float] = {}
         if len(self._window):
             reading = self._window.read()
@@ -129,7 +131,7 @@ class TelemetryCallback(RememberingCallback):
                 warnings.warn(
                     f"{error} Until the next record, means are over the steps since the resume.", stacklevel=2
                 )
-        self._skipped_steps = memory["skipped_steps"]
+        self._skipped_steps = self._logged_skips = memory["skipped_steps"]
         self._nonfinite_steps = memory["nonfinite_steps"]
         self._cumulative_decay = dict(memory["cumulative_decay"])
 

@@ -367,3 +367,24 @@ def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
     run.train()
     assert window.read().measured_steps == 1
     assert "pdyn/update_norm/weight" in training_logs(run.state.log_history)[0]
+
+
+def test_skipped_steps_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
+    """Three steps that a gradient scaler would have skipped: the optimizer's step is not called at all."""
+
+    class Overflow(TrainerCallback):
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any
+        ) -> None:
+            skips = state.global_step in (0, 1, 4)
+            optimizer._is_overflow = skips
+            optimizer.step = (lambda closure=None: None) if skips else type(optimizer).step.__get__(optimizer)
+
+    control = PControlCallback(interval=3)
+    run = trainer(tmp_path, logging_steps=1, max_steps=6, callbacks=[TelemetryCallback(), control, Overflow()])
+    run.train()
+    logs = training_logs(run.state.log_history)
+    assert [record.get("pdyn/skipped_steps") for record in logs] == [1, 2, 2, 2, 3, 3]
+    assert ["pdyn/D_w" in record for record in logs] == [False, False, True, True, False, True]
+    assert control._state.interval == 1  # three steps were taken
+    assert {state["step"].item() for state in run.optimizer.state.values()} == {3.0}
