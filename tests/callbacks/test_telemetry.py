@@ -369,6 +369,7 @@ def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
     assert "pdyn/update_norm/weight" in training_logs(run.state.log_history)[0]
 
 
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
 def test_skipped_steps_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
     """Three steps that a gradient scaler would have skipped: the optimizer's step is not called at all."""
 
