@@ -70,6 +70,7 @@ FINAL_METRICS = {
     "final D_w": "pdyn/D_w",
     "final D_b": "pdyn/D_b",
     "final G_w/G_b": "pdyn/G_w_over_G_b",
+    "non-finite steps": "pdyn/nonfinite_steps",
 }
 
 
@@ -160,30 +161,40 @@ def main() -> None:
     paths = save_outputs(trainer, "model" if model_options.full_finetune else "adapter")
     sample = generate_sample(trainer, tokenizer, model_options, validation_blocks)
     if is_main:
-        history = trainer.state.log_history
-        trained, total = count_parameters(model)
-        results = {
-            "perplexity before": perplexity_before,
-            "perplexity after": perplexity_after,
-            **{name: last_logged(history, key) for name, key in FINAL_METRICS.items()},
-            "non-finite steps": last_logged(history, "pdyn/nonfinite_steps"),
-            "trainable parameters": trained,
-            "all parameters": total,
-            "optimizer steps": trainer.state.global_step,
-            "training seconds": training.metrics["train_runtime"],
-            "total seconds": time.perf_counter() - started,
-        }
+        results = results_of(trainer, perplexity_before, perplexity_after, training.metrics["train_runtime"])
+        results["total seconds"] = time.perf_counter() - started
         write_summary(paths["summary"], results, sample, paths)
-        if sample is not None:
-            console.print("Sample", style="bold")
-            console.print(sample, markup=False, highlight=False)
-        print_table(console, "Summary", results)
-        print_paths(console, paths)
+        print_results(console, results, sample, paths)
     if not math.isfinite(perplexity_after):
         raise RecipeError(
             f"training diverged: the validation perplexity is {perplexity_after}; lower --learning_rate or p, or set"
             " update_scale=adam in --optim_args"
         )
+
+
+def results_of(
+    trainer: Trainer, perplexity_before: float, perplexity_after: float, training_seconds: float
+) -> dict[str, Any]:
+    """Return the numbers of the summary, by the names it shows."""
+    trained, total = count_parameters(trainer.model)
+    return {
+        "perplexity before": perplexity_before,
+        "perplexity after": perplexity_after,
+        **{name: last_logged(trainer.state.log_history, key) for name, key in FINAL_METRICS.items()},
+        "trainable parameters": trained,
+        "all parameters": total,
+        "optimizer steps": trainer.state.global_step,
+        "training seconds": training_seconds,
+    }
+
+
+def print_results(console: Console, results: dict[str, Any], sample: str | None, paths: dict[str, Path]) -> None:
+    """Show what a person wants to see last."""
+    if sample is not None:
+        console.print("Sample", style="bold")
+        console.print(sample, markup=False, highlight=False)
+    print_table(console, "Summary", results)
+    print_paths(console, paths)
 
 
 def load_model(

@@ -117,6 +117,11 @@ class RememberingCallback(PdynCallback, ABC):
         memory = state.stateful_callbacks.get(_MEMORY_KEY)
         if not memory or self.memory_name not in memory:
             return
+        if memory.get("version") != _MEMORY_VERSION:
+            raise ValueError(
+                f"The checkpoint's pdyn state has version {memory.get('version')!r}, this hf_pdyn reads "
+                f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
+            )
         if memory[self.memory_name]["step"] != state.global_step:
             # The Trainer carries the state of callbacks that were left out of a run through its checkpoints.
             warnings.warn(
@@ -125,11 +130,6 @@ class RememberingCallback(PdynCallback, ABC):
                 stacklevel=2,
             )
             return
-        if memory.get("version") != _MEMORY_VERSION:
-            raise ValueError(
-                f"The checkpoint's pdyn state has version {memory.get('version')!r}, this hf_pdyn reads "
-                f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
-            )
         self.recall(memory[self.memory_name])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
