@@ -148,27 +148,36 @@ class Window:
         return {scope: total / count for scope, total in pairs if total is not None}
 
     def _fold(self) -> None:
-        totals = self._totals
-        if self._gradients:
-            rows = torch.stack(self._gradients)
-            factors = rows[:, -1:].cpu().double()
-            norms = self._add_up(rows[:, :-1]).cpu().double().sqrt()
-            # A total norm that overflowed clips every gradient to 0, by a factor of 0.
-            finite = norms.isfinite().all(dim=1) & (factors[:, 0] > 0)
-            totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
-            totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
-            totals.steps += int(finite.sum())
-            totals.nonfinite_steps += int((~finite).sum())
-        if self._measured:
-            steps = self._add_up(torch.stack(self._measured)).cpu().double()
-            steps = steps[steps[:, _ALWAYS_DEFINED].isfinite().all(dim=(1, 2))]
-            update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = steps.unbind(dim=1)
-            means = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)
-            for name, values in zip(QUANTITIES, means, strict=True):
-                totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
-            totals.measured_steps += len(steps)
+        if not self._gradients:
+            return
+        rows = torch.stack(self._gradients)
+        measured = torch.stack(self._measured) if self._measured else rows.new_empty(0, len(SUMS), len(self._scopes))
         self._gradients.clear()
         self._measured.clear()
+        # Together: one reduction for all steps, layers and quantities.
+        squares, factors = rows[:, :-1], rows[:, -1:].cpu().double()
+        sums = self._add_up(torch.cat([squares.flatten(), measured.flatten()])).cpu().double()
+        self._fold_gradients(sums[: squares.numel()].view(squares.shape).sqrt(), factors)
+        if len(measured):
+            self._fold_measured(sums[squares.numel() :].view(measured.shape))
+
+    def _fold_gradients(self, norms: Tensor, factors: Tensor) -> None:
+        totals = self._totals
+        # A total norm that overflowed clips every gradient to 0, by a factor of 0.
+        finite = norms.isfinite().all(dim=1) & (factors[:, 0] > 0)
+        totals.grad_norm = _add_in_order(totals.grad_norm, (norms / factors)[finite])
+        totals.grad_norm_clipped = _add_in_order(totals.grad_norm_clipped, norms[finite])
+        totals.steps += int(finite.sum())
+        totals.nonfinite_steps += int((~finite).sum())
+
+    def _fold_measured(self, sums: Tensor) -> None:
+        totals = self._totals
+        sums = sums[sums[:, _ALWAYS_DEFINED].isfinite().all(dim=(1, 2))]
+        update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = sums.unbind(dim=1)
+        means = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)
+        for name, values in zip(QUANTITIES, means, strict=True):
+            totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
+        totals.measured_steps += len(sums)
 
 
 def _add_in_order(sums: Sequence[float | None], rows: Tensor) -> list[float | None]:

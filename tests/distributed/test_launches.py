@@ -107,7 +107,7 @@ def test_shards_add_up_to_the_whole(sharded: dict[int, list[dict[str, Any]]], na
     one, ranks = sharded[1][0][name], [rank[name] for rank in sharded[2]]
     for report in ranks:
         assert report["sharded"] == len(report["weights"])  # DTensors, all of them
-        # One for the gradients of all steps and layers, one for what was measured; none where nothing is sharded.
-        assert report["reductions_of_a_reading"] == (0 if "of one shard" in name else 2)
+        # One for all steps, layers and quantities; none where nothing is sharded.
+        assert report["reductions_of_a_reading"] == (0 if "of one shard" in name else 1)
         for key in one.keys() - {"world_size", "sharded", "reductions_of_a_reading"}:
             assert_close(report[key], one[key], key)
