@@ -177,10 +177,13 @@ def results_of(
 ) -> dict[str, Any]:
     """Return the numbers of the summary, by the names it shows."""
     trained, total = count_parameters(trainer.model)
+    history = trainer.state.log_history
+    # The Trainer's closing record is about the few steps since the one before.
+    records = [record for record in history if "loss" in record] or history
     return {
         "perplexity before": perplexity_before,
         "perplexity after": perplexity_after,
-        **{name: last_logged(trainer.state.log_history, key) for name, key in FINAL_METRICS.items()},
+        **{name: last_logged(records, key) for name, key in FINAL_METRICS.items()},
         "trainable parameters": trained,
         "all parameters": total,
         "optimizer steps": trainer.state.global_step,
