@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from hf_pdyn.integrations.transformers import add_to_log, is_training_log, place_before_reporters
+from hf_pdyn.integrations.transformers import (
+    add_to_log,
+    is_training_log,
+    place_before_reporters,
+    rewrite_saved_state,
+)
 from hf_pdyn.schedules import Moment
 
 _MEMORY_KEY = "pdyn"
@@ -147,11 +148,8 @@ class RememberingCallback(PdynCallback, ABC):
         if self._memory(state).get(self.memory_name, {}).get("step") == state.global_step:
             return
         self._store(state)
-        path = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / TRAINER_STATE_NAME
-        if state.is_world_process_zero and path.is_file():
-            unfinished = path.with_suffix(".json.tmp")
-            state.save_to_json(str(unfinished))
-            os.replace(unfinished, path)
+        if state.is_world_process_zero:
+            rewrite_saved_state(state, args.output_dir)
 
     def on_log(
         self,

@@ -1,9 +1,14 @@
-"""What we need of transformers beyond its public API (tried with 5.2 to 5.23)."""
+"""What we need of transformers beyond its public API (tried with 5.2 to 5.23).
+
+`transformers.trainer` takes half a second to import, so it is imported where it is used.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,6 +112,18 @@ def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, flo
     logs.update(metrics)
     if state.log_history:
         state.log_history[-1].update(metrics)
+
+
+def rewrite_saved_state(state: TrainerState, output_dir: str) -> None:
+    """Write `state` once more into the checkpoint of its step, if there is one; never half of it."""
+    from transformers.trainer import TRAINER_STATE_NAME
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    path = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / TRAINER_STATE_NAME
+    if path.is_file():
+        unfinished = path.with_suffix(".json.tmp")
+        state.save_to_json(str(unfinished))
+        os.replace(unfinished, path)
 
 
 def is_training_log(logs: dict[str, Any]) -> bool:
