@@ -127,6 +127,23 @@ def test_tensors_that_are_not_the_model_s_are_said_to_be_unavailable() -> None:
     assert statistics.pathways == frozenset()
 
 
+def test_a_failure_on_one_of_several_processes_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others would wait for ever for the sums of a process that has only warned."""
+    model = model_with_gradients()
+    optimizer = OPTIMIZERS["sgd"](model)
+    statistics = StepStatistics(optimizer, model)
+    window = statistics.window()
+
+    def fail(*args: Any) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("hf_pdyn.statistics.kernels.two_norms", fail)
+    statistics._shards.sharded = True
+    with pytest.raises(RuntimeError, match="failed to measure sharded gradients"):
+        optimizer.step()
+    assert len(window) == 0
+
+
 def test_another_set_of_layers_does_not_continue_a_window() -> None:
     model = model_with_gradients()
     window = StepStatistics(OPTIMIZERS["sgd"](model), model).window()

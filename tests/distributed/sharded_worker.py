@@ -15,6 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_pdyn import Padam, StepStatistics, build_param_groups
+from hf_pdyn.sharding import agreed
 from hf_pdyn.windows import Scope
 from tests.training import gpt2, token_blocks
 
@@ -52,6 +53,7 @@ def train(mesh_shape: tuple[int, ...], optimizer_name: str) -> dict[str, Any]:
     return {
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "sharded": sum(isinstance(param, DTensor) for param in params.values()),
+        "agreed": agreed([float(rank), 0.1 + rank], torch.device("cpu")),
         "reductions_of_a_reading": all_reduce.call_count,
         "grad_norm": by_scope(reading.grad_norm),
         **{name: by_scope(values) for name, values in reading.quantities.items()},

@@ -109,5 +109,6 @@ def test_shards_add_up_to_the_whole(sharded: dict[int, list[dict[str, Any]]], na
         assert report["sharded"] == len(report["weights"])  # DTensors, all of them
         # One for all steps, layers and quantities; none where nothing is sharded.
         assert report["reductions_of_a_reading"] == (0 if "of one shard" in name else 1)
+        assert report["agreed"] == [0.0, 0.1]  # rank 0's, bit for bit
         for key in one.keys() - {"world_size", "sharded", "reductions_of_a_reading"}:
             assert_close(report[key], one[key], key)
