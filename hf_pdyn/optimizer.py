@@ -18,6 +18,8 @@ from hf_pdyn.suggest import check_choice
 UpdateScale = Literal["raw", "adam"]
 BiasCorrection = Literal["eq18", "padam"]
 
+UpdateObserver = Callable[[Tensor, Tensor], None]
+
 _DIRECTIONS: dict[str, Callable[..., Tensor]] = {
     "eq18": kernels.update_direction,
     "padam": kernels.published_padam_direction,
@@ -70,8 +72,7 @@ class Padam(Optimizer):
     ) -> None:
         check_choice("update_scale", update_scale, get_args(UpdateScale))
         check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
-        self.update_norms: dict[Tensor, Tensor] | None = None
-        self._records_update_norms = False
+        self._observers: list[UpdateObserver] = []
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -99,8 +100,7 @@ class Padam(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("update_norms", None)
-        self.__dict__.setdefault("_records_update_norms", False)
+        self.__dict__.setdefault("_observers", [])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -116,19 +116,18 @@ class Padam(Optimizer):
         for group, param in self._with_gradient():
             self._update_moments(group, param)
         scale = self._matching_scale() if self.param_groups[0]["update_scale"] == "adam" else None
-        self.update_norms = {} if self._records_update_norms else None
-        self._records_update_norms = False
+        observers, self._observers = self._observers, []
         for group, param in self._with_gradient():
-            self._apply(group, param, scale)
+            self._apply(group, param, scale, observers)
         return loss
 
-    def record_next_update_norms(self) -> None:
-        """Have the coming step keep each parameter's update norm, without weight decay, in `update_norms`.
+    def observe_next_updates(self, observer: UpdateObserver) -> None:
+        """Have the coming step call `observer(param, update)` for every parameter it updates.
 
-        `update_norms` maps a parameter to a 0-d tensor on its device, the norm of this process's shard
-        where the parameter is a DTensor; it is None after a step that was not asked for it.
+        `update` is what will be subtracted, without weight decay, of what this process holds of the
+        parameter. It is valid during the call only.
         """
-        self._records_update_norms = True
+        self._observers.append(observer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch.
@@ -180,14 +179,16 @@ class Padam(Optimizer):
             maximum = _local_reals(state["max_exp_avg_sq"])
             torch.maximum(maximum, exp_avg_sq, out=maximum)
 
-    def _apply(self, group: dict[str, Any], param: Tensor, scale: Tensor | None) -> None:
+    def _apply(
+        self, group: dict[str, Any], param: Tensor, scale: Tensor | None, observers: list[UpdateObserver]
+    ) -> None:
         lr, weight_decay = group["lr"], group["weight_decay"]
         if isinstance(lr, Tensor):
             lr = lr.view(())
         update = self._direction(group, param, group["p"])
         update.mul_(lr if scale is None else scale.to(update) * lr)
-        if self.update_norms is not None:
-            self.update_norms[param] = kernels.two_norms([update])[0]
+        for observer in observers:
+            observer(param, update)
         theta = _local_reals(param)
         if weight_decay != 0 and group["decoupled_weight_decay"]:
             update.add_(theta.to(update.dtype) * (lr * weight_decay))
@@ -214,32 +215,41 @@ class Padam(Optimizer):
         whole update whose RMS is matched. A tensor that holds NaN or infinity is left out, or it would
         spread from one tensor to all.
         """
-        params, raw, adam, lrs = [], [], [], []
-        for group, param in self._with_gradient():
-            params.append(param)
-            norm = kernels.two_norms([self._direction(group, param, group["p"])])[0]
-            at_half = norm if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])[0]
-            raw.append(norm)
-            adam.append(at_half)
-            lrs.append(group["lr"])
-        if not raw:
+        shards = Shards(param for group in self.param_groups for param in group["params"])
+        pairs = list(self._with_gradient())
+        # A process that holds none of what has a gradient must still take part in the sum.
+        if not pairs and not shards.sharded:
             return None
-        device = raw[0].device
-        if any(isinstance(lr, Tensor) for lr in lrs):
-            weights = torch.stack([torch.as_tensor(lr).to(device=device, dtype=raw[0].dtype).view(()) for lr in lrs])
-        else:
-            weights = torch.tensor(lrs, device=device, dtype=raw[0].dtype)
-        weights = weights / weights.max().clamp(min=torch.finfo(weights.dtype).tiny)
-        raw_norms, adam_norms = (torch.stack([norm.to(device) for norm in norms]) for norms in (raw, adam))
-        finite = raw_norms.isfinite() & adam_norms.isfinite()
-        shards = Shards(params)
-        shares = shards.shares(params, like=weights)
-        raw_sum, adam_sum = shards.add_up(
-            torch.stack(
-                [(torch.where(finite, norms * weights, 0).square() * shares).sum() for norms in (raw_norms, adam_norms)]
-            )
-        )
-        return torch.where(raw_sum > 0, (adam_sum / raw_sum).sqrt(), 1.0)
+        device = self.param_groups[0]["params"][0].device
+        dtype = kernels.accumulator_dtype(device)
+        sums = torch.zeros(2, device=device, dtype=dtype)
+        if pairs:
+            norms = torch.stack([self._norms_to_match(group, param).to(sums) for group, param in pairs], dim=1)
+            weights = self._relative_lrs([group for group, _ in pairs], like=sums)
+            shares = shards.shares([param for _, param in pairs], like=sums)
+            squares = torch.where(norms.isfinite().all(dim=0), norms * weights, 0).square() * shares
+            sums = squares.sum(dim=1)
+        raw, adam = shards.add_up(sums)
+        return torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
+
+    def _norms_to_match(self, group: dict[str, Any], param: Tensor) -> Tensor:
+        """The L2 norms of the direction and of the one at p=1/2, shape (2,)."""
+        raw = kernels.two_norms([self._direction(group, param, group["p"])])
+        return torch.cat([raw, raw if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])])
+
+    def _relative_lrs(self, groups: list[dict[str, Any]], like: Tensor) -> Tensor:
+        """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""
+        rates = [group["lr"] for group in self.param_groups]
+        if not any(isinstance(rate, Tensor) for rate in rates):
+            largest = max(rates) or 1.0
+            return torch.tensor([group["lr"] / largest for group in groups], device=like.device, dtype=like.dtype)
+        largest = torch.stack([_as_scalar(rate, like) for rate in rates]).max()
+        own = torch.stack([_as_scalar(group["lr"], like) for group in groups])
+        return own / largest.clamp(min=torch.finfo(like.dtype).tiny)
+
+
+def _as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
+    return torch.as_tensor(value, device=like.device, dtype=like.dtype).view(())
 
 
 def _local_reals(tensor: Tensor) -> Tensor:

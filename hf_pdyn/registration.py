@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainingArguments
 from transformers.trainer_optimizer import OptimizerContext
 
 from hf_pdyn.grouping import Label, label_parameters, split_groups
-from hf_pdyn.integrations.transformers import register_optimizer
+from hf_pdyn.integrations.deepspeed import want_one_step_for_all_groups
+from hf_pdyn.integrations.transformers import register_optimizer, shards_every_parameter
 from hf_pdyn.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.optimizer import Padam
-from hf_pdyn.sharding import shards_invisibly
+from hf_pdyn.sharding import declare_fsdp1_shards
 
 OPTIMIZER_NAME = "padam"
 
@@ -47,15 +47,7 @@ class TrainerPadam(Padam):
         groups = split_groups(params, names, labels)
         apply_overrides(groups, overrides, lr=lr, p=p)
         super().__init__(groups, lr=lr, p=p, **settings)
-
-
-def _check_that_updates_add_up(args: TrainingArguments, model: nn.Module | None) -> None:
-    if args.deepspeed or (model is not None and shards_invisibly(model)):
-        raise ValueError(
-            'update_scale="adam" matches the size of the whole update, which under '
-            f"{'DeepSpeed' if args.deepspeed else 'FSDP1'} no process can see. Launch with DDP or FSDP2 "
-            "(fsdp_version: 2), or leave update_scale at raw."
-        )
+        want_one_step_for_all_groups(self)
 
 
 def labelled_padam(
@@ -89,9 +81,13 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon**2,
     }
-    if optim_args.settings.get("update_scale") == "adam":
-        _check_that_updates_add_up(args, context.model)
+    if optim_args.settings.get("update_scale") == "adam" and shards_every_parameter():
+        raise ValueError(
+            'update_scale="adam" matches the size of the whole update, and DeepSpeed ZeRO-3 steps one piece of it '
+            "after the other. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave update_scale at raw."
+        )
     if context.model is not None:
+        declare_fsdp1_shards(context.model)  # FSDP1 has wrapped it by now, the others come later
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)
     if optim_args.overrides or optim_args.rules:
         raise ValueError(

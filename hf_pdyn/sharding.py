@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from hf_pdyn.kernels import accumulator_dtype
 
 if dist.is_available():
     from torch.distributed.fsdp import FullyShardedDataParallel
@@ -19,6 +22,28 @@ else:  # builds without distributed support have none of these
 
     class FullyShardedDataParallel(nn.Module):  # type: ignore[no-redef]
         """Stands for a class of which no instance can exist."""
+
+
+_SHARD_COUNT = "_hf_pdyn_shard_count"
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What this process holds of one of the model's parameters, as the optimizer sees it.
+
+    holder: the tensor that is stepped: the parameter itself, or a flat one that holds many (DeepSpeed ZeRO).
+    start, numel: where the parameter's elements lie in a flat holder; None for the whole of it.
+    """
+
+    holder: Tensor
+    start: int | None = None
+    numel: int | None = None
+
+    def of(self, values: Tensor) -> Tensor:
+        """This piece of `values`, which lie as `local(holder)` does: a gradient, an update, a moment. A view."""
+        if self.start is None or self.numel is None:
+            return values
+        return values.view(-1).narrow(0, self.start, self.numel)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -33,18 +58,39 @@ def local_like(tensor: Tensor, param: Tensor) -> Tensor:
     return local(tensor)
 
 
+def declare_shard(tensor: Tensor, processes: int) -> None:
+    """Say that `tensor`, although no DTensor, is a shard of something spread over so many processes."""
+    setattr(tensor, _SHARD_COUNT, processes)
+
+
+def declare_fsdp1_shards(model: nn.Module) -> None:
+    """Declare the parameters of FSDP1 (torch 2.13): with use_orig_params they are plain 1-D tensors."""
+    for module in FullyShardedDataParallel.fsdp_modules(model) if dist.is_available() else ():
+        handle = module._handle
+        if handle is not None and handle.uses_sharded_strategy:
+            for param in handle.flat_param._params or ():  # None without use_orig_params
+                declare_shard(param, dist.get_world_size(handle.process_group))
+
+
+def is_partial(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor that is not yet added up over its processes."""
+    return isinstance(tensor, DTensor) and any(placement.is_partial() for placement in tensor.placements)
+
+
 class Shards:
     """How `params` are spread over the processes of the default group.
 
     A sum over parameters is the sum over processes of each one's sum over its shards, where what
-    several processes hold alike counts once. Nothing is communicated where nothing is sharded.
+    several processes hold alike counts once. Nothing is communicated where nothing is sharded. Give it
+    all parameters of an optimizer: whether anything is sharded must be answered alike by every process,
+    also by one that holds nothing of what is.
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
         counts = {param: _shard_count(param) for param in params}
         self.sharded = any(count > 1 for count in counts.values())
-        world_size = dist.get_world_size() if self.sharded else 1
-        self._shares = {param: count / world_size if self.sharded else 1.0 for param, count in counts.items()}
+        self._world_size = dist.get_world_size() if self.sharded else 1
+        self._shares = {param: count / self._world_size if self.sharded else 1.0 for param, count in counts.items()}
 
     def shares(self, params: Sequence[Tensor], like: Tensor) -> Tensor | float:
         """The factor of each parameter's local sums, shape (len(params),), so that `add_up` counts them once."""
@@ -52,30 +98,46 @@ class Shards:
             return 1.0
         return torch.tensor([self._shares[param] for param in params], dtype=like.dtype, device=like.device)
 
+    def share_of_square(self, norm: Tensor) -> Tensor:
+        """This process's share of the square of `norm`, whose `add_up` is the square; communicates nothing.
+
+        `norm`: 0-d, the same on every process, or the DTensor that torch's clipping returns, still
+        partial over a mesh.
+        """
+        count = 1
+        if isinstance(norm, DTensor):
+            sizes = zip(norm.placements, norm.device_mesh.shape, strict=True)
+            count = math.prod(size for placement, size in sizes if placement.is_partial())
+            norm = norm.to_local()
+        return norm.detach().to(accumulator_dtype(norm.device)).square() * (count / self._world_size)
+
     def add_up(self, sums: Tensor) -> Tensor:
         """The sum of every process's `sums`, by one all-reduce; `sums` itself where nothing is sharded."""
-        if self.sharded:
-            sums = sums.clone()
-            dist.all_reduce(sums)
-        return sums
-
-
-def shards_invisibly(model: nn.Module) -> bool:
-    """Whether `model` holds plain tensors that are in truth shards: FSDP1, whose sums we cannot add up."""
-    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
-
-
-def _shard_count(param: Tensor) -> int:
-    if not isinstance(param, DTensor):
-        return 1
-    sizes = zip(param.placements, param.device_mesh.shape, strict=True)
-    return math.prod(size for placement, size in sizes if placement.is_shard())
+        if not self.sharded:
+            return sums
+        total = sums.to(_communication_device(sums.device), copy=True)
+        dist.all_reduce(total)
+        return total.to(sums.device)
 
 
 def agreed(values: Sequence[float], device: torch.device) -> list[float]:
     """Rank 0's `values` on every process, so that all of them decide alike; `values` without a process group."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return list(values)
-    shared = torch.tensor(values, device=device, dtype=torch.float32 if device.type == "mps" else torch.float64)
+    device = _communication_device(device)
+    shared = torch.tensor(values, device=device, dtype=accumulator_dtype(device))
     dist.broadcast(shared, src=0)
     return shared.tolist()
+
+
+def _shard_count(param: Tensor) -> int:
+    if not isinstance(param, DTensor):
+        return getattr(param, _SHARD_COUNT, 1)
+    sizes = zip(param.placements, param.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if placement.is_shard())
+
+
+def _communication_device(device: torch.device) -> torch.device:
+    """`device`, or one that the default group can send from: NCCL knows no CPU tensors, which offloading has."""
+    known = [pair.partition(":")[0] for pair in dist.get_backend_config().split(",")]
+    return device if device.type in known else torch.device(known[0])

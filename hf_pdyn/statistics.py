@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +21,18 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_pdyn import kernels
+from hf_pdyn.clipping import Clip, clip_factor, take_clip
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
-from hf_pdyn.integrations.accelerate import take_clip_factor
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.integrations.deepspeed import (
+    want_one_step_for_all_groups,
+    why_unreadable,
+    zero_optimizer,
+    zero_pieces,
+)
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import Shards, local, local_like, shards_invisibly
-from hf_pdyn.windows import Scope, Window
+from hf_pdyn.sharding import Piece, Shards, declare_fsdp1_shards, is_partial, local, local_like
+from hf_pdyn.windows import SUMS, Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
 
@@ -34,7 +41,7 @@ class StepStatistics:
     """Statistics of every step of `optimizer`, from now on.
 
     Args:
-        optimizer: any torch optimizer (behind accelerate's wrapper: `unwrap_optimizer` it first).
+        optimizer: any torch optimizer, as it is or behind accelerate's and DeepSpeed's wrappers.
         model: gives parameters their names and labels; labels in the optimizer's groups take precedence.
         labels: instead of `label_parameters(model)`.
 
@@ -43,47 +50,55 @@ class StepStatistics:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
         self.windows: weakref.WeakSet[Window] = weakref.WeakSet()
-        self._optimizer = optimizer
+        self._optimizer = unwrap_optimizer(optimizer)
         self._measuring = False
         self._before: dict[Tensor, Tensor] = {}
-        self.refresh(model, labels=labels)
-        optimizer.register_step_pre_hook(lambda *_: self._before_step())
-        optimizer.register_step_post_hook(lambda *_: self._after_step())
+        self._update_norms: dict[Piece, Tensor] = {}
+        self.refresh(optimizer, model, labels=labels)
+        self._optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        self._optimizer.register_step_post_hook(lambda *_: self._after_step())
 
     @classmethod
     def of(cls, optimizer: Optimizer, model: nn.Module) -> StepStatistics:
         """The one instance that watches `optimizer`, so that telemetry and control measure once."""
-        found: StepStatistics | None = vars(optimizer).get(_ATTRIBUTE)
+        inner = unwrap_optimizer(optimizer)
+        found: StepStatistics | None = vars(inner).get(_ATTRIBUTE)
         if found is None:
             found = cls(optimizer, model)
-            setattr(optimizer, _ATTRIBUTE, found)
+            setattr(inner, _ATTRIBUTE, found)
         elif not found.windows:
-            found.refresh(model)
+            found.refresh(optimizer, model)
         return found
 
-    def refresh(self, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
-        """Learn the optimizer's parameters anew (wrappers such as FSDP2 replace them)."""
+    def refresh(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
+        """Learn the optimizer's parameters anew: wrappers such as FSDP2 and ZeRO replace them."""
         labels = labels or label_parameters(model)
-        names = {id(param): name for name, param in model.named_parameters()}
-        layers: dict[Tensor, Scope] = {}
-        self.unavailable = _why_unavailable(self._optimizer, model)
-        if self.unavailable:
-            labels = {}
-        for group in self._optimizer.param_groups:
-            for param in group["params"]:
-                name = names.get(id(param))
-                if name is not None and name in labels:
-                    layers[param] = Scope(group.get("pathway") or labels[name].pathway, layer_of(name))
-        pathways = [Scope(pathway) for pathway in PATHWAYS if any(s.pathway == pathway for s in layers.values())]
-        self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(layers.values()))
+        self.unavailable = why_unreadable(optimizer)
+        want_one_step_for_all_groups(self._optimizer)
+        declare_fsdp1_shards(model)
+        scopes: list[Scope] = []
+        pieces: list[tuple[Piece, Scope]] = []
+        for name, group, piece in [] if self.unavailable else _stepped(optimizer, model):
+            if name in labels:
+                scope = Scope(group.get("pathway") or labels[name].pathway, layer_of(name))
+                scopes.append(scope)
+                if piece is not None:
+                    pieces.append((piece, scope))
+        if not scopes and not self.unavailable:
+            self.unavailable = "the optimizer steps tensors that are not the model's parameters"
+        pathways = [Scope(pathway) for pathway in PATHWAYS if any(scope.pathway == pathway for scope in scopes)]
+        self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(scopes))
         column = {scope: i for i, scope in enumerate(self.scopes)}
-        self._columns = {param: (column[Scope(scope.pathway)], column[scope]) for param, scope in layers.items()}
-        self._index: tuple[list[Tensor], Tensor, Tensor | float] | None = None
-        self._shards = Shards(self._columns)
+        self._columns = {piece: (column[Scope(scope.pathway)], column[scope]) for piece, scope in pieces}
+        self._pieces_of: dict[Tensor, list[Piece]] = {}
+        for piece in self._columns:
+            self._pieces_of.setdefault(piece.holder, []).append(piece)
+        self._index: tuple[list[Piece], Tensor, Tensor | float] | None = None
+        self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
 
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more."""
-        take_clip_factor()  # of a step before this window
+        take_clip(self._optimizer, self)  # of a step before this window
         window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
         return window
@@ -112,100 +127,136 @@ class StepStatistics:
     def _before_step(self) -> None:
         if not (self._measuring and self.windows):
             return
-        if hasattr(self._optimizer, "record_next_update_norms"):
-            self._optimizer.record_next_update_norms()
+        self._update_norms = {}
+        if hasattr(self._optimizer, "observe_next_updates"):
+            self._optimizer.observe_next_updates(self._note_update)
         else:
             # All of them: with a closure the gradients come only inside the step.
-            self._before = {param: local(param.detach()).clone() for param in self._columns}
+            self._before = {holder: local(holder.detach()).clone() for holder in self._pieces_of}
+
+    @never_fatal
+    def _note_update(self, holder: Tensor, update: Tensor) -> None:
+        pieces = self._pieces_of.get(holder, [])
+        if pieces:
+            norms = kernels.two_norms([piece.of(update) for piece in pieces])
+            self._update_norms.update(zip(pieces, norms, strict=True))
 
     @never_fatal
     @torch.no_grad()
     def _after_step(self) -> None:
-        factor = take_clip_factor()
+        clip = take_clip(self._optimizer, self)
         if not self.windows:
             return
         # Read after the step: a closure computes the gradients inside it.
-        params = [param for param in self._columns if param.grad is not None and not param.grad.is_sparse]
-        if not params:
+        pieces = [piece for piece in self._columns if _has_gradient(piece)]
+        # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
+        if not pieces and not self._shards.sharded:
             return
-        squares = kernels.two_norms([_local_grad(param) for param in params]).square()
-        gradients = torch.cat([self._sum_by_scope(params, squares), _as_scalar(factor, squares).view(1)])
-        measured = self._measure(params, factor) if self._measuring else None
+        squares = self._sums_of_squares(pieces)
+        total = self._shards.share_of_square(_as_scalar(clip.total_norm, squares)).to(squares)
+        measured = self._measure(pieces, clip) if self._measuring else None
         for window in list(self.windows):
-            window.add(gradients, measured)
+            window.add(torch.cat([squares, total.view(1)]), clip.max_norm, measured)
         self._measuring = False
         self._before = {}
 
-    def _measure(self, params: Sequence[Tensor], factor: Tensor | float) -> Tensor:
-        groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
-        rows = [self._sums_of(param, groups[param], factor) for param in params]
-        device = rows[0][0].device
-        dtype = kernels.accumulator_dtype(device)
-        columns = zip(*rows, strict=True)
-        return torch.stack(
-            [
-                self._sum_by_scope(params, torch.stack([value.to(device=device, dtype=dtype) for value in column]))
-                for column in columns
-            ]
-        )
+    def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
+        if not pieces:
+            return self._no_sums(1)[0]
+        norms = kernels.two_norms([_gradient(piece) for piece in pieces])
+        return self._sum_by_scope(pieces, norms.square().view(1, -1))[0]
 
-    def _sums_of(self, param: Tensor, group: Mapping[str, Any], factor: Tensor | float) -> tuple[Tensor, ...]:
-        """The values of SUMS for one parameter, as 0-d tensors; NaN where this optimizer has none."""
-        grad = _local_grad(param)
-        if not (isinstance(factor, float) and factor == 1):
-            grad = grad / (factor.to(grad.device) if isinstance(factor, Tensor) else factor)
-        missing = torch.full((), math.nan, device=param.device)
+    def _measure(self, pieces: Sequence[Piece], clip: Clip) -> Tensor:
+        """The rows of SUMS by scope, shape (len(SUMS), len(scopes))."""
+        factor = self._clip_factor(clip)
+        if not pieces:
+            return self._no_sums(len(SUMS))
+        groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
+        columns = [self._sums_of(piece, groups[piece.holder], factor) for piece in pieces]
+        return self._sum_by_scope(pieces, torch.stack([column.to(columns[0].device) for column in columns], dim=1))
+
+    def _clip_factor(self, clip: Clip) -> Tensor | None:
+        """By what the gradients were multiplied; None where nothing clips."""
+        if clip.max_norm == math.inf:
+            return None
+        like = self._no_sums(1)
+        total = _as_scalar(clip.total_norm, like)
+        if is_partial(total):
+            total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
+        return clip_factor(total, clip.max_norm)
+
+    def _sums_of(self, piece: Piece, group: Mapping[str, Any], factor: Tensor | None) -> Tensor:
+        """The values of SUMS for one piece, shape (len(SUMS),); NaN where this optimizer has none."""
+        grad = _gradient(piece)
+        device, dtype = grad.device, kernels.accumulator_dtype(grad.device)
+        if factor is not None:
+            grad = grad / factor.to(device=device, dtype=grad.dtype)
+        missing = torch.full((), math.nan, device=device)
         p, eps = _exponent(self._optimizer, group)
-        v_hat = _second_moment(self._optimizer.state[param], group)
-        return (
-            self._update_norm(param).square(),
-            kernels.two_norms([local(param.detach())])[0].square(),
-            missing if v_hat is None else v_hat.sum(dtype=kernels.accumulator_dtype(v_hat.device)),
+        v_hat = _second_moment(self._optimizer.state[piece.holder], group, piece)
+        values = (
+            self._update_norm(piece, missing).square(),
+            kernels.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
+            missing if v_hat is None else v_hat.sum(dtype=dtype),
             kernels.perturbed_one_norm(grad, eps=eps),
             missing if p is None else kernels.penalised_norm(grad, p=p, eps=eps),
-            torch.full((), float(grad.numel()), device=param.device),
+            torch.full((), float(grad.numel()), device=device),
         )
+        return torch.stack([value.to(device=device, dtype=dtype) for value in values])
 
-    def _update_norm(self, param: Tensor) -> Tensor:
-        recorded = getattr(self._optimizer, "update_norms", None)
-        if recorded is not None:
-            return recorded[param]
-        return kernels.two_norms([local(param.detach()) - self._before[param]])[0]
+    def _update_norm(self, piece: Piece, missing: Tensor) -> Tensor:
+        before = self._before.get(piece.holder)
+        if before is None:
+            return self._update_norms.get(piece, missing)
+        return kernels.two_norms([piece.of(local(piece.holder.detach()) - before)])[0]
 
-    def _sum_by_scope(self, params: Sequence[Tensor], values: Tensor) -> Tensor:
-        """Shape (len(params),) to (len(scopes),): each value enters its pathway and its layer's part."""
+    def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
+        """Shape (n, len(pieces)) to (n, len(scopes)): each value enters its pathway and its layer's part."""
         if (
             self._index is None
-            or len(self._index[0]) != len(params)
+            or len(self._index[0]) != len(pieces)
             or self._index[1].device != values.device
-            or any(known is not param for known, param in zip(self._index[0], params, strict=True))
+            or any(known is not piece for known, piece in zip(self._index[0], pieces, strict=True))
         ):
-            columns = [self._columns[param] for param in params]
+            columns = [self._columns[piece] for piece in pieces]
             index = torch.tensor(columns, device=values.device)
-            self._index = (list(params), index, self._shards.shares(params, like=values))
+            self._index = (list(pieces), index, self._shards.shares([p.holder for p in pieces], like=values))
         _, index, shares = self._index
         values = values * shares
-        sums = values.new_zeros(len(self.scopes))
-        return sums.index_add_(0, index[:, 0], values).index_add_(0, index[:, 1], values)
+        sums = values.new_zeros(len(values), len(self.scopes))
+        return sums.index_add_(1, index[:, 0], values).index_add_(1, index[:, 1], values)
+
+    def _no_sums(self, count: int) -> Tensor:
+        device = self._optimizer.param_groups[0]["params"][0].device
+        return torch.zeros(count, len(self.scopes), device=device, dtype=kernels.accumulator_dtype(device))
 
 
-def _why_unavailable(optimizer: Optimizer, model: nn.Module) -> str | None:
-    if shards_invisibly(model):
-        return "FSDP1 shards parameters without saying which; use FSDP2 (fsdp_version: 2)"
-    owned = {id(param) for param in model.parameters()}
-    if not any(id(param) in owned for group in optimizer.param_groups for param in group["params"]):
-        return "the optimizer steps tensors that are not the model's (DeepSpeed ZeRO partitions them); use DDP or FSDP2"
-    return None
+def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any], Piece | None]]:
+    """What `optimizer` steps of `model`: names, groups and what this process holds; names alike on every process."""
+    groups = unwrap_optimizer(optimizer).param_groups
+    zero = zero_optimizer(optimizer)
+    if zero is not None:
+        for name, index, piece in zero_pieces(zero, model):
+            yield name, groups[index], piece
+        return
+    group_of = {param: group for group in groups for param in group["params"]}
+    for name, param in model.named_parameters():
+        if param in group_of:
+            yield name, group_of[param], Piece(param)
 
 
-def _local_grad(param: Tensor) -> Tensor:
-    assert param.grad is not None
-    return local_like(param.grad, param)
+def _has_gradient(piece: Piece) -> bool:
+    return piece.holder.grad is not None and not piece.holder.grad.is_sparse
+
+
+def _gradient(piece: Piece) -> Tensor:
+    assert piece.holder.grad is not None
+    return piece.of(local_like(piece.holder.grad, piece.holder))
 
 
 def _as_scalar(value: Tensor | float, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(device=like.device, dtype=like.dtype)
+    if isinstance(value, Tensor):  # a DTensor stays one
+        return value if value.device == like.device else value.to(like.device)
     return torch.full((), value, device=like.device, dtype=like.dtype)
 
 
@@ -218,13 +269,13 @@ def _exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | N
     return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)
 
 
-def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any]) -> Tensor | None:
-    """v_hat from an Adam-like optimizer's state; None for others."""
+def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Piece) -> Tensor | None:
+    """v_hat of a piece from an Adam-like optimizer's state; None for others."""
     v = state.get("max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
     if v is None or "betas" not in group or "step" not in state:
         return None
     # In float32, 1 - beta2^t has lost five digits when t is small.
     step = torch.as_tensor(state["step"])
     step = step.to(kernels.accumulator_dtype(step.device))
-    v_hat = local(v) / (1 - group["betas"][1] ** step)
+    v_hat = piece.of(local(v)) / (1 - group["betas"][1] ** step)
     return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pdyn.clipping import clip_factor
+
 QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p")
 """What a measured step adds to the gradient norms."""
 
@@ -96,13 +98,15 @@ class Window:
         """Steps seen since the last reading, non-finite ones included; costs no synchronisation."""
         return len(self._gradients) + self._totals.steps + self._totals.nonfinite_steps
 
-    def add(self, gradients: Tensor, measured: Tensor | None) -> None:
-        """One step, of which nothing is read yet.
+    def add(self, gradients: Tensor, max_norm: float, measured: Tensor | None) -> None:
+        """One step, of which nothing is read yet; every tensor holds this process's share of a sum.
 
-        gradients: sums of squares by scope, then the clip factor: shape (len(scopes) + 1,).
+        gradients: sums of squares by scope, then the square of the total norm that they were clipped by,
+        shape (len(scopes) + 1,); clipping brought that down to `max_norm`.
         measured: the rows of SUMS by scope, shape (len(SUMS), len(scopes)), NaN where undefined.
         """
         self._gradients.append(gradients)
+        self._max_norms.append(max_norm)
         if measured is not None:
             self._measured.append(measured)
         if len(self._gradients) >= _FOLD_AFTER:
@@ -140,6 +144,7 @@ class Window:
 
     def _reset(self) -> None:
         self._gradients: list[Tensor] = []
+        self._max_norms: list[float] = []
         self._measured: list[Tensor] = []
         self._totals = _Totals()
 
@@ -152,14 +157,16 @@ class Window:
             return
         rows = torch.stack(self._gradients)
         measured = torch.stack(self._measured) if self._measured else rows.new_empty(0, len(SUMS), len(self._scopes))
+        max_norms = torch.tensor(self._max_norms, dtype=torch.float64)
         self._gradients.clear()
         self._measured.clear()
+        self._max_norms.clear()
         # Together: one reduction for all steps, layers and quantities.
-        squares, factors = rows[:, :-1], rows[:, -1:].cpu().double()
-        sums = self._add_up(torch.cat([squares.flatten(), measured.flatten()])).cpu().double()
-        self._fold_gradients(sums[: squares.numel()].view(squares.shape).sqrt(), factors)
+        sums = self._add_up(torch.cat([rows.flatten(), measured.flatten()])).cpu().double()
+        norms = sums[: rows.numel()].view(rows.shape).sqrt()
+        self._fold_gradients(norms[:, :-1], clip_factor(norms[:, -1:], max_norms[:, None]))
         if len(measured):
-            self._fold_measured(sums[squares.numel() :].view(measured.shape))
+            self._fold_measured(sums[rows.numel() :].view(measured.shape))
 
     def _fold_gradients(self, norms: Tensor, factors: Tensor) -> None:
         totals = self._totals

@@ -9,9 +9,9 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control", "windows", "sharding"),
-    ("schedules", "grouping"),
-    ("optimizer",),
+    ("suggest", "resilience", "kernels", "control"),
+    ("schedules", "grouping", "sharding", "clipping"),
+    ("windows", "optimizer"),
     ("optim_args", "integrations"),
     ("registration", "statistics"),
     ("callbacks",),

@@ -12,11 +12,13 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_pdyn.integrations.accelerate import watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
     is_training_log,
     place_before_reporters,
     rewrite_saved_state,
+    watch_mixed_mesh_clipping,
 )
 from hf_pdyn.schedules import Moment
 
@@ -114,6 +116,8 @@ class RememberingCallback(PdynCallback, ABC):
         """What to add to the coming training log record, if anything; starts the next interval."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *event: Any, **kwargs: Any) -> None:
+        watch_clipping()
+        watch_mixed_mesh_clipping()
         super().on_train_begin(args, state, *event, **kwargs)
         memory = state.stateful_callbacks.get(_MEMORY_KEY)
         if not memory or self.memory_name not in memory:

@@ -10,7 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
-from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.sharding import agreed
 from hf_pdyn.statistics import StepStatistics
@@ -44,7 +44,6 @@ class PControlCallback(RememberingCallback):
         self._unlogged: list[ControlState] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        watch_clipping()
         self.give_up()
         free = self._free_groups()
         self.config.check_start(free[0]["p"])
@@ -54,7 +53,7 @@ class PControlCallback(RememberingCallback):
                 f"An interval must end within training: got {self.interval} steps, training has "
                 f"{self.run.total_steps}. Write a smaller interval."
             )
-        statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         if statistics.unavailable:
             raise ValueError(
                 f"Algorithm 1 cannot read the gradients: {statistics.unavailable}, or leave p_control off."

@@ -9,7 +9,6 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback
-from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
@@ -53,8 +52,7 @@ class TelemetryCallback(RememberingCallback):
 
     @never_fatal
     def _start_measuring(self) -> None:
-        watch_clipping()
-        self._statistics = StepStatistics.of(unwrap_optimizer(self.run.optimizer), self.run.model)
+        self._statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         self._window = self._statistics.window()
         if self._statistics.unavailable:
             warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)

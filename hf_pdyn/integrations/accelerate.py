@@ -3,39 +3,32 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
 from torch.optim import Optimizer
+
+from hf_pdyn.clipping import note_clip
 
 
 def unwrap_optimizer(optimizer: Any) -> Optimizer:
     """The innermost torch optimizer behind accelerate's and DeepSpeed's wrappers.
 
-    AcceleratedOptimizer is itself a torch Optimizer, so isinstance does not tell them apart.
+    AcceleratedOptimizer is itself a torch Optimizer and DeepSpeed's are not, so isinstance tells nothing.
     """
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+    while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
-@dataclass
-class _LastClip:
-    total_norm: Tensor | float
-    max_norm: float
-
-
-_last_clip: _LastClip | None = None
-
-
 def watch_clipping() -> None:
-    """Remember what every later `Accelerator.clip_grad_norm_` call returned. Idempotent.
+    """Note what every later `Accelerator.clip_grad_norm_` call did to the optimizers it concerns. Idempotent.
 
     The Trainer clips before any callback sees the gradients and passes the norm on to nobody; the
-    public method that it calls is the one place to learn it.
+    public method that it calls is the one place to learn it. Under DeepSpeed that only reports on the step
+    which the engine has made already.
     """
     from accelerate import Accelerator
+    from accelerate.utils import DistributedType
 
     original = Accelerator.clip_grad_norm_
     if getattr(original, "watched_by_hf_pdyn", False):
@@ -43,24 +36,14 @@ def watch_clipping() -> None:
 
     @functools.wraps(original)
     def clip_grad_norm_(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
-        global _last_clip
+        parameters = list(parameters)
         total_norm = original(self, parameters, max_norm, norm_type=norm_type)
-        _last_clip = None if total_norm is None or norm_type != 2 else _LastClip(total_norm, float(max_norm))
+        if total_norm is not None and norm_type == 2 and self.distributed_type != DistributedType.DEEPSPEED:
+            clipped = {id(parameter) for parameter in parameters}
+            for optimizer in map(unwrap_optimizer, self._optimizers):
+                if id(optimizer.param_groups[0]["params"][0]) in clipped:
+                    note_clip(optimizer, total_norm, max_norm)
         return total_norm
 
     clip_grad_norm_.watched_by_hf_pdyn = True  # type: ignore[attr-defined]
     Accelerator.clip_grad_norm_ = clip_grad_norm_
-
-
-def take_clip_factor() -> Tensor | float:
-    """By what the gradients of the coming step were multiplied; 1.0 where nothing clipped. Forgets it.
-
-    torch multiplies by min(1, max_norm / (total_norm + 1e-6)). A tensor on the gradients' device where
-    the norm was one, so that asking does not synchronise.
-    """
-    global _last_clip
-    clip, _last_clip = _last_clip, None
-    if clip is None:
-        return 1.0
-    factor = clip.max_norm / (clip.total_norm + 1e-6)
-    return factor.clamp(max=1.0) if isinstance(factor, Tensor) else min(1.0, factor)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_optimizer import OptimizerContext
 from transformers.training_args import OptimizerNames
+
+from hf_pdyn.clipping import note_clip
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
 
 OptimizerHandler = Callable[[OptimizerContext], tuple[Any, dict[str, Any]]]
 
@@ -104,6 +108,28 @@ def place_before_reporters(callback: TrainerCallback) -> None:
     handler.callbacks = [*others[: flow + 1], callback, *others[flow + 1 :]]
 
 
+def watch_mixed_mesh_clipping() -> None:
+    """Note the clipping that a Trainer does itself where gradients lie on several device meshes. Idempotent.
+
+    `Accelerator.clip_grad_norm_`, which is watched otherwise, has no part in it (transformers 5.23; 5.2 has no such
+    clipping).
+    """
+    from transformers import Trainer
+
+    original = getattr(Trainer, "_mixed_mesh_grad_norm", None)
+    if original is None or getattr(original, "watched_by_hf_pdyn", False):
+        return
+
+    @functools.wraps(original)
+    def _mixed_mesh_grad_norm(self: Any, model: nn.Module, max_norm: float) -> Any:
+        total_norm = original(self, model, max_norm)
+        note_clip(unwrap_optimizer(self.optimizer), total_norm, max_norm)
+        return total_norm
+
+    _mixed_mesh_grad_norm.watched_by_hf_pdyn = True  # type: ignore[attr-defined]
+    Trainer._mixed_mesh_grad_norm = _mixed_mesh_grad_norm
+
+
 def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, float]) -> None:
     """Add `metrics` to the record that `on_log` announces, for reporters and trainer_state.json.
 
@@ -141,6 +167,13 @@ def stock_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [param for name, param in trainable if name in decaying], "weight_decay": weight_decay},
         {"params": [param for name, param in trainable if name not in decaying], "weight_decay": 0.0},
     ]
+
+
+def shards_every_parameter() -> bool:
+    """Whether DeepSpeed ZeRO-3 is on: no process holds a whole parameter."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
 
 
 def build_without_weights(name_or_path: str) -> nn.Module:

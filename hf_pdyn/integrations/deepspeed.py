@@ -1,0 +1,123 @@
+"""What we need of DeepSpeed beyond its public API (tried with 0.19.8). Nothing here imports it.
+
+ZeRO 1 and 2 flatten each parameter group, give every process one slice of it, a partition, and step the
+partitions one after the other. Which parameters lie where is in `param._hp_mapping`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_pdyn.clipping import note_clip
+from hf_pdyn.sharding import Piece, declare_shard
+
+_ONE_STEP = "one_step_for_all_groups"
+_WAITING = "_hf_pdyn_gradients"
+
+
+def zero_optimizer(optimizer: Any) -> Any | None:
+    """The ZeRO 1 or 2 optimizer among the wrappers of `optimizer`, if there is one."""
+    module = sys.modules.get("deepspeed.runtime.zero.stage_1_and_2")
+    while module is not None and optimizer is not None:
+        if isinstance(optimizer, module.DeepSpeedZeroOptimizer):
+            return optimizer
+        optimizer = getattr(optimizer, "optimizer", None)
+    return None
+
+
+def why_unreadable(optimizer: Any) -> str | None:
+    """Why gradients cannot be read where DeepSpeed steps `optimizer`; None where they can, or without it."""
+    if type(optimizer).__name__ != "DeepSpeedOptimizerWrapper":  # accelerate's
+        return None
+    zero = zero_optimizer(optimizer)
+    if zero is None:
+        return (
+            f"DeepSpeed steps with its {type(optimizer.optimizer).__name__}, and only ZeRO stages 1 and 2 can be "
+            "read; use one of these, DDP or FSDP2"
+        )
+    alone = _takes_steps_by_itself(zero)
+    return f"DeepSpeed's {alone} takes the steps by itself; switch it off" if alone else None
+
+
+def want_one_step_for_all_groups(optimizer: Any) -> None:
+    """Have ZeRO 1 and 2 call this (inner) optimizer's `step` once for all groups, and note the clipping.
+
+    Of a step per group nobody can tell where a training step begins or how its gradients were clipped,
+    and an update that is matched in size needs them all.
+    """
+    setattr(optimizer, _ONE_STEP, True)
+    module = sys.modules.get("deepspeed.runtime.zero.stage_1_and_2")
+    if module is not None:
+        _patch(module.DeepSpeedZeroOptimizer)
+
+
+def zero_pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:
+    """For every parameter that `zero` steps: its name, its group's index, and what of it this process holds.
+
+    In the order of `model.named_parameters()`, hence the same on every process.
+    """
+    _declare_partitions(zero)
+    group_of = {param: i for i, group in enumerate(zero.bit16_groups) for param in group}
+    for name, param in model.named_parameters():
+        if param in group_of:
+            mapping = param._hp_mapping  # type: ignore[attr-defined]
+            address = None if mapping is None else mapping.get_hp_fragment_address()
+            holder = zero.single_partition_of_fp32_groups[group_of[param]]
+            yield name, group_of[param], None if address is None else Piece(holder, address.start, address.numel)
+
+
+def _patch(zero_class: type[Any]) -> None:
+    original = zero_class._optimizer_step
+    if getattr(original, "patched_by_hf_pdyn", False):
+        return
+
+    @functools.wraps(original)
+    def _optimizer_step(self: Any, group_no: int) -> None:
+        if _takes_steps_by_itself(self) or not getattr(self.optimizer, _ONE_STEP, False):
+            original(self, group_no)
+        else:
+            _step_with_the_last_group(self, group_no)
+
+    _optimizer_step.patched_by_hf_pdyn = True  # type: ignore[attr-defined]
+    zero_class._optimizer_step = _optimizer_step
+
+
+def _step_with_the_last_group(zero: Any, group_no: int) -> None:
+    """What ZeRO does for one group, for all at once when the last one's turn has come.
+
+    ZeRO forgets a group's gradient right after its turn and copies its partition into the model's
+    parameters; for groups that waited, both are done here. The gather over processes comes later.
+    """
+    partitions: list[Tensor] = zero.single_partition_of_fp32_groups
+    waiting: dict[int, Tensor] = vars(zero).setdefault(_WAITING, {})
+    if group_no < len(partitions) - 1:
+        waiting[group_no] = partitions[group_no].grad  # type: ignore[assignment]
+        return
+    for i, grad in waiting.items():
+        partitions[i].grad = grad
+    _declare_partitions(zero)
+    note_clip(zero.optimizer, zero._global_grad_norm or 0.0, zero.clip_grad or math.inf)
+    zero.optimizer.step()
+    zero._lazy_init_hp_params_optimizer_state()
+    for i in waiting:
+        rank = dist.get_rank(group=zero.real_dp_process_group[i])
+        zero.parallel_partitioned_bit16_groups[i][rank].data.copy_(partitions[i].data)
+        if not zero.cpu_offload:  # its gradients have a buffer of their own that stays
+            partitions[i].grad = None
+    waiting.clear()
+
+
+def _declare_partitions(zero: Any) -> None:
+    for partition, group in zip(zero.single_partition_of_fp32_groups, zero.real_dp_process_group, strict=True):
+        declare_shard(partition, dist.get_world_size(group=group))
+
+
+def _takes_steps_by_itself(zero: Any) -> str | None:
+    return next((name for name in ("zenflow", "torch_autocast_gradscaler") if getattr(zero, name, None)), None)
