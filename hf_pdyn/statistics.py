@@ -183,7 +183,7 @@ class StepStatistics:
         total = _as_scalar(clip.total_norm, like)
         if is_partial(total):
             total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
-        return clip_factor(total, clip.max_norm)
+        return clip_factor(local(total), clip.max_norm)
 
     def _sums_of(self, piece: Piece, group: Mapping[str, Any], factor: Tensor | None) -> Tensor:
         """The values of SUMS for one piece, shape (len(SUMS),); NaN where this optimizer has none."""

@@ -1,4 +1,4 @@
-"""One process of Trainer runs with everything on, case by case; writes what it saw to `OUT/rank<i>.json`."""
+"""One process of Trainer runs with everything on, case by case; writes what it saw to `OUT/rank<i>.pt`."""
 
 import json
 import os
@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig
-from tests.training import trainer
+from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
+from tests.training import gpt2, trainer
 
 CONTROL = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
+INTERVAL = 3
 GLOBAL_BATCH = 8
 
 
@@ -22,8 +27,18 @@ class Exponents(TrainerCallback):
     def __init__(self) -> None:
         self.steps: list[float] = []
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         self.steps.append(optimizer.param_groups[0].get("p", -1.0))
+
+
+def build(model: str) -> torch.nn.Module:
+    if model == "full":
+        return gpt2()
+    config = LoraConfig(
+        r=4, target_modules=["c_attn"], bias="all", modules_to_save=["ln_1", "ln_2", "ln_f"], fan_in_fan_out=True
+    )
+    torch.manual_seed(1)
+    return get_peft_model(gpt2(), config)
 
 
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
@@ -32,33 +47,69 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     exponents = Exponents()
     callbacks = [TelemetryCallback(every=1, per_layer=True), WeightDecayShutoffCallback("0.5"), exponents]
     if options.get("optim", "padam") == "padam":
-        callbacks.insert(0, PControlCallback(CONTROL, interval=3))
+        callbacks.insert(0, PControlCallback(CONTROL, interval=INTERVAL))
     run = trainer(
         out,
+        model=build(options.pop("model")),
         callbacks=callbacks,
-        weight_decay=0.1,
-        max_steps=18,
-        logging_steps=3,
-        per_device_train_batch_size=GLOBAL_BATCH // world_size // accumulation,
-        ddp_find_unused_parameters=False,
-        **options,
+        **{
+            "weight_decay": 0.1,
+            "max_steps": 18,
+            # The gradient of attention's key biases is zero but for rounding, which Adam's epsilon of 1e-8 would scale
+            # up to whole steps, in another direction for every order of the sums.
+            "adam_epsilon": 1e-6,
+            "logging_steps": INTERVAL,
+            "per_device_train_batch_size": GLOBAL_BATCH // world_size // accumulation,
+            **options,
+        },
     )
     run.remove_callback(PrinterCallback)
     run.train()
+    inner = run.optimizer
+    while hasattr(inner, "optimizer"):
+        inner = inner.optimizer
     return {
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "wrapper": type(run.model_wrapped).__name__,
+        "tensors": kinds(inner),
         "p": exponents.steps,
         "logs": [record for record in run.state.log_history if "loss" in record],
-        "weights": {name: param.detach().double().norm().item() for name, param in run.model.named_parameters()},
+        "weights": full_weights(run.model),
     }
+
+
+def kinds(optimizer: torch.optim.Optimizer) -> list[str]:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    if all(isinstance(param, DTensor) for param in params):
+        return ["DTensor"]
+    if all(param.ndim == 1 for param in params):
+        return ["1-D Parameter" if all(isinstance(param, torch.nn.Parameter) for param in params) else "flat Tensor"]
+    return sorted({type(param).__name__ for param in params})
+
+
+def full_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+            return copies(model)
+    return copies(model)
+
+
+def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    weights = {}
+    for name, param in model.named_parameters():
+        whole = param.full_tensor() if isinstance(param, DTensor) else param
+        weights[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().double().clone()
+    return weights
 
 
 def main() -> None:
     out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    reports = {name: train(out / name.replace(" ", "_"), options) for name, options in cases.items()}
-    (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(reports))
+    allow_fsdp_on_cpu()
+    reports = {}
+    for i, (name, options) in enumerate(cases.items()):
+        reports[name] = train(out / f"case{i}", options)
+    torch.save(reports, out / f"rank{os.environ.get('RANK', '0')}.pt")
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -1,0 +1,156 @@
+"""The launch matrix: every way to launch x every training, what each is compared with, and how far apart they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+
+# Sums over processes come in another order, in float32: relative differences stay below this.
+TOLERANCE = 1e-5
+
+_FSDP = {"transformer_layer_cls_to_wrap": ["GPT2Block"], "use_orig_params": True, "cpu_ram_efficient_loading": False}
+
+
+def _fsdp(**config: Any) -> dict[str, Any]:
+    return {"fsdp": "full_shard auto_wrap", "fsdp_config": {**_FSDP, **config}}
+
+
+def _zero(stage: int) -> dict[str, Any]:
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return {
+        "deepspeed": {
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            **dict.fromkeys(automatic, "auto"),
+        }
+    }
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A way to launch: processes, the Trainer's options, and what parameters must then be.
+
+    tensor: the type of the optimizer's tensors, so that a launch that fell back to something else is seen.
+    """
+
+    processes: int
+    options: dict[str, Any]
+    wrapper: str
+    tensor: str
+
+
+LAUNCHES: dict[str, Launch] = {
+    "plain": Launch(1, {}, "", "Parameter"),
+    "DDP": Launch(2, {"ddp_find_unused_parameters": False}, "DistributedDataParallel", "Parameter"),
+    "FSDP2": Launch(2, _fsdp(version=2), "FSDP", "DTensor"),
+    "FSDP1": Launch(2, _fsdp(version=1, sync_module_states=False), "FullyShardedDataParallel", "1-D Parameter"),
+    "ZeRO-1": Launch(2, _zero(1), "DeepSpeedEngine", "flat Tensor"),
+    "ZeRO-2": Launch(2, _zero(2), "DeepSpeedEngine", "flat Tensor"),
+}
+
+TRAININGS: dict[str, dict[str, Any]] = {
+    "padam p=.5": {"optim_args": "p=0.5"},
+    "padam p=.25 matched": {"optim_args": "p=0.25,update_scale=adam,lr_mult.norm=3"},
+    "sgd, shutoff": {"optim": "sgd"},
+    "clipped at every step": {"optim_args": "p=0.4", "max_grad_norm": 0.01, "logging_steps": 1},
+    "accumulation": {"optim_args": "p=0.5", "gradient_accumulation_steps": 2},
+}
+CASES: dict[str, dict[str, Any]] = {
+    f"{model}, {name}": {"model": model, **options}
+    for model in ("full", "LoRA")
+    for name, options in TRAININGS.items()
+    if model == "full" or name != "accumulation"
+}
+
+
+def run(launch: str, out: Path, cases: dict[str, Any] = CASES, worker: str = "trainer_worker") -> list[dict[str, Any]]:
+    """Run a worker's cases under `launch`; the reports of each rank, case by case. Asserts the number of processes."""
+    processes = LAUNCHES[launch].processes
+    out.mkdir(parents=True)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [
+        *(torchrun if processes > 1 else []),
+        "-m",
+        f"tests.distributed.{worker}",
+        str(out),
+        json.dumps({name: {**LAUNCHES[launch].options, **options} for name, options in cases.items()}),
+    ]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    result = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    return reports(launch, out)
+
+
+def reports(launch: str, out: Path) -> list[dict[str, Any]]:
+    """What a run left in `out`; asserts that it was the launch that it should have been."""
+    expected = LAUNCHES[launch]
+    ranks = [torch.load(out / f"rank{rank}.pt") for rank in range(expected.processes)]
+    for report in (report for rank in ranks for report in rank.values()):
+        assert report["world_size"] == expected.processes
+        assert report["wrapper"].startswith(expected.wrapper)
+        assert report["tensors"] == [expected.tensor]
+    return ranks
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The largest relative differences of a cell from one process: of logged statistics and of final weights."""
+
+    statistics: float
+    weights: float
+    same_p: bool
+
+    @property
+    def agrees(self) -> bool:
+        return self.same_p and self.statistics <= TOLERANCE and self.weights <= TOLERANCE
+
+    def __str__(self) -> str:
+        p = "same p" if self.same_p else "OTHER P"
+        return f"statistics {self.statistics:.1e}, weights {self.weights:.1e}, {p}"
+
+
+def difference(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> Difference:
+    """Of the worst rank; AssertionError where one logged other metrics, or has other parameters by name."""
+    statistics, weights = [0.0], [0.0]
+    for report in ranks:
+        assert len(report["logs"]) == len(expected["logs"])
+        for record, wanted in zip(report["logs"], expected["logs"], strict=True):
+            assert record.keys() == wanted.keys(), record.keys() ^ wanted.keys()
+            statistics += [_relative(name, value, wanted[name]) for name, value in record.items()]
+        names = expected["weights"].keys()
+        assert report["weights"].keys() == names, report["weights"].keys() ^ names
+        weights += [_distance(report["weights"][name], expected["weights"][name]) for name in names]
+    # The first rank's decisions are every rank's, bit for bit; those of another launch come from sums in another order.
+    same_p = all(report["p"] == ranks[0]["p"] for report in ranks) and ranks[0]["p"] == expected["p"]
+    return Difference(_largest(statistics), _largest(weights), same_p)
+
+
+def _relative(name: str, value: float, wanted: float) -> float:
+    # A relative change is the difference of two numbers that are each good to the tolerance already.
+    scale = 1.0 if name.endswith("_change") else abs(wanted)
+    return abs(value - wanted) / max(scale, 1e-9)
+
+
+def _distance(weight: torch.Tensor, wanted: torch.Tensor) -> float:
+    return ((weight - wanted).norm() / wanted.norm().clamp(min=1e-3)).item()
+
+
+def _largest(values: list[float]) -> float:
+    return torch.tensor(values).max().item()  # unlike Python's max, NaN if one is
