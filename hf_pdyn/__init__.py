@@ -1,6 +1,7 @@
 """See and steer how an optimizer distributes a training signal.
 
-Importing this package makes `TrainingArguments(optim="padam")` and `--optim padam` valid; nothing else happens.
+Importing this package makes `TrainingArguments(optim="padam")` and `--optim padam` valid, and has
+`resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted; nothing else happens.
 """
 
 from hf_pdyn.arguments import PdynArguments

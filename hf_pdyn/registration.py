@@ -10,7 +10,12 @@ from transformers.trainer_optimizer import OptimizerContext
 
 from hf_pdyn.grouping import Label, label_parameters, split_groups
 from hf_pdyn.integrations.deepspeed import want_one_step_for_all_groups
-from hf_pdyn.integrations.transformers import register_optimizer, shards_every_parameter
+from hf_pdyn.integrations.transformers import (
+    make_checkpoints_resumable,
+    register_optimizer,
+    shards_every_parameter,
+    skip_incomplete_checkpoints,
+)
 from hf_pdyn.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.optimizer import Padam
 from hf_pdyn.sharding import declare_fsdp1_shards
@@ -22,8 +27,9 @@ DEFAULT_P = 0.5
 
 
 def register() -> None:
-    """Make the optimizer's name known to transformers. Idempotent."""
+    """Make the optimizer's name known to transformers, and incomplete checkpoints too. Idempotent."""
     register_optimizer(OPTIMIZER_NAME, _build_for_trainer)
+    skip_incomplete_checkpoints()
 
 
 class TrainerPadam(Padam):
@@ -74,6 +80,7 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
     `--adam_epsilon E` stands outside the root and becomes Eq. 18's eps = E^2, which is inside; an `eps`
     in `optim_args` is Eq. 18's own.
     """
+    make_checkpoints_resumable()
     args = context.args
     optim_args = parse_optim_args(args.optim_args)
     settings: dict[str, Any] = {

@@ -29,9 +29,9 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
     set_seed,
+    trainer_utils,
 )
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
-from transformers.trainer_utils import get_last_checkpoint
 
 from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError, run_recipe
@@ -288,7 +288,7 @@ def checkpoint_to_resume(options: TrainingArguments) -> str | None:
         return None
     if wanted == "auto":
         exists = Path(options.output_dir).is_dir()
-        return get_last_checkpoint(options.output_dir) if exists else None
+        return trainer_utils.get_last_checkpoint(options.output_dir) if exists else None
     if not Path(wanted).is_dir():
         raise RecipeError(f"--resume_from_checkpoint must be a checkpoint directory or 'auto', got {wanted!r}")
     return wanted

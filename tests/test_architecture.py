@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control"),
+    ("suggest", "resilience", "kernels", "control", "checkpoints"),
     ("schedules", "grouping", "sharding", "clipping"),
     ("windows", "optimizer"),
     ("optim_args", "integrations"),
@@ -69,5 +69,5 @@ def test_who_knows_a_library(library: str, allowed: set[str]) -> None:
 
 
 def test_the_algorithm_knows_no_torch() -> None:
-    for module in ("control", "schedules", "suggest", "resilience"):
+    for module in ("control", "schedules", "suggest", "resilience", "checkpoints"):
         assert not {name for name in imports(PACKAGE / f"{module}.py") if name.split(".")[0] == "torch"}

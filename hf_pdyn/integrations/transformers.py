@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers.trainer_optimizer
+import transformers.trainer_utils
 from torch import nn
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_optimizer import OptimizerContext
 from transformers.training_args import OptimizerNames
 
+from hf_pdyn.checkpoints import incompleteness
 from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 
@@ -66,10 +70,7 @@ def _explain_malformed_optim_args() -> None:
         return original(",".join(items))
 
     parse_optim_args.explains_malformed_items = True  # type: ignore[attr-defined]
-    for module_name in ("transformers.trainer_optimizer", "transformers.trainer"):
-        module = sys.modules.get(module_name)
-        if getattr(module, "_parse_optim_args", None) is original:
-            module._parse_optim_args = parse_optim_args  # type: ignore[union-attr]
+    _replace(original, parse_optim_args, ("transformers.trainer_optimizer", "transformers.trainer"))
 
 
 def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
@@ -140,16 +141,89 @@ def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, flo
         state.log_history[-1].update(metrics)
 
 
-def rewrite_saved_state(state: TrainerState, output_dir: str) -> None:
-    """Write `state` once more into the checkpoint of its step, if there is one; never half of it."""
-    from transformers.trainer import TRAINER_STATE_NAME
+def make_checkpoints_resumable() -> None:
+    """Let a checkpoint have trainer_state.json only when all else of it is on the disk. Idempotent.
+
+    Callbacks with a `before_checkpoint(state)` are asked, in every process, just before the Trainer writes one. The
+    Trainer has no event there: `on_save` comes after, and another callback may ask for a checkpoint behind our
+    `on_step_end`, or, as transformers' just-in-time one, write it at once.
+    """
+    from transformers.trainer import TRAINER_STATE_NAME, Trainer
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-    path = Path(output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}" / TRAINER_STATE_NAME
-    if path.is_file():
-        unfinished = path.with_suffix(".json.tmp")
-        state.save_to_json(str(unfinished))
-        os.replace(unfinished, path)
+    save_checkpoint, save_rng_state = Trainer._save_checkpoint, Trainer._save_rng_state
+    if getattr(save_checkpoint, "resumable_by_hf_pdyn", False):
+        return
+
+    @functools.wraps(save_checkpoint)
+    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        for callback in self.callback_handler.callbacks:
+            if hasattr(callback, "before_checkpoint"):
+                callback.before_checkpoint(self.state)
+        if self.args.should_save:
+            folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            # Of an earlier run: it would make this one look complete.
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+        save_checkpoint(self, model, trial)
+
+    @functools.wraps(save_rng_state)
+    def _save_rng_state(self: Any, output_dir: str) -> None:
+        save_rng_state(self, output_dir)
+        # Every process has its own, and the first goes on to trainer_state.json.
+        self.accelerator.wait_for_everyone()
+
+    _save_checkpoint.resumable_by_hf_pdyn = True  # type: ignore[attr-defined]
+    Trainer._save_checkpoint, Trainer._save_rng_state = _save_checkpoint, _save_rng_state
+
+
+def skip_incomplete_checkpoints() -> None:
+    """Let `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted. Idempotent.
+
+    The Trainer takes the highest number, complete or not, and then starts silently at step 0 with those weights.
+    """
+    original = transformers.trainer_utils.get_last_checkpoint
+    if getattr(original, "skips_incomplete_checkpoints", False):
+        return
+
+    @functools.wraps(original)
+    def get_last_checkpoint(folder: str) -> str | None:
+        skipped: list[str] = []
+        chosen = next(_complete(_newest_first(folder), skipped), None)
+        if skipped:
+            instead = f"{chosen.name} is used" if chosen else "no other is left"
+            warnings.warn(
+                f"Incomplete checkpoints in {folder}, written by an interrupted run, are passed over: "
+                f"{', '.join(skipped)}; {instead}.",
+                stacklevel=2,
+            )
+        return str(chosen) if chosen else None
+
+    get_last_checkpoint.skips_incomplete_checkpoints = True  # type: ignore[attr-defined]
+    _replace(original, get_last_checkpoint, ("transformers.trainer_utils", "transformers.trainer"))
+
+
+def _newest_first(folder: str) -> list[Path]:
+    prefix = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-"
+    steps = [name.removeprefix(prefix) for name in os.listdir(folder) if re.fullmatch(rf"{prefix}\d+", name)]
+    paths = [Path(folder, prefix + step) for step in sorted(steps, key=int, reverse=True)]
+    return [path for path in paths if path.is_dir()]
+
+
+def _complete(checkpoints: list[Path], skipped: list[str]) -> Iterator[Path]:
+    for checkpoint in checkpoints:
+        reason = incompleteness(checkpoint)
+        if reason is None:
+            yield checkpoint
+        else:
+            skipped.append(f"{checkpoint.name} ({reason})")
+
+
+def _replace(original: Callable[..., Any], replacement: Callable[..., Any], module_names: tuple[str, ...]) -> None:
+    """In the modules that are loaded: one that is not yet will import the replacement."""
+    for module_name in module_names:
+        module = sys.modules.get(module_name)
+        if getattr(module, original.__name__, None) is original:
+            setattr(module, original.__name__, replacement)
 
 
 def is_training_log(logs: dict[str, Any]) -> bool:
