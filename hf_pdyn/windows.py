@@ -132,7 +132,13 @@ class Window:
         return dataclasses.asdict(self._totals)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue an interval; ValueError where it was of another set of layers."""
+        """Continue an interval; ValueError where it was of another set of layers, or is none."""
+        keys = {total.name for total in dataclasses.fields(_Totals)}
+        if state.keys() != keys:
+            raise ValueError(
+                f"The interval in this checkpoint must have {', '.join(sorted(keys))}, got {', '.join(sorted(state))}: "
+                "it was damaged, or written by another hf_pdyn."
+            )
         width = len(self._scopes)
         if state["grad_norm"] and len(state["grad_norm"]) != width:
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,15 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.integrations.accelerate import watch_clipping
+from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
     is_training_log,
+    make_checkpoints_resumable,
     place_before_reporters,
-    rewrite_saved_state,
     watch_mixed_mesh_clipping,
 )
+from hf_pdyn.optimizer import Padam
 from hf_pdyn.schedules import Moment
 
 _MEMORY_KEY = "pdyn"
@@ -72,6 +74,11 @@ class PdynCallback(TrainerCallback):
     ) -> None:
         assert model is not None and optimizer is not None
         place_before_reporters(self)
+        make_checkpoints_resumable()
+        first_of_ours = "_pdyn_claims" not in vars(state)
+        if state.global_step > 0 and first_of_ours:
+            _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
+        self._claims(state)
         self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
         self.begin(args, state)
 
@@ -80,13 +87,17 @@ class PdynCallback(TrainerCallback):
 
         The claims of one `train()` stand beside its state, which is new for each.
         """
-        claims: dict[tuple[str, str | None], str] = vars(state).setdefault("_pdyn_claims", {})
+        claims = self._claims(state)
         if (field, label) in claims:
             raise ValueError(
                 f"{claims[field, label]} and {type(self).__name__} would both write {field}"
                 f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
             )
         claims[field, label] = type(self).__name__
+
+    def _claims(self, state: TrainerState) -> dict[tuple[str, str | None], str]:
+        claims: dict[tuple[str, str | None], str] = vars(state).setdefault("_pdyn_claims", {})
+        return claims
 
 
 class RememberingCallback(PdynCallback, ABC):
@@ -98,6 +109,8 @@ class RememberingCallback(PdynCallback, ABC):
     """
 
     memory_name: str
+    without_memory: str
+    """What starts anew in a run resumed from a checkpoint without this callback's memory, as a sentence's subject."""
 
     @abstractmethod
     def give_up(self) -> None:
@@ -105,7 +118,7 @@ class RememberingCallback(PdynCallback, ABC):
 
     @abstractmethod
     def remember(self) -> dict[str, Any] | None:
-        """JSON-able state; may wait for the device, so it is called when a checkpoint is due."""
+        """JSON-able state; may wait for the device, so it is called when a checkpoint is written."""
 
     @abstractmethod
     def recall(self, memory: dict[str, Any]) -> None:
@@ -119,41 +132,38 @@ class RememberingCallback(PdynCallback, ABC):
         watch_clipping()
         watch_mixed_mesh_clipping()
         super().on_train_begin(args, state, *event, **kwargs)
-        memory = state.stateful_callbacks.get(_MEMORY_KEY)
-        if not memory or self.memory_name not in memory:
-            return
-        if memory.get("version") != _MEMORY_VERSION:
+        memory = state.stateful_callbacks.get(_MEMORY_KEY) or {}
+        if memory and memory.get("version") != _MEMORY_VERSION:
             raise ValueError(
                 f"The checkpoint's pdyn state has version {memory.get('version')!r}, this hf_pdyn reads "
                 f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
             )
-        if memory[self.memory_name]["step"] != state.global_step:
+        if self.memory_name in memory:
+            self._continue(memory[self.memory_name], state.global_step)
+        elif state.global_step > 0:
+            warnings.warn(
+                f"The checkpoint of step {state.global_step} has no {self.memory_name} state: it was written without "
+                f"{type(self).__name__}. {self.without_memory} anew at this step.",
+                stacklevel=2,
+            )
+
+    def _continue(self, memory: dict[str, Any], step: int) -> None:
+        if memory.get("step", step) != step:
             # The Trainer carries the state of callbacks that were left out of a run through its checkpoints.
             warnings.warn(
-                f"The checkpoint's {self.memory_name} state is of step {memory[self.memory_name]['step']}, the "
-                f"checkpoint of step {state.global_step}: the run between was without. Starting it anew.",
+                f"The checkpoint's {self.memory_name} state is of step {memory['step']}, the "
+                f"checkpoint of step {step}: the run between was without. Starting it anew.",
                 stacklevel=2,
             )
             return
-        self.recall(memory[self.memory_name])
+        self.recall(memory)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # An evaluation may decide to save the best model, after which no event comes in time.
-        if control.should_save or control.should_evaluate:
-            self._store(state)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._store(state)
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Mend a checkpoint that another callback asked for after our `on_step_end`."""
-        if self._memory(state).get(self.memory_name, {}).get("step") == state.global_step:
-            return
-        self._store(state)
-        if state.is_world_process_zero:
-            rewrite_saved_state(state, args.output_dir)
+    def before_checkpoint(self, state: TrainerState) -> None:
+        """Put the state of this step where the checkpoint that is about to be written has it."""
+        remembered = self.remember()
+        if remembered is not None:
+            memory = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
+            memory[self.memory_name] = {"step": state.global_step, **remembered}
 
     def on_log(
         self,
@@ -166,22 +176,40 @@ class RememberingCallback(PdynCallback, ABC):
         if logs is not None and is_training_log(logs):
             finite = {name: value for name, value in (self.metrics() or {}).items() if math.isfinite(value)}
             add_to_log(logs, state, finite)
-            if self._memory(state).get(self.memory_name, {}).get("step") == state.global_step:
-                self._store(state)  # a checkpoint of this step follows, and the interval has ended since
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.give_up()
 
-    def _memory(self, state: TrainerState) -> dict[str, Any]:
-        memory: dict[str, Any] = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
-        return memory
 
-    def _store(self, state: TrainerState) -> None:
-        remembered = self.remember()
-        if remembered is not None:
-            self._memory(state)[self.memory_name] = {"step": state.global_step, **remembered}
+def check_keys(found: Mapping[str, Any], expected: Collection[str], what: str) -> None:
+    """ValueError unless `found`, from a checkpoint, has exactly the `expected` keys."""
+    differing = [f"{key!r} is missing" for key in expected if key not in found]
+    differing += [f"{key!r} is unknown" for key in found if key not in expected]
+    if differing:
+        raise ValueError(
+            f"{what} in this checkpoint must have the keys {', '.join(expected)}; {', '.join(differing)}. It was "
+            "damaged, or written by another hf_pdyn: resume with that one, or from an earlier checkpoint."
+        )
+
+
+def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:
+    if isinstance(optimizer, Padam):
+        if not optimizer.state:
+            warnings.warn(
+                f"Padam resumes at step {step} without its state: the checkpoint has none (save_only_model=True, or "
+                "its writing was interrupted). Moments, bias correction and the learning rate's schedule start anew, p "
+                "and weight decay are the command line's. Resume from a checkpoint with optimizer.pt, or start a new "
+                "run from this one's weights.",
+                stacklevel=3,
+            )
+    elif any("update_scale" in group for group in optimizer.param_groups):
+        raise ValueError(
+            f"The checkpoint's optimizer state was written by Padam, this run trains with {type(optimizer).__name__}, "
+            f"which has taken over Padam's settings, eps={optimizer.param_groups[0].get('eps')} among them. Resume "
+            "with --optim padam (at p=0.5 it is AdamW), or start a new run from the checkpoint's weights."
+        )
 
 
 def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.callbacks.base import RememberingCallback, check_keys
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.resilience import never_fatal
@@ -34,6 +34,7 @@ class PControlCallback(RememberingCallback):
     """
 
     memory_name = "control"
+    without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
     def __init__(self, config: ControlConfig | None = None, interval: int | str = "epoch") -> None:
         if interval != "epoch" and not (isinstance(interval, int) and interval >= 1):
@@ -76,14 +77,12 @@ class PControlCallback(RememberingCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._interval_ends(state):
             self._decide(state.global_step)
-        super().on_step_end(args, state, control, **kwargs)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.interval == "epoch" and self.run.steps_per_epoch is None:
             self._decide(state.global_step)
-        super().on_epoch_end(args, state, control, **kwargs)
 
     def _interval_ends(self, state: TrainerState) -> bool:
         if self.interval != "epoch":
@@ -143,6 +142,9 @@ class PControlCallback(RememberingCallback):
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
+        check_keys(memory, ("step", "state", "window", "unlogged"), "The control state")
+        for state in (memory["state"], *memory["unlogged"]):
+            check_keys(state, [field.name for field in dataclasses.fields(ControlState)], "Algorithm 1's state")
         self._state = ControlState.from_dict(memory["state"])
         self._unlogged = [ControlState.from_dict(decided) for decided in memory["unlogged"]]
         self.config.check_start(self._state.p)

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.callbacks.base import RememberingCallback, check_keys
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
@@ -34,6 +34,7 @@ class TelemetryCallback(RememberingCallback):
     """
 
     memory_name = "telemetry"
+    without_memory = "Its means, a_t and the counts of skipped and non-finite steps start"
 
     def __init__(self, every: int | None = None, per_layer: bool = False) -> None:
         if every is not None and every < 1:
@@ -122,6 +123,15 @@ class TelemetryCallback(RememberingCallback):
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
+        try:
+            check_keys(
+                memory,
+                ("step", "window", "skipped_steps", "nonfinite_steps", "cumulative_decay"),
+                "The telemetry state",
+            )
+        except ValueError as error:
+            warnings.warn(f"{error} {self.without_memory} anew at this step.", stacklevel=2)
+            return
         if self._window is not None and memory["window"] is not None:
             try:
                 self._window.load_state_dict(memory["window"])
