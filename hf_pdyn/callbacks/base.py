@@ -207,7 +207,7 @@ def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:
     elif any("update_scale" in group for group in optimizer.param_groups):
         raise ValueError(
             f"The checkpoint's optimizer state was written by Padam, this run trains with {type(optimizer).__name__}, "
-            f"which has taken over Padam's settings, eps={optimizer.param_groups[0].get('eps')} among them. Resume "
+            f"which has taken over Padam's settings, eps={optimizer.param_groups[0]['eps']:g} among them. Resume "
             "with --optim padam (at p=0.5 it is AdamW), or start a new run from the checkpoint's weights."
         )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from packaging.version import Version
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig
@@ -161,6 +161,28 @@ def test_a_checkpoint_another_callback_asks_for_is_complete(tmp_path: Path) -> N
     memory = saved_state(tmp_path / "checkpoint-7")["stateful_callbacks"]["pdyn"]
     assert memory["control"]["step"] == memory["telemetry"]["step"] == 7
     assert not list((tmp_path / "checkpoint-7").glob("*.tmp"))
+
+
+class WritesAtOnce(TrainerCallback):
+    """As transformers' just-in-time checkpoint: no should_save, and no event."""
+
+    run: Trainer
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 16:
+            self.run._save_checkpoint(self.run.model, trial=None)
+
+
+def test_a_checkpoint_that_no_event_announces_is_complete(tmp_path: Path) -> None:
+    options = COMMON | {"save_strategy": "no"}
+    writes = WritesAtOnce()
+    writes.run = straight = trainer(tmp_path, callbacks=[*steering("control"), writes], **options)
+    straight.train()
+    resumed = trainer(tmp_path, callbacks=steering("control"), **options)
+    resumed.train(resume_from_checkpoint=True)
+    for run in (straight, resumed):
+        training_logs(run.state.log_history)[3].pop("loss")
+    assert training_logs(resumed.state.log_history) == training_logs(straight.state.log_history)
 
 
 def test_another_version_of_our_state_is_refused(tmp_path: Path) -> None:
