@@ -6,6 +6,7 @@ Importing this package makes `TrainingArguments(optim="padam")` and `--optim pad
 
 from hf_pdyn.arguments import PdynArguments
 from hf_pdyn.callbacks import (
+    NonfiniteCallback,
     PControlCallback,
     ScheduleCallback,
     TelemetryCallback,
@@ -18,6 +19,7 @@ from hf_pdyn.statistics import StepStatistics
 
 __all__ = [
     "Label",
+    "NonfiniteCallback",
     "PControlCallback",
     "Padam",
     "PdynArguments",

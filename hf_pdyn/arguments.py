@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from typing import get_args
 
 from transformers import TrainerCallback, TrainingArguments
 
-from hf_pdyn.callbacks import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn.callbacks import (
+    NonfiniteCallback,
+    PControlCallback,
+    ScheduleCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
 from hf_pdyn.control import ControlConfig
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.optim_args import OptimArgs, parse_optim_args
+from hf_pdyn.optimizer import Nonfinite
 from hf_pdyn.registration import DEFAULT_P, OPTIMIZER_NAME
 from hf_pdyn.schedules import Schedule
 from hf_pdyn.suggest import check_choice, did_you_mean
@@ -69,10 +77,16 @@ class PdynArguments:
         default=None, metadata={"help": "Pathways or components whose decay is switched off (default: all)."}
     )
 
+    nonfinite: str = field(
+        default="apply",
+        metadata={"help": "skip: padam leaves out a step whose gradients hold NaN or infinity, with no scaler too."},
+    )
+
     def __post_init__(self) -> None:
         """Raise ValueError for options that cannot be meant, before anything is built."""
         check_choice("telemetry", self.telemetry, _TELEMETRY)
         check_choice("p_control", self.p_control, _P_CONTROL)
+        check_choice("nonfinite", self.nonfinite, get_args(Nonfinite))
         self._check_companions()
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
@@ -101,6 +115,11 @@ class PdynArguments:
                 "p_control and schedules of p move the exponent of Padam, got "
                 f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop them."
             )
+        if self.nonfinite != "apply" and not is_padam:
+            raise ValueError(
+                "nonfinite says what Padam does with a step, got "
+                f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop it."
+            )
         if self.p_control != "none":
             self._control_config().check_start(optim_args.settings.get("p", DEFAULT_P))
         decays = args.weight_decay > 0 or any(override.field == "weight_decay" for override in optim_args.overrides)
@@ -112,6 +131,8 @@ class PdynArguments:
         callbacks: list[TrainerCallback] = list(self._schedules())
         if self.wd_off is not None:
             callbacks.append(WeightDecayShutoffCallback(self.wd_off, self.wd_on, self.wd_off_labels))
+        if self.nonfinite == "skip":
+            callbacks.append(NonfiniteCallback("skip"))
         if self.p_control == "gradient":
             callbacks.append(PControlCallback(self._control_config(), _interval(self.p_interval)))
         if self.telemetry != "none":

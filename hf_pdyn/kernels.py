@@ -14,6 +14,7 @@ Nothing here knows parameter groups, devices or the Trainer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -98,6 +99,19 @@ def two_norms(tensors: Sequence[Tensor]) -> Tensor:
         if norms[i] is None:
             norms[i] = _norm_by_rows(tensor, dtype)
     return torch.stack([norm.to(device=device, dtype=dtype) for norm in norms])
+
+
+def holds_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """1.0 where any tensor holds NaN or infinity, else 0.0; a 0-d tensor on `device`.
+
+    By the largest magnitude of each: unlike a sum of squares it cannot overflow where every element is finite.
+    """
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():  # an empty tensor has no largest element
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    finite = [torch.stack(torch._foreach_norm(same, math.inf)).isfinite().all().to(device) for same in alike.values()]
+    return (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=device)
 
 
 _ROW = 512

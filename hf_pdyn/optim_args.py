@@ -1,7 +1,7 @@
 """The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
 
-`p`, `eps`, `update_scale`, `bias_correction`, `decoupled_weight_decay`, `amsgrad` and `maximize` are `Padam`'s own;
-`p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a pathway or a component), and
+`p`, `eps`, `update_scale`, `bias_correction`, `nonfinite`, `decoupled_weight_decay`, `amsgrad` and `maximize` are
+`Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a pathway or a component), and
 `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name. Example:
 
     p=0.25, update_scale=adam, p.norm=0, lr_mult.lora_B=16, label.wpe=bias_like/embedding
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label, select
-from hf_pdyn.optimizer import BiasCorrection, UpdateScale
+from hf_pdyn.optimizer import BiasCorrection, Nonfinite, UpdateScale
 from hf_pdyn.suggest import check_choice, did_you_mean
 
 _LABELS = (*PATHWAYS, *COMPONENTS)
@@ -141,6 +141,7 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     "eps": _not_negative,
     "update_scale": _one_of(*get_args(UpdateScale)),
     "bias_correction": _one_of(*get_args(BiasCorrection)),
+    "nonfinite": _one_of(*get_args(Nonfinite)),
     "decoupled_weight_decay": _boolean,
     "amsgrad": _boolean,
     "maximize": _boolean,

@@ -17,6 +17,7 @@ from hf_pdyn.suggest import check_choice
 
 UpdateScale = Literal["raw", "adam"]
 BiasCorrection = Literal["eq18", "padam"]
+Nonfinite = Literal["apply", "skip"]
 
 UpdateObserver = Callable[[Tensor, Tensor], None]
 
@@ -48,6 +49,12 @@ class Padam(Optimizer):
             for all groups, since one each would undo the allocation.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
             Padam implementations (see `kernels.published_padam_direction`).
+        nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
+            optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
+            counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
+            It reads one number on the host at every step, as a gradient scaler does, and where parameters
+            are DTensors all processes agree by one all-reduce. An attribute, in no group and no
+            checkpoint: a resumed run may choose anew.
 
     Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
 
@@ -69,9 +76,13 @@ class Padam(Optimizer):
         decoupled_weight_decay: bool = True,
         update_scale: UpdateScale = "raw",
         bias_correction: BiasCorrection = "eq18",
+        nonfinite: Nonfinite = "apply",
     ) -> None:
         check_choice("update_scale", update_scale, get_args(UpdateScale))
         check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
+        check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        self.nonfinite: Nonfinite = nonfinite
+        self.step_was_skipped = False
         self._observers: list[UpdateObserver] = []
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -98,13 +109,18 @@ class Padam(Optimizer):
             )
         super().add_param_group(param_group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "nonfinite": self.nonfinite}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("nonfinite", "apply")
+        self.__dict__.setdefault("step_was_skipped", False)
         self.__dict__.setdefault("_observers", [])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; returns the closure's loss.
+        """One update of every parameter that has a gradient, or of none (`nonfinite`); returns the closure's loss.
 
         Raises RuntimeError for a sparse gradient.
         """
@@ -113,6 +129,10 @@ class Padam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
+        self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
+        if self.step_was_skipped:
+            self.update_norms = None
+            return loss
         for group, param in self._with_gradient():
             self._update_moments(group, param)
         scale = self._matching_scale() if self.param_groups[0]["update_scale"] == "adam" else None
@@ -126,6 +146,7 @@ class Padam(Optimizer):
 
         `update` is what will be subtracted, without weight decay, of what this process holds of the
         parameter. It is valid during the call only.
+        A skipped step passes the request on to the next.
         """
         self._observers.append(observer)
 
@@ -147,6 +168,17 @@ class Padam(Optimizer):
             for param in group["params"]:
                 if param.grad is not None:
                     yield group, param
+
+    def _any_nonfinite_gradient(self) -> bool:
+        """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [
+            _local_reals(local_like(param.grad, param))
+            for param in params
+            if param.grad is not None and not param.grad.is_sparse
+        ]
+        device = (grads[0] if grads else local(params[0])).device
+        return bool(Shards(params).add_up(kernels.holds_nonfinite(grads, device)) > 0)
 
     def _update_moments(self, group: dict[str, Any], param: Tensor) -> None:
         grad = param.grad

@@ -56,6 +56,21 @@ class TrainerPadam(Padam):
         want_one_step_for_all_groups(self)
 
 
+_NEEDS_THE_WHOLE = {
+    "update_scale": ("adam", "matches the size of the whole update", "raw"),
+    "nonfinite": ("skip", "looks for NaN and infinity in the whole gradient", "apply"),
+}
+
+
+def _check_that_the_whole_is_seen(settings: Mapping[str, Any]) -> None:
+    for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
+        if settings.get(name) == value and shards_every_parameter():
+            raise ValueError(
+                f'{name}="{value}" {what_it_does}, and DeepSpeed ZeRO-3 steps one piece of it after the other. Use '
+                f"ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at {default}."
+            )
+
+
 def labelled_padam(
     model: nn.Module, groups: Iterable[dict[str, Any]], optim_args: OptimArgs, **settings: Any
 ) -> TrainerPadam:
@@ -88,11 +103,7 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon**2,
     }
-    if optim_args.settings.get("update_scale") == "adam" and shards_every_parameter():
-        raise ValueError(
-            'update_scale="adam" matches the size of the whole update, and DeepSpeed ZeRO-3 steps one piece of it '
-            "after the other. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave update_scale at raw."
-        )
+    _check_that_the_whole_is_seen(optim_args.settings)
     if context.model is not None:
         declare_fsdp1_shards(context.model)  # FSDP1 has wrapped it by now, the others come later
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)

@@ -45,7 +45,10 @@ class StepStatistics:
         model: gives parameters their names and labels; labels in the optimizer's groups take precedence.
         labels: instead of `label_parameters(model)`.
 
-    `unavailable` is None, or the reason why nothing can be measured here.
+    `unavailable` is None, or the reason why nothing can be measured here. A step that the optimizer skipped
+    (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is what a gradient scaler told
+    an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d tensor, not 0 where the
+    last step was skipped; None for other optimizers.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
@@ -54,6 +57,7 @@ class StepStatistics:
         self._measuring = False
         self._before: dict[Tensor, Tensor] = {}
         self._update_norms: dict[Piece, Tensor] = {}
+        self.found_inf: Tensor | None = None
         self.refresh(optimizer, model, labels=labels)
         self._optimizer.register_step_pre_hook(lambda *_: self._before_step())
         self._optimizer.register_step_post_hook(lambda *_: self._after_step())
@@ -145,7 +149,8 @@ class StepStatistics:
     @torch.no_grad()
     def _after_step(self) -> None:
         clip = take_clip(self._optimizer, self)
-        if not self.windows:
+        self.found_inf = getattr(self._optimizer, "found_inf", None)
+        if not self.windows or getattr(self._optimizer, "step_was_skipped", False):
             return
         # Read after the step: a closure computes the gradients inside it.
         pieces = [piece for piece in self._columns if _has_gradient(piece)]

@@ -1,8 +1,15 @@
 """TrainerCallbacks: thin adapters between the Trainer's events and the modules below."""
 
 from hf_pdyn.callbacks.control import PControlCallback
+from hf_pdyn.callbacks.nonfinite import NonfiniteCallback
 from hf_pdyn.callbacks.schedule import ScheduleCallback
 from hf_pdyn.callbacks.shutoff import WeightDecayShutoffCallback
 from hf_pdyn.callbacks.telemetry import TelemetryCallback
 
-__all__ = ["PControlCallback", "ScheduleCallback", "TelemetryCallback", "WeightDecayShutoffCallback"]
+__all__ = [
+    "NonfiniteCallback",
+    "PControlCallback",
+    "ScheduleCallback",
+    "TelemetryCallback",
+    "WeightDecayShutoffCallback",
+]

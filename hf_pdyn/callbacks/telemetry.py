@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -49,6 +52,7 @@ class TelemetryCallback(RememberingCallback):
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
         self._settings: dict[str, float] = {}
+        self._undecided: list[tuple[Tensor, dict[str, float]]] = []
         self._start_measuring()
 
     @never_fatal
@@ -80,22 +84,47 @@ class TelemetryCallback(RememberingCallback):
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if getattr(self.run.optimizer, "step_was_skipped", False):
+        optimizer = unwrap_optimizer(self.run.optimizer)
+        if optimizer is not self.run.optimizer and getattr(self.run.optimizer, "step_was_skipped", False):
             self._skipped_steps += 1
+            return
+        if getattr(optimizer, "step_was_skipped", False):
+            self._skipped_steps += 1
+            self._nonfinite_steps += 1
             return
         labelled = _by_label(self.run.groups)
         self._settings = {}
+        rates: dict[str, float] = {}
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
-            rate = max(float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups)
-            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - rate
+            rates[label] = max(float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups)
             self._settings[f"pdyn/weight_decay{label}"] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
+        if self._window is not None and self._statistics.found_inf is not None:
+            self._undecided.append((self._statistics.found_inf, rates))
+        else:
+            self._decay(rates)
+
+    def _decay(self, rates: Mapping[str, float]) -> None:
+        for label, rate in rates.items():
+            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - rate
+
+    def _settle(self) -> None:
+        """Learn which steps the optimizer skipped on the device; waits for it once."""
+        undecided, self._undecided = self._undecided, []
+        if not undecided:
+            return
+        for skipped, (_, rates) in zip(torch.stack([flag for flag, _ in undecided]).tolist(), undecided, strict=True):
+            if skipped:
+                self._skipped_steps += 1
+            else:
+                self._decay(rates)
 
     @never_fatal
     def metrics(self) -> dict[str, float] | None:
+        self._settle()
         # A record of skipped steps alone has nothing but their count, and that one is wanted.
         if self._window is None or not (len(self._window) or self._skipped_steps > self._logged_skips):
             return None
@@ -115,6 +144,7 @@ class TelemetryCallback(RememberingCallback):
 
     @never_fatal
     def remember(self) -> dict[str, Any] | None:
+        self._settle()
         return {
             "window": self._window.state_dict() if self._window is not None else None,
             "skipped_steps": self._skipped_steps,

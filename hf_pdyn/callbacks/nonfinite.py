@@ -1,0 +1,41 @@
+"""`NonfiniteCallback`: what Padam does with a step whose gradients hold NaN or infinity."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from transformers import TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import PdynCallback
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.optimizer import Nonfinite, Padam
+from hf_pdyn.sharding import shards_invisibly
+from hf_pdyn.suggest import check_choice
+
+
+class NonfiniteCallback(PdynCallback):
+    """Sets `Padam.nonfinite` for one training, also for one that resumes a checkpoint.
+
+    Args:
+        nonfinite: "skip" leaves out every step in which a gradient holds NaN or infinity, "apply" takes it.
+    """
+
+    def __init__(self, nonfinite: Nonfinite = "skip") -> None:
+        check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        self.nonfinite: Nonfinite = nonfinite
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        optimizer = unwrap_optimizer(self.run.optimizer)
+        if not isinstance(optimizer, Padam):
+            raise ValueError(
+                f"nonfinite says what Padam does with a step, got {type(optimizer).__name__}. Train with "
+                "--optim padam, or drop it."
+            )
+        if self.nonfinite == "skip" and (args.deepspeed or shards_invisibly(self.run.model)):
+            raise ValueError(
+                'nonfinite="skip" looks for NaN and infinity in the whole gradient, which under '
+                f"{'DeepSpeed' if args.deepspeed else 'FSDP1'} no process can see. Launch with DDP or FSDP2 "
+                "(fsdp_version: 2), or leave nonfinite at apply."
+            )
+        self.claim(state, "nonfinite")
+        optimizer.nonfinite = self.nonfinite
