@@ -101,8 +101,12 @@ class StepStatistics:
         self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
 
     def window(self) -> Window:
-        """A new interval that begins with the next step, and ends when nobody refers to the window any more."""
+        """A new interval that begins with the next step, and ends when nobody refers to the window any more.
+
+        What was announced for a step that has not come (its forward pass failed, say) is void.
+        """
         take_clip(self._optimizer, self)  # of a step before this window
+        self._measuring = False
         window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
         return window

@@ -24,6 +24,10 @@ from hf_pdyn.integrations.transformers import (
 from hf_pdyn.optimizer import Padam
 from hf_pdyn.schedules import Moment
 
+PINNED_BY_CALLBACK = "callback"
+"""In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
+
+_CLAIMS = "_pdyn_claims"
 _MEMORY_KEY = "pdyn"
 _MEMORY_VERSION = 1
 
@@ -75,11 +79,12 @@ class PdynCallback(TrainerCallback):
         assert model is not None and optimizer is not None
         place_before_reporters(self)
         make_checkpoints_resumable()
-        first_of_ours = "_pdyn_claims" not in vars(state)
-        if state.global_step > 0 and first_of_ours:
-            _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
-        self._claims(state)
         self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
+        if _CLAIMS not in vars(state):  # the first of our callbacks
+            setattr(state, _CLAIMS, {})
+            _unpin(self.run.groups)
+            if state.global_step > 0:
+                _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
         self.begin(args, state)
 
     def claim(self, state: TrainerState, field: str, label: str | None = None) -> None:
@@ -87,17 +92,13 @@ class PdynCallback(TrainerCallback):
 
         The claims of one `train()` stand beside its state, which is new for each.
         """
-        claims = self._claims(state)
+        claims: dict[tuple[str, str | None], str] = getattr(state, _CLAIMS)
         if (field, label) in claims:
             raise ValueError(
                 f"{claims[field, label]} and {type(self).__name__} would both write {field}"
                 f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
             )
         claims[field, label] = type(self).__name__
-
-    def _claims(self, state: TrainerState) -> dict[tuple[str, str | None], str]:
-        claims: dict[tuple[str, str | None], str] = vars(state).setdefault("_pdyn_claims", {})
-        return claims
 
 
 class RememberingCallback(PdynCallback, ABC):
@@ -210,6 +211,14 @@ def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:
             f"which has taken over Padam's settings, eps={optimizer.param_groups[0]['eps']:g} among them. Resume "
             "with --optim padam (at p=0.5 it is AdamW), or start a new run from the checkpoint's weights."
         )
+
+
+def _unpin(groups: list[dict[str, Any]]) -> None:
+    """Give back what callbacks of an earlier training owned: its optimizer, or its checkpoint, says so still."""
+    for group in groups:
+        for name, value in group.items():
+            if name.endswith("_pinned") and value == PINNED_BY_CALLBACK:
+                group[name] = False
 
 
 def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments) -> int | None:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from typing import Any
 
+from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
@@ -43,10 +44,12 @@ class PControlCallback(RememberingCallback):
         self.interval = interval
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []
+        self._unfinished: tuple[Optimizer, list[float]] | None = None
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.give_up()
         free = self._free_groups()
+        self._undo_unfinished(state)
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
         if self.interval != "epoch" and int(self.interval) > self.run.total_steps:
@@ -69,6 +72,25 @@ class PControlCallback(RememberingCallback):
         self._window = statistics.window()
         self._state = ControlState(p=free[0]["p"])
         self._unlogged = []
+        self._unfinished = (unwrap_optimizer(self.run.optimizer), [group["p"] for group in self.run.groups])
+
+    def _undo_unfinished(self, state: TrainerState) -> None:
+        """Start where a training that broke off had started.
+
+        `auto_find_batch_size` begins again with the same optimizer, whose p has been moved.
+        """
+        if self._unfinished is not None and state.global_step == 0:
+            optimizer, exponents = self._unfinished
+            if optimizer is unwrap_optimizer(self.run.optimizer):
+                for group, p in zip(self.run.groups, exponents, strict=False):
+                    group["p"] = p
+        self._unfinished = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._unfinished = None
+        super().on_train_end(args, state, control, **kwargs)
 
     def give_up(self) -> None:
         """Decide nothing from here on: p stays where it is."""

@@ -9,12 +9,11 @@ from transformers import TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.optimizer import Nonfinite, Padam
-from hf_pdyn.sharding import shards_invisibly
 from hf_pdyn.suggest import check_choice
 
 
 class NonfiniteCallback(PdynCallback):
-    """Sets `Padam.nonfinite` for one training, also for one that resumes a checkpoint.
+    """Sets `Padam.nonfinite` when training begins, also where a checkpoint is resumed; the optimizer keeps it.
 
     Args:
         nonfinite: "skip" leaves out every step in which a gradient holds NaN or infinity, "apply" takes it.
@@ -30,12 +29,6 @@ class NonfiniteCallback(PdynCallback):
             raise ValueError(
                 f"nonfinite says what Padam does with a step, got {type(optimizer).__name__}. Train with "
                 "--optim padam, or drop it."
-            )
-        if self.nonfinite == "skip" and (args.deepspeed or shards_invisibly(self.run.model)):
-            raise ValueError(
-                'nonfinite="skip" looks for NaN and infinity in the whole gradient, which under '
-                f"{'DeepSpeed' if args.deepspeed else 'FSDP1'} no process can see. Launch with DDP or FSDP2 "
-                "(fsdp_version: 2), or leave nonfinite at apply."
             )
         self.claim(state, "nonfinite")
         optimizer.nonfinite = self.nonfinite

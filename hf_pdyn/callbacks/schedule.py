@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import PdynCallback
+from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK, PdynCallback
 from hf_pdyn.grouping import select
 from hf_pdyn.schedules import Schedule
 from hf_pdyn.suggest import did_you_mean
@@ -48,7 +48,7 @@ class ScheduleCallback(PdynCallback):
             group.setdefault(f"initial_{self.field}", group[self.field])
         if self.label is not None:
             for group in self._groups():
-                group[self._pinned] = True
+                group[self._pinned] = group.get(self._pinned) or PINNED_BY_CALLBACK
         if not self._groups():
             raise ValueError(
                 f"No parameter group is left to schedule {self.field} for: "
