@@ -18,6 +18,7 @@ def test_the_default_watches_and_steers_nothing() -> None:
     (telemetry,) = PdynArguments().callbacks()
     assert isinstance(telemetry, TelemetryCallback)
     assert PdynArguments(telemetry="none").callbacks() == []
+    assert PdynArguments(telemetry="none", nonfinite="apply").callbacks() == []
 
 
 def test_options_become_callbacks_beside_training_arguments() -> None:

@@ -59,6 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "matched to adam": {"update_scale": "adam"},
     "published padam": {"bias_correction": "padam"},
     "large eps": {"eps": 1e-3},
+    "skipping": {"nonfinite": "skip"},
 }
 
 

@@ -37,6 +37,7 @@ class PadamReference:
     maximize: bool = False
     update_scale: str = "raw"
     bias_correction: str = "eq18"
+    nonfinite: str = "apply"
     rounding: Callable[[float], float] = float
     state: list[ScalarState] = field(default_factory=list)
     last_update: list[float] = field(default_factory=list)
@@ -45,6 +46,8 @@ class PadamReference:
         self.state = [ScalarState() for _ in self.theta]
 
     def step(self, gradient: list[float]) -> None:
+        if self.nonfinite == "skip" and not all(math.isfinite(g) for g in gradient):
+            return
         for i, g in enumerate(gradient):
             if self.maximize:
                 g = -g
