@@ -45,6 +45,7 @@ class TelemetryCallback(RememberingCallback):
         self.every = every
         self.per_layer = per_layer
         self._window: Window | None = None
+        self._undecided: list[tuple[Tensor, dict[str, float]]] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.give_up()
@@ -52,7 +53,7 @@ class TelemetryCallback(RememberingCallback):
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
         self._settings: dict[str, float] = {}
-        self._undecided: list[tuple[Tensor, dict[str, float]]] = []
+        self._undecided = []
         self._start_measuring()
 
     @never_fatal
