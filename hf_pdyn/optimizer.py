@@ -131,7 +131,6 @@ class Padam(Optimizer):
 
         self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
         if self.step_was_skipped:
-            self.update_norms = None
             return loss
         for group, param in self._with_gradient():
             self._update_moments(group, param)
@@ -145,10 +144,10 @@ class Padam(Optimizer):
         """Have the coming step call `observer(param, update)` for every parameter it updates.
 
         `update` is what will be subtracted, without weight decay, of what this process holds of the
-        parameter. It is valid during the call only.
-        A skipped step passes the request on to the next.
+        parameter. It is valid during the call only. A skipped step passes the request on to the next.
         """
-        self._observers.append(observer)
+        if observer not in self._observers:
+            self._observers.append(observer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch.
@@ -177,8 +176,7 @@ class Padam(Optimizer):
             for param in params
             if param.grad is not None and not param.grad.is_sparse
         ]
-        device = (grads[0] if grads else local(params[0])).device
-        return bool(Shards(params).add_up(kernels.holds_nonfinite(grads, device)) > 0)
+        return bool(Shards(params).add_up(kernels.holds_nonfinite(grads, params[0].device)) > 0)
 
     def _update_moments(self, group: dict[str, Any], param: Tensor) -> None:
         grad = param.grad

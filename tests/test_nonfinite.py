@@ -176,17 +176,23 @@ def test_the_option_is_in_no_checkpoint_and_survives_copies() -> None:
     assert optimizer.nonfinite == "skip"
 
 
-def test_a_request_for_update_norms_waits_for_a_step_that_is_taken() -> None:
+def test_who_asked_for_updates_gets_those_of_the_next_step_that_is_taken() -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = Padam([param], lr=0.1, weight_decay=0.0, nonfinite="skip")
-    optimizer.record_next_update_norms()
+    seen: list[float] = []
+
+    def observer(_: torch.Tensor, update: torch.Tensor) -> None:
+        seen.append(update.norm().item())
+
     param.grad = torch.full((2,), math.nan)
+    optimizer.observe_next_updates(observer)
     optimizer.step()
-    assert optimizer.update_norms is None
+    assert seen == []
     param.grad = torch.ones(2)
+    optimizer.observe_next_updates(observer)  # who asks twice is told once
     optimizer.step()
-    assert optimizer.update_norms is not None
-    assert optimizer.update_norms[param].item() == pytest.approx(0.1 * 2**0.5)
+    optimizer.step()
+    assert seen == pytest.approx([0.1 * 2**0.5])
 
 
 def test_a_skipped_step_enters_no_window() -> None:
@@ -215,12 +221,11 @@ def test_bad_choices_are_refused() -> None:
 def test_it_is_refused_where_no_process_sees_the_whole_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = 'nonfinite="skip" looks for NaN.*under FSDP1 no process can see.*at apply'
-    monkeypatch.setattr("hf_pdyn.registration.shards_invisibly", lambda model: True)
-    with pytest.raises(ValueError, match=message):
+    monkeypatch.setattr("hf_pdyn.registration.shards_every_parameter", lambda: True)
+    with pytest.raises(ValueError, match='nonfinite="skip" looks for NaN.*ZeRO-3 steps one piece.*at apply'):
         trainer(tmp_path, optim_args="nonfinite=skip").create_optimizer()
-    monkeypatch.setattr("hf_pdyn.callbacks.nonfinite.shards_invisibly", lambda model: True)
-    with pytest.raises(ValueError, match=message):
+    monkeypatch.setattr("hf_pdyn.callbacks.nonfinite.why_unreadable", lambda optimizer: "ZeRO-3; use ZeRO-2")
+    with pytest.raises(ValueError, match='"skip" must see all gradients: ZeRO-3; use ZeRO-2, or leave nonfinite'):
         trainer(tmp_path, callbacks=[NonfiniteCallback("skip")]).train()
 
 
@@ -257,7 +262,7 @@ def test_telemetry_of_skipped_steps(tmp_path: Path) -> None:
 def test_a_resumed_run_may_choose_anew(tmp_path: Path) -> None:
     """The run that blew up goes on from its checkpoint with --nonfinite skip."""
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 8}
-    trainer(tmp_path, callbacks=[Poison(9)], **options).train()
+    trainer(tmp_path, callbacks=[TelemetryCallback(), Poison(9)], **options).train()
     resumed = trainer(tmp_path, callbacks=[*PdynArguments(nonfinite="skip").callbacks(), Poison(9)], **options)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
     assert all(param.isfinite().all() for param in resumed.model.parameters())

@@ -8,6 +8,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.integrations.deepspeed import why_unreadable
 from hf_pdyn.optimizer import Nonfinite, Padam
 from hf_pdyn.suggest import check_choice
 
@@ -30,5 +31,8 @@ class NonfiniteCallback(PdynCallback):
                 f"nonfinite says what Padam does with a step, got {type(optimizer).__name__}. Train with "
                 "--optim padam, or drop it."
             )
+        unreadable = why_unreadable(self.run.optimizer)
+        if self.nonfinite == "skip" and unreadable:
+            raise ValueError(f'nonfinite="skip" must see all gradients: {unreadable}, or leave nonfinite at apply.')
         self.claim(state, "nonfinite")
         optimizer.nonfinite = self.nonfinite

@@ -12,6 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window

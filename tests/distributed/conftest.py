@@ -1,4 +1,4 @@
-"""Launches are expensive: each is made once for all tests and all workers of pytest-xdist, and read from disk by the rest."""
+"""Launches are expensive: each is made once for all workers of pytest-xdist, and read from disk by the others."""
 
 from __future__ import annotations
 

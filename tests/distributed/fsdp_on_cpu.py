@@ -18,7 +18,7 @@ def allow_fsdp_on_cpu() -> None:
     original = AcceleratorState.__init__
 
     @functools.wraps(original)
-    def __init__(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
+    def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:
         original(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
         if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
             # In both: every later AcceleratorState() copies what PartialState has.
@@ -26,4 +26,4 @@ def allow_fsdp_on_cpu() -> None:
             self.fsdp_plugin = fsdp_plugin
             self.device = torch.device("cpu")  # FSDP1 takes the index of "cpu:0" for another device
 
-    AcceleratorState.__init__ = __init__
+    AcceleratorState.__init__ = init

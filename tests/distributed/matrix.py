@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.distributed.launching import start
 
 # Sums over processes come in another order, in float32: relative differences stay below this.
 TOLERANCE = 1e-5
@@ -72,29 +68,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(launch: str, out: Path, cases: dict[str, Any] = CASES, worker: str = "trainer_worker") -> list[dict[str, Any]]:
-    """Run a worker's cases under `launch`; the reports of each rank, case by case. Asserts the number of processes."""
-    processes = LAUNCHES[launch].processes
-    out.mkdir(parents=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [
-        *(torchrun if processes > 1 else []),
-        "-m",
-        f"tests.distributed.{worker}",
-        str(out),
-        json.dumps({name: {**LAUNCHES[launch].options, **options} for name, options in cases.items()}),
-    ]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": str(ROOT),
-    }
-    result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr[-6000:]
+def run(launch: str, out: Path) -> list[dict[str, Any]]:
+    """Train all cases under `launch`; the reports of each rank, case by case."""
+    cases = {name: {**LAUNCHES[launch].options, **options} for name, options in CASES.items()}
+    start("trainer_worker", LAUNCHES[launch].processes, out, cases)
     return reports(launch, out)
 
 

@@ -48,7 +48,7 @@ def test_statistics_are_of_the_gradients_before_clipping(launched: Launched, lau
 
 @pytest.mark.parametrize("launch", grouped(LAUNCHES))
 def test_decisions_are_those_of_the_gradients_before_clipping(launched: Launched, launch: str) -> None:
-    """Algorithm 1 over the logged norms decides as the run did; over the clipped ones it would have decided otherwise."""
+    """Algorithm 1 decides the same over the logged norms, and otherwise over the clipped ones."""
     report = launched(launch)[0]["full, clipped at every step"]
     assert decided(report["logs"], "") == report["p"][INTERVAL::INTERVAL]
     assert decided(report["logs"], "_clipped") != report["p"][INTERVAL::INTERVAL]

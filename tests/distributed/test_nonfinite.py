@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_launches import launch
+from tests.distributed.launching import launch
 
 pytestmark = pytest.mark.distributed
 
