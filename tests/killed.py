@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-CASES = ("padam, control, shutoff, telemetry", "padam matched, control", "sgd, shutoff", "adamw, telemetry")
+from tests.distributed.launching import ENVIRONMENT, ROOT
+
+CASES = ("padam, control, shutoff, telemetry", "padam matched, control", "sgd, shutoff", "adamw, shutoff, telemetry")
 
 # Where a run is killed: the step whose checkpoint it is then resumed from, and what is said of the one of step 16.
 KILLS: dict[str, tuple[int, str | None]] = {
@@ -22,11 +25,11 @@ KILLS: dict[str, tuple[int, str | None]] = {
 }
 
 
-def run_killed(out: Path, processes: int, kills: list[str]) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "tests.scripts.killed_trainer", str(out), str(processes), *kills]
+def run_killed(out: Path, launch: str, cases: Sequence[str], kills: Iterable[str]) -> None:
+    names = json.dumps(list(cases)), json.dumps(list(kills))
+    command = [sys.executable, "-m", "tests.scripts.killed_trainer", str(out), launch, *names]
     result = subprocess.run(
-        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=500
+        command, cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-4000:]
 

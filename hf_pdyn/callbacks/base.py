@@ -83,6 +83,11 @@ class PdynCallback(TrainerCallback):
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
             _unpin(self.run.groups)
+            if _memory(state).get("version") != _MEMORY_VERSION:
+                raise ValueError(
+                    f"The checkpoint's pdyn state has version {_memory(state).get('version')!r}, this hf_pdyn reads "
+                    f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
+                )
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
         self.begin(args, state)
@@ -99,6 +104,19 @@ class PdynCallback(TrainerCallback):
                 f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
             )
         claims[field, label] = type(self).__name__
+
+    def keep_initial(self, state: TrainerState, field: str) -> None:
+        """Let every group that has `field` have `initial_<field>`, as torch's schedulers keep `initial_lr`.
+
+        It is the value before any callback wrote it, also in a resumed run: it stands in trainer_state.json as well,
+        since loading an optimizer under FSDP2 drops every key that the new run's groups do not have yet (torch 2.13).
+        """
+        key, groups, memory = f"initial_{field}", self.run.groups, _memory(state)
+        if len(memory.get(key, ())) != len(groups):
+            memory[key] = [group.get(key, group.get(field)) for group in groups]
+        for group, value in zip(groups, memory[key], strict=True):
+            if value is not None:
+                group[key] = value
 
 
 class RememberingCallback(PdynCallback, ABC):
@@ -133,12 +151,7 @@ class RememberingCallback(PdynCallback, ABC):
         watch_clipping()
         watch_mixed_mesh_clipping()
         super().on_train_begin(args, state, *event, **kwargs)
-        memory = state.stateful_callbacks.get(_MEMORY_KEY) or {}
-        if memory and memory.get("version") != _MEMORY_VERSION:
-            raise ValueError(
-                f"The checkpoint's pdyn state has version {memory.get('version')!r}, this hf_pdyn reads "
-                f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
-            )
+        memory = _memory(state)
         if self.memory_name in memory:
             self._continue(memory[self.memory_name], state.global_step)
         elif state.global_step > 0:
@@ -163,8 +176,7 @@ class RememberingCallback(PdynCallback, ABC):
         """Put the state of this step where the checkpoint that is about to be written has it."""
         remembered = self.remember()
         if remembered is not None:
-            memory = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
-            memory[self.memory_name] = {"step": state.global_step, **remembered}
+            _memory(state)[self.memory_name] = {"step": state.global_step, **remembered}
 
     def on_log(
         self,
@@ -182,6 +194,12 @@ class RememberingCallback(PdynCallback, ABC):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.give_up()
+
+
+def _memory(state: TrainerState) -> dict[str, Any]:
+    """What of ours goes into trainer_state.json, or came from there."""
+    memory: dict[str, Any] = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
+    return memory
 
 
 def check_keys(found: Mapping[str, Any], expected: Collection[str], what: str) -> None:

@@ -45,7 +45,7 @@ class ScheduleCallback(PdynCallback):
                     f"{self.field!r} is no number in this optimizer's groups; there are {', '.join(sorted(numbers))}."
                     f"{did_you_mean(self.field, numbers)}"
                 )
-            group.setdefault(f"initial_{self.field}", group[self.field])
+        self.keep_initial(state, self.field)
         if self.label is not None:
             for group in self._groups():
                 group[self._pinned] = group.get(self._pinned) or PINNED_BY_CALLBACK

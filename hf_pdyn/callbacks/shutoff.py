@@ -53,7 +53,7 @@ class WeightDecayShutoffCallback(PdynCallback):
         for group in self.run.groups:
             if "weight_decay" not in group:
                 raise ValueError(f"{type(self.run.optimizer).__name__} has no weight_decay to switch off.")
-            group.setdefault(_INITIAL, group["weight_decay"])
+        self.keep_initial(state, "weight_decay")
         if not any(group[_INITIAL] for group in self._groups()):
             raise ValueError(
                 "Weight decay is 0 in every group that would be switched off. Set --weight_decay, or drop the shutoff."

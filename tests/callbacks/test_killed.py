@@ -12,7 +12,7 @@ from tests.killed import CASES, KILLS, assert_resumed_exactly, run_killed
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("killed")
-    run_killed(out, processes=1, kills=list(KILLS))
+    run_killed(out, "plain", CASES, KILLS)
     return out
 
 

@@ -20,7 +20,7 @@ def _fsdp(**config: Any) -> dict[str, Any]:
     return {"fsdp": "full_shard auto_wrap", "fsdp_config": {**_FSDP, **config}}
 
 
-def _zero(stage: int) -> dict[str, Any]:
+def zero(stage: int) -> dict[str, Any]:
     automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     return {
         "deepspeed": {
@@ -49,8 +49,8 @@ LAUNCHES: dict[str, Launch] = {
     "DDP": Launch(2, {"ddp_find_unused_parameters": False}, "DistributedDataParallel", "Parameter"),
     "FSDP2": Launch(2, _fsdp(version=2), "FSDP", "DTensor"),
     "FSDP1": Launch(2, _fsdp(version=1, sync_module_states=False), "FullyShardedDataParallel", "1-D Parameter"),
-    "ZeRO-1": Launch(2, _zero(1), "DeepSpeedEngine", "flat Tensor"),
-    "ZeRO-2": Launch(2, _zero(2), "DeepSpeedEngine", "flat Tensor"),
+    "ZeRO-1": Launch(2, zero(1), "DeepSpeedEngine", "flat Tensor"),
+    "ZeRO-2": Launch(2, zero(2), "DeepSpeedEngine", "flat Tensor"),
 }
 
 TRAININGS: dict[str, dict[str, Any]] = {

@@ -3,11 +3,12 @@
 from typing import Any
 
 import pytest
+from transformers import Trainer
 
 from tests.distributed.launching import launch
 from tests.distributed.matrix import TOLERANCE
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("sharded")]
 
 
 def assert_close(ours: Any, expected: Any, path: str = "") -> None:
@@ -24,12 +25,20 @@ def assert_close(ours: Any, expected: Any, path: str = "") -> None:
         assert ours == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE if path.endswith("_change") else 1e-9), path
 
 
-SHARDED = {
-    "FSDP2, padam": ((2,), "padam"),
-    "FSDP2, sgd": ((2,), "sgd"),
-    "HSDP of one shard, padam": ((2, 1), "padam"),
-    "HSDP of one replica, padam": ((1, 2), "padam"),
+# For each of the two blocks and for the rest: the shape of its mesh (replicas, shards), None where it stays whole.
+SHARDED: dict[str, list[Any]] = {
+    "FSDP2, padam": [[[2]] * 3, "padam"],
+    "FSDP2, sgd": [[[2]] * 3, "sgd"],
+    "HSDP of one shard, padam": [[[2, 1]] * 3, "padam"],
+    "HSDP of one replica, padam": [[[1, 2]] * 3, "padam"],
+    "three meshes, padam": [[[2], [2, 1], [1, 2]], "padam"],
+    "half of it whole, sgd": [[[2], None, None], "sgd"],
 }
+if hasattr(Trainer, "_mixed_mesh_grad_norm"):  # not in transformers 5.2
+    SHARDED |= {
+        "three meshes, clipped": [[[2], [2, 1], [1, 2]], "padam", 0.01],
+        "half of it whole, clipped": [[[2], None, None], "padam", 0.01],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +50,13 @@ def sharded(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
 @pytest.mark.parametrize("name", SHARDED)
 def test_shards_add_up_to_the_whole(sharded: dict[int, list[dict[str, Any]]], name: str) -> None:
     one, ranks = sharded[1][0][name], [rank[name] for rank in sharded[2]]
+    meshes = [str(tuple(mesh)) if mesh else "whole" for mesh in SHARDED[name][0]]
     for report in ranks:
-        assert report["sharded"] == len(report["weights"])  # DTensors, all of them
+        assert report["meshes"] == sorted(set(meshes))
         # One for all steps, layers and quantities; none where nothing is sharded.
         assert report["reductions_of_a_reading"] == (0 if "of one shard" in name else 1)
         assert report["agreed"] == [0.0, 0.1]  # rank 0's, bit for bit
-        for key in one.keys() - {"world_size", "sharded", "reductions_of_a_reading"}:
+        for key in one.keys() - {"world_size", "meshes", "reductions_of_a_reading"}:
             assert_close(report[key], one[key], key)
+        if "clipped" in name:
+            assert report["grad_norm_clipped"]["None/weight"] < 0.01 < report["grad_norm"]["None/weight"]

@@ -1,10 +1,12 @@
-"""Trainer runs that are killed at a given place and then resumed with default flags: `OUT PROCESSES KILL...`.
+"""Trainer runs that are killed at a given place and then resumed with default flags: `OUT LAUNCH CASES KILLS`.
 
-Every run is a forked child (one for each process of a DDP run), so one start of the interpreter serves all; the parent
-itself never trains. What a run saw is in `OUT/<case>/<kill>/rank<i>.json`, that of the uninterrupted one in
-`OUT/<case>/straight`.
+Cases and kills are JSON lists of names. Every run is a forked child (one for each process of the launch), so one start
+of the interpreter serves all; the parent itself never trains. What a run saw is in `OUT/<case>/<kill>/rank<i>.json`,
+that of the uninterrupted one in `OUT/<case>/straight`.
 """
 
+import gc
+import importlib.util
 import json
 import os
 import shutil
@@ -26,6 +28,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig
+from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
+from tests.distributed.matrix import LAUNCHES
+from tests.distributed.trainer_worker import full_weights
 from tests.training import trainer, training_logs
 
 CONTROL = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
@@ -38,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "padam, control, shutoff, telemetry": {"optim_args": "p=0.5", "with": ["control", "shutoff", "telemetry"]},
     "padam matched, control": {"optim_args": "p=0.25,update_scale=adam", "with": ["control"]},
     "sgd, shutoff": {"optim": "sgd", "with": ["shutoff"]},
-    "adamw, telemetry": {"optim": "adamw_torch", "with": ["telemetry"]},
+    "adamw, shutoff, telemetry": {"optim": "adamw_torch", "with": ["shutoff", "telemetry"]},
 }
 CALLBACKS: dict[str, Callable[[], TrainerCallback]] = {
     "control": lambda: PControlCallback(CONTROL, interval=3),
@@ -167,7 +172,6 @@ def train(out: Path, case: dict[str, Any], resume: bool | str) -> None:
         max_steps=STEPS,
         logging_steps=5,
         weight_decay=0.1,
-        ddp_find_unused_parameters=False,
         **options,
     )
     run.remove_callback(PrinterCallback)
@@ -179,7 +183,7 @@ def train(out: Path, case: dict[str, Any], resume: bool | str) -> None:
         "wrapper": type(run.model_wrapped).__name__,
         "steps": steps.seen,
         "logs": training_logs(run.state.log_history),
-        "weights": {name: param.detach().flatten().tolist() for name, param in run.model.named_parameters()},
+        "weights": {name: weight.flatten().tolist() for name, weight in full_weights(run.model).items()},
         "warnings": [str(one.message) for one in caught if issubclass(one.category, UserWarning)],
     }
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(report))
@@ -238,12 +242,30 @@ def killed(out: Path, case: dict[str, Any], kill: str) -> Callable[[], None]:
     return work
 
 
+def import_what_every_child_needs() -> None:
+    """Where deepspeed is installed, accelerate imports it in every run, for seconds."""
+    if importlib.util.find_spec("deepspeed") is not None:
+        importlib.import_module("deepspeed")
+        importlib.import_module("torch._inductor.compile_fx")
+    gc.freeze()  # a collection in a child would copy every page that it looks at
+
+
 def main() -> None:
-    out, processes, kills = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
+    out, launch, cases, kills = (
+        Path(sys.argv[1]),
+        LAUNCHES[sys.argv[2]],
+        json.loads(sys.argv[3]),
+        json.loads(sys.argv[4]),
+    )
+    processes = launch.processes
     torch.set_num_threads(1)
-    for name, case in CASES.items():
+    allow_fsdp_on_cpu()
+    import_what_every_child_needs()
+    for name in cases:
+        case = {**launch.options, **CASES[name]}
         straight = out / name / "straight"
-        assert in_children(processes, lambda out=straight, case=case: train(out, case, False)) == [0] * processes
+        ends = in_children(processes, lambda out=straight, case=case: train(out, case, False))
+        assert ends == [0] * processes, (name, ends)
         for kill in kills:
             folder = out / name / kill
             ends = in_children(processes, killed(folder, case, kill))

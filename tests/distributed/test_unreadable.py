@@ -1,0 +1,59 @@
+"""Launches in which no process can tell whose gradients it steps: said, never zeros; the training itself is right."""
+
+from typing import Any
+
+import pytest
+
+from tests.distributed.launching import launch
+from tests.distributed.matrix import TOLERANCE, zero
+
+pytest.importorskip("deepspeed")
+pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("unreadable")]
+
+CASES: dict[str, dict[str, Any]] = {
+    "ZeRO-3": zero(3),
+    "ZeRO-3, control": {**zero(3), "control": True},
+    "ZeRO-3, matched": {**zero(3), "optim_args": "p=0.25,update_scale=adam"},
+    "ZeRO-3, skip": {**zero(3), "optim_args": "nonfinite=skip"},
+    "no ZeRO": zero(0),
+}
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return launch(2, "unreadable_worker", tmp_path_factory.mktemp("unreadable") / "out", CASES)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return launch(1, "unreadable_worker", tmp_path_factory.mktemp("alone") / "out", {"plain": {}})[0]["plain"]
+
+
+@pytest.mark.parametrize("case", ["ZeRO-3", "no ZeRO"])
+def test_metrics_are_missing_with_the_reason(ranks: list[dict[str, Any]], alone: dict[str, Any], case: str) -> None:
+    assert "pdyn/D_w" in alone["logs"][0]
+    for rank in ranks:
+        report = rank[case]
+        assert report["engine"] == "DeepSpeedEngine"
+        (said,) = report["said"]
+        assert "only ZeRO stages 1 and 2 can be read; use one of these, DDP or FSDP2" in said
+        metrics = {name for record in report["logs"] for name in record if name.startswith("pdyn/")}
+        # What the groups say needs no gradient.
+        assert not {name for name in metrics if name.split("/")[1].startswith(("D_", "G_", "update", "N_p", "one"))}
+        assert report["weights"] == pytest.approx(alone["weights"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (
+            "ZeRO-3, control",
+            "Algorithm 1 cannot read the gradients: DeepSpeed steps with its DeepSpeedZeroOptimizer_St",
+        ),
+        ("ZeRO-3, matched", 'update_scale="adam" matches the size of the whole update, and DeepSpeed ZeRO-3 steps one'),
+        ("ZeRO-3, skip", 'nonfinite="skip" looks for NaN and infinity in the whole gradient, and DeepSpeed ZeRO-3'),
+    ],
+)
+def test_what_needs_the_gradients_is_refused(ranks: list[dict[str, Any]], case: str, said: str) -> None:
+    for rank in ranks:
+        assert rank[case]["error"].startswith(said)
