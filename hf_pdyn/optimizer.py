@@ -190,7 +190,7 @@ class Padam(Optimizer):
         if not state:
             dtype = torch.promote_types(param.dtype, torch.float32)
             # On the CPU, as in torch.optim: reading it for the bias correction must not wait for the device.
-            state["step"] = torch.tensor(0.0)
+            state["step"] = torch.tensor(0.0, device="cpu")  # whatever the default device
             state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
         if group["amsgrad"] and "max_exp_avg_sq" not in state:

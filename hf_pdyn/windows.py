@@ -163,7 +163,7 @@ class Window:
             return
         rows = torch.stack(self._gradients)
         measured = torch.stack(self._measured) if self._measured else rows.new_empty(0, len(SUMS), len(self._scopes))
-        max_norms = torch.tensor(self._max_norms, dtype=torch.float64)
+        max_norms = torch.tensor(self._max_norms, dtype=torch.float64, device="cpu")
         self._gradients.clear()
         self._measured.clear()
         self._max_norms.clear()
@@ -196,5 +196,5 @@ class Window:
 def _add_in_order(sums: Sequence[float | None], rows: Tensor) -> list[float | None]:
     """`sums` plus each of `rows`, of shape (steps, scopes), one step after the other."""
     start = [math.nan if total is None else total for total in sums] or [0.0] * rows.shape[1]
-    added = torch.cat([torch.tensor([start], dtype=rows.dtype), rows]).cumsum(dim=0)[-1]
+    added = torch.cat([torch.tensor([start], dtype=rows.dtype, device="cpu"), rows]).cumsum(dim=0)[-1]
     return [total if math.isfinite(total) else None for total in added.tolist()]

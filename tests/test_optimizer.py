@@ -34,7 +34,7 @@ def run_padam(start: torch.Tensor, grads: list[torch.Tensor], **options: Any) ->
     param = nn.Parameter(start.clone())
     optimizer = Padam([param], **options)
     for grad in grads:
-        param.grad = grad.to(param.dtype).reshape(param.shape)
+        param.grad = grad.to(param).reshape(param.shape)
         optimizer.step()
     return param.detach(), optimizer
 
@@ -63,19 +63,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("p", EXPONENTS)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_follows_the_scalar_reference(p: float, variant: str, dtype: torch.dtype) -> None:
+def assert_follows_the_scalar_reference(
+    p: float, variant: str, dtype: torch.dtype, device: str = "cpu", lr: torch.Tensor | None = None
+) -> None:
+    """lr: a tensor of 0.01, to be used instead of the number."""
     options = {"lr": 0.01, "eps": 1e-16, "weight_decay": 0.0, **VARIANTS[variant], "p": p}
     beta2 = options.pop("beta2", 0.999)
     start = torch.linspace(0.5, 1.5, 20, dtype=torch.float64).reshape(4, 5).to(dtype)
     if p == 1.0 and options["eps"] == 1e-16:
         options["lr"] = 1e-6  # at p=1 the coordinates with the smallest gradients move by 1/g
     grads = gradients(20, steps=12)
-    ours, _ = run_padam(start, grads, betas=(0.9, beta2), **options)
     expected = run_reference(start, grads, dtype, beta2=beta2, **options)
-    torch.testing.assert_close(ours.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    if lr is not None:
+        assert options["lr"] == pytest.approx(lr.item())
+        options["lr"] = lr
+    ours, _ = run_padam(start.to(device), grads, betas=(0.9, beta2), **options)
+    assert ours.device.type == device
+    torch.testing.assert_close(ours.cpu().double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_follows_the_scalar_reference(p: float, variant: str, dtype: torch.dtype) -> None:
+    assert_follows_the_scalar_reference(p, variant, dtype)
 
 
 SHAPES = {

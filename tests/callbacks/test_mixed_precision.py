@@ -55,7 +55,7 @@ class Scaled(InOrder):
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         accelerator = self.accelerator
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+        scaler = torch.amp.GradScaler(self.args.device.type, init_scale=2.0**10, growth_interval=2)
         accelerator.scaler = scaler
 
         def unscale_gradients(optimizer: Any = None) -> None:
@@ -144,14 +144,9 @@ def assert_equal_training(ours: Result, expected: Result) -> None:
         assert len({p for step in taken for p in step}) > 1  # there was something to compare
 
 
-@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
-@pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_overflows_under_a_gradient_scaler_are_as_if_they_had_not_been(
-    tmp_path: Path, name: str, max_grad_norm: float
-) -> None:
+def assert_overflows_leave_no_trace(tmp_path: Path, name: str, **others: Any) -> None:
     """Bit for bit against a run without scaler that never sees the bad batches; see `Scaled`."""
-    options = OPTIMIZERS[name] | {"max_grad_norm": max_grad_norm}
+    options = OPTIMIZERS[name] | others
     scaled = Result(tmp_path, Scaled, Overflow(), **options)
     assert scaled.run.accelerator.scaler.get_scale() != 2.0**10
     assert_equal_training(scaled, Result(tmp_path, WithoutBadBatches, **options))
@@ -160,6 +155,15 @@ def test_overflows_under_a_gradient_scaler_are_as_if_they_had_not_been(
     # A fused optimizer is given the step and skips it on the device: there it is seen, and left out.
     fused = name == "adamw fused"
     assert [record["pdyn/nonfinite_steps"] for record in scaled.logs] == (skipped if fused else [0] * BATCHES)
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
+@pytest.mark.parametrize("max_grad_norm", [0.0, 0.05])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_overflows_under_a_gradient_scaler_are_as_if_they_had_not_been(
+    tmp_path: Path, name: str, max_grad_norm: float
+) -> None:
+    assert_overflows_leave_no_trace(tmp_path, name, max_grad_norm=max_grad_norm)
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
@@ -279,17 +283,16 @@ def test_a_bad_step_s_numbers_do_not_decide(tmp_path: Path) -> None:
     assert state.interval == BATCHES // 2
 
 
-@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
-def test_a_fused_optimizer_unscales_before_statistics_are_taken(optimizer_class: type[torch.optim.Optimizer]) -> None:
+def assert_a_fused_optimizer_unscales(optimizer_class: type[torch.optim.Optimizer], device: str = "cpu") -> None:
     """It is given scaled gradients where nobody unscaled them before, and writes the unscaled ones back."""
     norms, ones = [], []
     for scale in (1.0, 2.0**12):
-        model = gpt2()
+        model = gpt2().to(device)
         optimizer = optimizer_class(model.parameters(), lr=0.1, fused=True)
         statistics = StepStatistics(optimizer, model)
         window = statistics.window()
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-        tokens = torch.arange(12)[None]
+        scaler = torch.amp.GradScaler(device, init_scale=scale)
+        tokens = torch.arange(12, device=device)[None]
         scaler.scale(model(input_ids=tokens, labels=tokens).loss).backward()
         statistics.measure_next_step()
         scaler.step(optimizer)
@@ -297,4 +300,10 @@ def test_a_fused_optimizer_unscales_before_statistics_are_taken(optimizer_class:
         norms.append((reading.weight_norm, reading.bias_norm, dict(reading.grad_norm_clipped)))
         ones.append(reading.quantities["one_norm"])
     assert norms[0] == norms[1]
+    assert norms[0][0] > 0
     assert ones[0] == ones[1]
+
+
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
+def test_a_fused_optimizer_unscales_before_statistics_are_taken(optimizer_class: type[torch.optim.Optimizer]) -> None:
+    assert_a_fused_optimizer_unscales(optimizer_class)

@@ -37,13 +37,8 @@ def steering(name: str) -> list[TrainerCallback]:
     return [ScheduleCallback("p", "linear:0.5..0.3"), shutoff, TelemetryCallback()]
 
 
-@pytest.mark.parametrize("saved", SAVED)
-@pytest.mark.parametrize("restore", [False, True])
-@pytest.mark.parametrize("name", ["control", "schedule"])
-@pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.3,update_scale=adam,p.norm=0.1"])
-def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, saved: int) -> None:
-    options = COMMON | {"optim_args": optim_args, "restore_callback_states_from_checkpoint": restore}
-    options["save_steps"] = saved
+def assert_resumes_bit_for_bit(tmp_path: Path, name: str, saved: int, **others: Any) -> None:
+    options = COMMON | {"save_steps": saved} | others
     straight = trainer(tmp_path / "straight", callbacks=steering(name), **options)
     straight.train()
 
@@ -62,6 +57,16 @@ def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, 
     if name == "control":
         steps = [record["pdyn/control/p"] for record in resumed.state.log_history if "pdyn/control/p" in record]
         assert len(set(steps)) > 1
+
+
+@pytest.mark.parametrize("saved", SAVED)
+@pytest.mark.parametrize("restore", [False, True])
+@pytest.mark.parametrize("name", ["control", "schedule"])
+@pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.3,update_scale=adam,p.norm=0.1"])
+def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, saved: int) -> None:
+    assert_resumes_bit_for_bit(
+        tmp_path, name, saved, optim_args=optim_args, restore_callback_states_from_checkpoint=restore
+    )
 
 
 COINCIDING: dict[str, dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Starting workers: a module of this package in one process, or in several that torchrun connects over gloo."""
+"""Starting workers: a module of this package in one process, or in those that torchrun connects."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,39 @@ ROOT = Path(__file__).parents[2]
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
     # torchrun starts workers elsewhere on the path, and some packages install a "tests" of their own.
     "PYTHONPATH": str(ROOT),
 }
+ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
 
 
-def start(worker: str, processes: int, out: Path, cases: dict[str, Any]) -> None:
-    """Run `python -m tests.distributed.WORKER OUT CASES` to its end; AssertionError with its last words if it fails."""
+def start(
+    worker: str,
+    processes: int,
+    out: Path,
+    cases: dict[str, Any],
+    *,
+    torchrun: bool = False,
+    devices: Mapping[str, str] = ON_CPU,
+) -> None:
+    """Run `python -m tests.distributed.WORKER OUT CASES` to its end; AssertionError with its last words if it fails.
+
+    torchrun: that it starts a single worker, too; several always.
+    devices: the environment that says which devices a worker sees; empty for those that this process sees.
+    """
     out.mkdir(parents=True)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*(torchrun if processes > 1 else []), "-m", f"tests.distributed.{worker}", str(out), json.dumps(cases)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [
+        *(launcher if torchrun or processes > 1 else []),
+        "-m",
+        f"tests.distributed.{worker}",
+        str(out),
+        json.dumps(cases),
+    ]
+    environment = {**os.environ, **ENVIRONMENT, **devices}
     result = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=600
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert result.returncode == 0, result.stderr[-6000:]
 

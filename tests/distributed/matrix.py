@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.distributed.launching import start
+from tests.distributed.launching import ON_CPU, start
 
 # Sums over processes come in another order, in float32: relative differences stay below this.
 TOLERANCE = 1e-5
@@ -36,12 +36,15 @@ class Launch:
     """A way to launch: processes, the Trainer's options, and what parameters must then be.
 
     tensor: the type of the optimizer's tensors, so that a launch that fell back to something else is seen.
+    torchrun: that it also starts a single process.
     """
 
     processes: int
     options: dict[str, Any]
     wrapper: str
     tensor: str
+    torchrun: bool = False
+    on_gpu: bool = False
 
 
 LAUNCHES: dict[str, Launch] = {
@@ -51,6 +54,12 @@ LAUNCHES: dict[str, Launch] = {
     "FSDP1": Launch(2, _fsdp(version=1, sync_module_states=False), "FullyShardedDataParallel", "1-D Parameter"),
     "ZeRO-1": Launch(2, zero(1), "DeepSpeedEngine", "flat Tensor"),
     "ZeRO-2": Launch(2, zero(2), "DeepSpeedEngine", "flat Tensor"),
+}
+
+_ON_GPU = {"use_cpu": False}
+GPU_LAUNCHES: dict[str, Launch] = {
+    "plain on a GPU": Launch(1, _ON_GPU, "", "Parameter", on_gpu=True),
+    "FSDP2 on a GPU": Launch(1, {**_fsdp(version=2), **_ON_GPU}, "FSDP", "DTensor", torchrun=True, on_gpu=True),
 }
 
 TRAININGS: dict[str, dict[str, Any]] = {
@@ -68,21 +77,29 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-def run(launch: str, out: Path) -> list[dict[str, Any]]:
+def run(launch: str, out: Path, cases: dict[str, dict[str, Any]] = CASES) -> list[dict[str, Any]]:
     """Train all cases under `launch`; the reports of each rank, case by case."""
-    cases = {name: {**LAUNCHES[launch].options, **options} for name, options in CASES.items()}
-    start("trainer_worker", LAUNCHES[launch].processes, out, cases)
+    how = {**LAUNCHES, **GPU_LAUNCHES}[launch]
+    start(
+        "trainer_worker",
+        how.processes,
+        out,
+        {name: {**how.options, **options} for name, options in cases.items()},
+        torchrun=how.torchrun,
+        devices={} if how.on_gpu else ON_CPU,
+    )
     return reports(launch, out)
 
 
 def reports(launch: str, out: Path) -> list[dict[str, Any]]:
     """What a run left in `out`; asserts that it was the launch that it should have been."""
-    expected = LAUNCHES[launch]
+    expected = {**LAUNCHES, **GPU_LAUNCHES}[launch]
     ranks = [torch.load(out / f"rank{rank}.pt") for rank in range(expected.processes)]
     for report in (report for rank in ranks for report in rank.values()):
         assert report["world_size"] == expected.processes
         assert report["wrapper"].startswith(expected.wrapper)
         assert report["tensors"] == [expected.tensor]
+        assert report["device"] == ("cuda" if expected.on_gpu else "cpu")
     return ranks
 
 

@@ -72,6 +72,8 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "wrapper": type(run.model_wrapped).__name__,
         "tensors": kinds(inner),
+        "device": inner.param_groups[0]["params"][0].device.type,
+        "backend": dist.get_backend() if dist.is_initialized() else None,
         "p": exponents.steps,
         "logs": [record for record in run.state.log_history if "loss" in record],
         "weights": full_weights(run.model),
@@ -98,7 +100,7 @@ def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     weights = {}
     for name, param in model.named_parameters():
         whole = param.full_tensor() if isinstance(param, DTensor) else param
-        weights[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().double().clone()
+        weights[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().double().cpu().clone()
     return weights
 
 

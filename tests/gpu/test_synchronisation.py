@@ -1,0 +1,42 @@
+"""A step and its measurement wait for no device, by torch's own check."""
+
+import pytest
+import torch
+
+from tests.synchronisation import CASES, SENDS_COLUMNS, STEPS, accumulate, cuda_guard, step_alone
+
+pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")]
+
+
+def test_the_guard_catches_what_waits() -> None:
+    on_device = torch.ones(2, device="cuda")
+    for waits in (
+        lambda: on_device.sum().item(),
+        lambda: on_device.tolist(),
+        lambda: torch.tensor([1.0], device="cuda"),
+    ):
+        with pytest.raises(RuntimeError, match="synchronizing"), cuda_guard():
+            waits()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_step_waits_for_nothing(name: str) -> None:
+    optimizer = step_alone(name, "cuda", cuda_guard)
+    assert {state["step"].item() for state in optimizer.state.values()} == {STEPS}
+
+
+@pytest.mark.parametrize("optimizer", ["padam", "sgd"])
+def test_a_measured_step_waits_for_nothing_and_counts(optimizer: str) -> None:
+    """The reading waits, and is the CPU's: to 1e-5, float32 sums in another order."""
+    on_device = accumulate(optimizer, "cuda", cuda_guard)()
+    on_host = accumulate(optimizer, "cpu", cuda_guard)()
+    assert on_device.steps == on_device.measured_steps == STEPS
+    assert on_device.grad_norm == pytest.approx(on_host.grad_norm, rel=1e-5)
+    assert on_device.quantities.keys() == on_host.quantities.keys()
+    for name, values in on_host.quantities.items():
+        assert on_device.quantities[name] == pytest.approx(values, rel=1e-5), name
+
+
+@SENDS_COLUMNS
+def test_a_measured_step_waits_for_nothing_where_gradients_come_and_go() -> None:
+    assert accumulate("padam", "cuda", cuda_guard, missing=True)().steps == STEPS
