@@ -254,11 +254,12 @@ class Padam(Optimizer):
         dtype = kernels.accumulator_dtype(device)
         sums = torch.zeros(2, device=device, dtype=dtype)
         if pairs:
-            norms = torch.stack([self._norms_to_match(group, param).to(sums) for group, param in pairs], dim=1)
-            weights = self._relative_lrs([group for group, _ in pairs], like=sums)
-            shares = shards.shares([param for _, param in pairs], like=sums)
-            squares = torch.where(norms.isfinite().all(dim=0), norms * weights, 0).square() * shares
-            sums = squares.sum(dim=1)
+            norms = [self._norms_to_match(group, param).to(sums) for group, param in pairs]
+            rates = self._relative_lrs([group for group, _ in pairs], like=sums)
+            # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
+            weights = [rate * shards.share(param) ** 0.5 for rate, (_, param) in zip(rates, pairs, strict=True)]
+            weighted = torch.stack(torch._foreach_mul(norms, weights), dim=1)
+            sums = torch.where(weighted.isfinite().all(dim=0), weighted, 0).square().sum(dim=1)
         raw, adam = shards.add_up(sums)
         return torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
 
@@ -267,19 +268,26 @@ class Padam(Optimizer):
         raw = kernels.two_norms([self._direction(group, param, group["p"])])
         return torch.cat([raw, raw if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])])
 
-    def _relative_lrs(self, groups: list[dict[str, Any]], like: Tensor) -> Tensor:
+    def _relative_lrs(self, groups: list[dict[str, Any]], like: Tensor) -> list[Any]:
         """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""
-        rates = [group["lr"] for group in self.param_groups]
+        rates = [_on_host(group["lr"]) for group in self.param_groups]
         if not any(isinstance(rate, Tensor) for rate in rates):
             largest = max(rates) or 1.0
-            return torch.tensor([group["lr"] / largest for group in groups], device=like.device, dtype=like.dtype)
+            return [_on_host(group["lr"]) / largest for group in groups]
         largest = torch.stack([_as_scalar(rate, like) for rate in rates]).max()
-        own = torch.stack([_as_scalar(group["lr"], like) for group in groups])
-        return own / largest.clamp(min=torch.finfo(like.dtype).tiny)
+        largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
+        return [_as_scalar(_on_host(group["lr"]), like) / largest for group in groups]
 
 
 def _as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    return torch.as_tensor(value, device=like.device, dtype=like.dtype).view(())
+    if isinstance(value, Tensor):
+        return value.to(like).view(())
+    return torch.full((), value, device=like.device, dtype=like.dtype)
+
+
+def _on_host(rate: float | Tensor) -> float | Tensor:
+    """As a number, where reading it waits for no device."""
+    return rate.item() if isinstance(rate, Tensor) and rate.device.type == "cpu" else rate
 
 
 def _local_reals(tensor: Tensor) -> Tensor:

@@ -92,11 +92,9 @@ class Shards:
         self._world_size = dist.get_world_size() if self.sharded else 1
         self._shares = {param: count / self._world_size if self.sharded else 1.0 for param, count in counts.items()}
 
-    def shares(self, params: Sequence[Tensor], like: Tensor) -> Tensor | float:
-        """The factor of each parameter's local sums, shape (len(params),), so that `add_up` counts them once."""
-        if not self.sharded:
-            return 1.0
-        return torch.tensor([self._shares[param] for param in params], dtype=like.dtype, device=like.device)
+    def share(self, param: Tensor) -> float:
+        """The factor of sums over this process's part of `param`, so that `add_up` counts them once."""
+        return self._shares[param]
 
     def share_of_square(self, norm: Tensor) -> Tensor:
         """This process's share of the square of `norm`, whose `add_up` is the square; communicates nothing.

@@ -97,7 +97,7 @@ class StepStatistics:
         self._pieces_of: dict[Tensor, list[Piece]] = {}
         for piece in self._columns:
             self._pieces_of.setdefault(piece.holder, []).append(piece)
-        self._index: tuple[list[Piece], Tensor, Tensor | float] | None = None
+        self._table: tuple[Tensor, Tensor] | None = None
         self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
 
     def window(self) -> Window:
@@ -173,7 +173,7 @@ class StepStatistics:
         if not pieces:
             return self._no_sums(1)[0]
         norms = kernels.two_norms([_gradient(piece) for piece in pieces])
-        return self._sum_by_scope(pieces, norms.square().view(1, -1))[0]
+        return self._sum_by_scope(pieces, norms.square().view(-1, 1))[0]
 
     def _measure(self, pieces: Sequence[Piece], clip: Clip) -> Tensor:
         """The rows of SUMS by scope, shape (len(SUMS), len(scopes))."""
@@ -181,8 +181,8 @@ class StepStatistics:
         if not pieces:
             return self._no_sums(len(SUMS))
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
-        columns = [self._sums_of(piece, groups[piece.holder], factor) for piece in pieces]
-        return self._sum_by_scope(pieces, torch.stack([column.to(columns[0].device) for column in columns], dim=1))
+        rows = [self._sums_of(piece, groups[piece.holder], factor) for piece in pieces]
+        return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
 
     def _clip_factor(self, clip: Clip) -> Tensor | None:
         """By what the gradients were multiplied; None where nothing clips."""
@@ -220,20 +220,19 @@ class StepStatistics:
         return kernels.two_norms([piece.of(local(piece.holder.detach()) - before)])[0]
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
-        """Shape (n, len(pieces)) to (n, len(scopes)): each value enters its pathway and its layer's part."""
-        if (
-            self._index is None
-            or len(self._index[0]) != len(pieces)
-            or self._index[1].device != values.device
-            or any(known is not piece for known, piece in zip(self._index[0], pieces, strict=True))
-        ):
-            columns = [self._columns[piece] for piece in pieces]
-            index = torch.tensor(columns, device=values.device)
-            self._index = (list(pieces), index, self._shards.shares([p.holder for p in pieces], like=values))
-        _, index, shares = self._index
-        values = values * shares
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
+        if len(pieces) < len(self._columns):
+            # Zeros for the rest, so that the table is one for all steps: sending it waits for the device.
+            given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
+            values = torch.stack([given.get(piece, zeros) for piece in self._columns])
+        if self._table is None or self._table[0].device != values.device:
+            shares = [self._shards.share(piece.holder) for piece in self._columns]
+            columns = torch.tensor(list(self._columns.values()), device=values.device)
+            self._table = columns, torch.tensor(shares, device=values.device, dtype=values.dtype)
+        columns, shares_of = self._table
+        values = values.T * shares_of
         sums = values.new_zeros(len(values), len(self.scopes))
-        return sums.index_add_(1, index[:, 0], values).index_add_(1, index[:, 1], values)
+        return sums.index_add_(1, columns[:, 0], values).index_add_(1, columns[:, 1], values)
 
     def _no_sums(self, count: int) -> Tensor:
         device = self._optimizer.param_groups[0]["params"][0].device

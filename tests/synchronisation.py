@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -32,21 +31,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "matched, lr on the CPU": {"update_scale": "adam", "lr": "cpu"},
     "matched, lr on the device": {"update_scale": "adam", "lr": "device"},
 }
-
-SENDS_LEARNING_RATES = pytest.mark.xfail(
-    strict=True,
-    raises=RuntimeError,
-    reason="Padam._relative_lrs sends the groups' relative learning rates from the host at every matched step",
-)
-SENDS_COLUMNS = pytest.mark.xfail(
-    strict=True,
-    raises=(RuntimeError, UserWarning),
-    reason="StepStatistics._sum_by_scope sends the columns' index again whenever other parameters have a gradient",
-)
-CASES = [
-    pytest.param(name, id=name, marks=SENDS_LEARNING_RATES if name in ("matched", "matched, lr on the CPU") else ())
-    for name in OPTIONS
-]
 
 
 def model_on(device: str) -> nn.Module:

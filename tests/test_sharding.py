@@ -37,7 +37,7 @@ def test_plain_tensors_are_whole_and_nothing_is_communicated() -> None:
     params = list(small_model().parameters())
     shards = Shards(params)
     assert not shards.sharded
-    assert shards.shares(params, like=params[0]) == 1.0
+    assert shards.share(params[0]) == 1.0
     sums = torch.ones(3)
     assert shards.add_up(sums) is sums
     assert local(params[0]) is params[0]
@@ -70,7 +70,7 @@ def test_a_declared_shard_counts_as_one(monkeypatch: pytest.MonkeyPatch) -> None
     declare_shard(shard, 2)
     shards = Shards([shard, whole])
     assert shards.sharded
-    assert shards.shares([shard, whole], like=torch.ones(1, dtype=torch.float64)).tolist() == [0.5, 0.25]
+    assert [shards.share(tensor) for tensor in (shard, whole)] == [0.5, 0.25]
     assert shards.share_of_square(torch.tensor(4.0)).item() == 16 / 4
 
 

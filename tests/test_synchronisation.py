@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hf_pdyn.windows import Scope, Window
-from tests.synchronisation import CASES, SENDS_COLUMNS, accumulate, meta_guard, step_alone
+from tests.synchronisation import OPTIONS, accumulate, meta_guard, step_alone
 
 
 def test_the_guard_catches_what_would_wait() -> None:
@@ -25,7 +25,7 @@ def test_the_guard_catches_what_would_wait() -> None:
         torch.full((), 1.0, device="meta").mul_(torch.tensor(2.0)).to(torch.float64)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_sends_and_reads_nothing(name: str) -> None:
     step_alone(name, "meta", meta_guard)
 
@@ -35,7 +35,6 @@ def test_a_measured_step_sends_and_reads_nothing(optimizer: str) -> None:
     accumulate(optimizer, "meta", meta_guard)
 
 
-@SENDS_COLUMNS
 def test_a_measured_step_sends_nothing_where_gradients_come_and_go() -> None:
     accumulate("padam", "meta", meta_guard, missing=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +46,7 @@ class TelemetryCallback(RememberingCallback):
         self.every = every
         self.per_layer = per_layer
         self._window: Window | None = None
-        self._undecided: list[tuple[Tensor, dict[str, float]]] = []
+        self._undecided: list[tuple[Tensor | None, dict[str, float | Tensor]]] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.give_up()
@@ -96,30 +96,29 @@ class TelemetryCallback(RememberingCallback):
             return
         labelled = _by_label(self.run.groups)
         self._settings = {}
-        rates: dict[str, float] = {}
+        rates: dict[str, float | Tensor] = {}
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
-            rates[label] = max(float(group["lr"]) * group.get("weight_decay", 0.0) for group in groups)
+            rates[label] = _largest([group["lr"] * group.get("weight_decay", 0.0) for group in groups])
             self._settings[f"pdyn/weight_decay{label}"] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
-        if self._window is not None and self._statistics.found_inf is not None:
-            self._undecided.append((self._statistics.found_inf, rates))
+        found_inf = self._statistics.found_inf if self._window is not None else None
+        if found_inf is not None or any(isinstance(rate, Tensor) for rate in rates.values()):
+            self._undecided.append((found_inf, rates))
         else:
             self._decay(rates)
 
-    def _decay(self, rates: Mapping[str, float]) -> None:
+    def _decay(self, rates: Mapping[str, float | Tensor]) -> None:
         for label, rate in rates.items():
-            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - rate
+            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - float(rate)
 
     def _settle(self) -> None:
-        """Learn which steps the optimizer skipped on the device; waits for it once."""
+        """Learn what stands on the device: which steps the optimizer skipped there, and its learning rates."""
         undecided, self._undecided = self._undecided, []
-        if not undecided:
-            return
-        for skipped, (_, rates) in zip(torch.stack([flag for flag, _ in undecided]).tolist(), undecided, strict=True):
-            if skipped:
+        for found_inf, rates in undecided:
+            if found_inf is not None and found_inf.item():
                 self._skipped_steps += 1
             else:
                 self._decay(rates)
@@ -174,6 +173,13 @@ class TelemetryCallback(RememberingCallback):
         self._skipped_steps = self._logged_skips = memory["skipped_steps"]
         self._nonfinite_steps = memory["nonfinite_steps"]
         self._cumulative_decay = dict(memory["cumulative_decay"])
+
+
+def _largest(values: Sequence[float | Tensor]) -> float | Tensor:
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if not tensors:
+        return max(float(value) for value in values)
+    return torch.stack([torch.full_like(tensors[0], v) if not isinstance(v, Tensor) else v for v in values]).max()
 
 
 def _global_metrics(reading: Reading) -> dict[str, float]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from hf_pdyn import (
     Padam,
@@ -16,7 +16,9 @@ from hf_pdyn import (
     build_param_groups,
     label_parameters,
 )
-from tests.training import gpt2, token_blocks, trainer, training_logs
+from hf_pdyn.callbacks.base import Run
+from tests.synchronisation import meta_guard
+from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
 
 OPTIMIZERS = ["padam", "adamw_torch", "adamw_torch_fused", "sgd"]
 
@@ -389,3 +391,25 @@ def test_skipped_steps_are_counted_and_change_nothing_else(tmp_path: Path) -> No
     assert ["pdyn/D_w" in record for record in logs] == [False, False, True, True, False, True]
     assert control._state.interval == 1  # three steps were taken
     assert {state["step"].item() for state in run.optimizer.state.values()} == {3.0}
+
+
+def test_a_learning_rate_that_is_a_tensor(tmp_path: Path) -> None:
+    """The scheduler fills it in place; a_t is of what each step had."""
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3), weight_decay=0.1)
+    run = trainer(tmp_path, model, optimizers=(optimizer, None), callbacks=[TelemetryCallback()], logging_steps=6)
+    run.train()
+    decays = [record["pdyn/a_t"] for record in training_logs(run.state.log_history)]
+    assert decays == pytest.approx([-0.1 * 1e-3 * sum(1 - step / 12 for step in range(n)) for n in (6, 12)], rel=1e-5)
+
+
+def test_a_learning_rate_on_the_device_is_not_read_at_every_step(tmp_path: Path) -> None:
+    model = gpt2().to("meta")
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
+    optimizer.param_groups[0]["lr"] = torch.tensor(1e-3, device="meta")
+    telemetry = TelemetryCallback()
+    telemetry.run = Run(optimizer, model, total_steps=12, steps_per_epoch=8)
+    telemetry.begin(arguments(tmp_path), TrainerState())
+    with meta_guard():
+        telemetry.on_optimizer_step(arguments(tmp_path), TrainerState(), TrainerControl())
+    assert len(telemetry._undecided) == 1

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.synchronisation import CASES, SENDS_COLUMNS, STEPS, accumulate, cuda_guard, step_alone
+from tests.synchronisation import OPTIONS, STEPS, accumulate, cuda_guard, step_alone
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")]
 
@@ -19,7 +19,7 @@ def test_the_guard_catches_what_waits() -> None:
             waits()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_waits_for_nothing(name: str) -> None:
     optimizer = step_alone(name, "cuda", cuda_guard)
     assert {state["step"].item() for state in optimizer.state.values()} == {STEPS}
@@ -37,6 +37,5 @@ def test_a_measured_step_waits_for_nothing_and_counts(optimizer: str) -> None:
         assert on_device.quantities[name] == pytest.approx(values, rel=1e-5), name
 
 
-@SENDS_COLUMNS
 def test_a_measured_step_waits_for_nothing_where_gradients_come_and_go() -> None:
     assert accumulate("padam", "cuda", cuda_guard, missing=True)().steps == STEPS
