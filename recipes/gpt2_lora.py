@@ -10,10 +10,8 @@ With no option it needs no network: it pretrains a small GPT-2 on the prose that
 
 import logging
 import math
-import os
 import time
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +55,9 @@ DEFAULTS: dict[str, Any] = {
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
     "eval_strategy": "epoch",
+    # For the perplexity before training. An evaluate() before train() would leave the model unwrapped: processes would
+    # train on their own (transformers 5.23, DDP), or stop (DeepSpeed).
+    "eval_on_start": True,
     "save_strategy": "epoch",
     "save_total_limit": 2,
     "logging_steps": 10,
@@ -141,7 +142,6 @@ def main() -> None:
     set_seed(training_options.seed)
     if not model_options.full_finetune:
         model = add_lora(model, lora_options, TaskType.CAUSAL_LM)
-    keep_reports_in_output_dir(training_options)
     trainer = Trainer(
         model=model,
         args=training_options,
@@ -152,16 +152,13 @@ def main() -> None:
         callbacks=pdyn_options.callbacks(),
     )
 
-    perplexity_before = validation_perplexity(trainer)
-    console.print(f"validation perplexity before training: {perplexity_before:.2f}")
     training = trainer.train(resume_from_checkpoint=checkpoint)
-    perplexity_after = validation_perplexity(trainer)
-    console.print(f"validation perplexity after training: {perplexity_after:.2f}")
+    perplexity_after = perplexity(trainer.evaluate()["eval_loss"])
 
     paths = save_outputs(trainer, "model" if model_options.full_finetune else "adapter")
     sample = generate_sample(trainer, tokenizer, model_options, validation_blocks)
     if is_main:
-        results = results_of(trainer, perplexity_before, perplexity_after, training.metrics["train_runtime"])
+        results = results_of(trainer, perplexity_after, training.metrics["train_runtime"])
         results["total seconds"] = time.perf_counter() - started
         write_summary(paths["summary"], results, sample, paths)
         print_results(console, results, sample, paths)
@@ -172,20 +169,21 @@ def main() -> None:
         )
 
 
-def results_of(
-    trainer: Trainer, perplexity_before: float, perplexity_after: float, training_seconds: float
-) -> dict[str, Any]:
+def results_of(trainer: Trainer, perplexity_after: float, training_seconds: float) -> dict[str, Any]:
     """Return the numbers of the summary, by the names it shows."""
     trained, total = count_parameters(trainer.model)
     history = trainer.state.log_history
+    # A resumed run has it from its checkpoint.
+    losses_before = [record["eval_loss"] for record in history if record["step"] == 0 and "eval_loss" in record]
     # The Trainer's closing record is about the few steps since the one before.
     records = [record for record in history if "loss" in record] or history
     return {
-        "perplexity before": perplexity_before,
+        "perplexity before": perplexity(losses_before[0]) if losses_before else None,
         "perplexity after": perplexity_after,
         **{name: last_logged(records, key) for name, key in FINAL_METRICS.items()},
         "trainable parameters": trained,
         "all parameters": total,
+        "processes": trainer.args.world_size,
         "optimizer steps": trainer.state.global_step,
         "training seconds": training_seconds,
     }
@@ -262,23 +260,12 @@ def corpus_of(options: DataArguments) -> Corpus:
     return plays()
 
 
-def validation_perplexity(trainer: Trainer) -> float:
-    """Return exp of the mean validation loss, infinite where that is no float any more."""
-    loss = trainer.evaluate()["eval_loss"]
+def perplexity(loss: float) -> float:
+    """Return exp of a mean loss, infinite where that is no float any more."""
     try:
         return math.exp(loss)
     except OverflowError:
         return math.inf
-
-
-def keep_reports_in_output_dir(options: TrainingArguments) -> None:
-    """Name TensorBoard's directory now.
-
-    The perplexity before training is logged before `train()`, which is where transformers 5.23 would
-    name it; the writer made by then would keep to ./runs.
-    """
-    directory = Path(options.output_dir).resolve() / "runs" / f"{datetime.now():%b%d_%H-%M-%S}"
-    os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(directory))
 
 
 def checkpoint_to_resume(options: TrainingArguments) -> str | None:
@@ -319,7 +306,8 @@ def generate_sample(
     validation_blocks: TokenBlocks,
 ) -> str | None:
     """Continue the prompt on the main process; None where nobody holds the whole model."""
-    is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    zero = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    is_sharded = trainer.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3)
     if options.sample_tokens == 0 or is_sharded or not trainer.is_world_process_zero():
         return None
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
