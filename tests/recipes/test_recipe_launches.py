@@ -14,6 +14,7 @@ import yaml
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from packaging.version import Version
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 from tests.distributed.launching import ENVIRONMENT, ROOT
 
@@ -100,7 +101,8 @@ class Run:
             command = ["-m", "tests.scripts.fsdp_on_cpu", *command]  # on CPU accelerate would train with DDP
         if launch != "plain":
             accelerate_launch = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-            command = [*accelerate_launch, "--config_file", str(FILES[launch]), *command]
+            port = ["--main_process_port", str(get_free_port())]  # the default is one for all launches on a machine
+            command = [*accelerate_launch, "--config_file", str(FILES[launch]), *port, *command]
         settings = SETTINGS | {
             "cache_dir": directory / "cache",
             "output_dir": self.out,
