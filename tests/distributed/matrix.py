@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from accelerate.utils import FullyShardedDataParallelPlugin, is_deepspeed_available
+from packaging.version import Version
 
 from tests.distributed.launching import ON_CPU, start
 
@@ -75,6 +78,17 @@ CASES: dict[str, dict[str, Any]] = {
     for name, options in TRAININGS.items()
     if model == "full" or name != "accumulation"
 }
+
+
+def why_impossible(launch: str, case: str = "") -> str | None:
+    """Why the installed libraries cannot do it, with any optimizer."""
+    if "FSDP" in launch and "fsdp_version" not in FullyShardedDataParallelPlugin.__dataclass_fields__:
+        return "transformers names FSDP's version, which accelerate 1.3 does not know"
+    if "ZeRO" in launch and not is_deepspeed_available():
+        return "deepspeed is not installed"
+    if "ZeRO" in launch and "accumulation" in case and Version(transformers.__version__) < Version("5.23"):
+        return "transformers 5.2 adds up accumulated gradients under DeepSpeed, with stock AdamW too"
+    return None
 
 
 def run(launch: str, out: Path, cases: dict[str, dict[str, Any]] = CASES) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.matrix import LAUNCHES
+from tests.distributed.matrix import LAUNCHES, why_impossible
 from tests.killed import CASES, assert_resumed_exactly, run_killed
 
 pytestmark = pytest.mark.distributed
@@ -36,7 +36,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("launch", "case", "kill"),
     [
-        pytest.param(launch, case, kill, marks=pytest.mark.xdist_group(f"{launch}, killed"))
+        pytest.param(
+            launch,
+            case,
+            kill,
+            marks=[
+                pytest.mark.xdist_group(f"{launch}, killed"),
+                pytest.mark.skipif(why_impossible(launch) is not None, reason=str(why_impossible(launch))),
+            ],
+        )
         for launch, (cases, kills) in KILLED.items()
         for case in cases
         for kill in kills
