@@ -19,6 +19,7 @@ from hf_pdyn.integrations.transformers import (
     is_training_log,
     make_checkpoints_resumable,
     place_before_reporters,
+    processes_train_apart,
     watch_mixed_mesh_clipping,
 )
 from hf_pdyn.optimizer import Padam
@@ -87,6 +88,13 @@ class PdynCallback(TrainerCallback):
                 raise ValueError(
                     f"The checkpoint's pdyn state has version {_memory(state).get('version')!r}, this hf_pdyn reads "
                     f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
+                )
+            if processes_train_apart():
+                warnings.warn(
+                    "The processes of this launch do not average their gradients: each trains a model of its own. The "
+                    "Trainer does not wrap the model where evaluate() was called before train(); use eval_on_start "
+                    "instead.",
+                    stacklevel=2,
                 )
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)

@@ -12,12 +12,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers.trainer_optimizer
 import transformers.trainer_utils
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_optimizer import OptimizerContext
@@ -26,6 +27,9 @@ from transformers.training_args import OptimizerNames
 from hf_pdyn.checkpoints import incompleteness
 from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.sharding import local
+
+T = TypeVar("T")
 
 OptimizerHandler = Callable[[OptimizerContext], tuple[Any, dict[str, Any]]]
 
@@ -97,16 +101,37 @@ def place_before_reporters(callback: TrainerCallback) -> None:
     log record. No argument of an event names the handler, so it is found on the stack; without it
     (another Trainer's own event loop) the order stays, and only trainer_state.json has the metrics.
     """
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(frame.f_locals.get("self"), CallbackHandler):
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is None:
+    handler = _on_the_stack(CallbackHandler)
+    if handler is None:
         return
-    handler: CallbackHandler = frame.f_locals["self"]
     others = [other for other in handler.callbacks if other is not callback]
     flow = next((i for i, other in enumerate(others) if isinstance(other, DefaultFlowCallback)), -1)
     # A new list: the handler is iterating over the old one, and each callback must get the event once.
     handler.callbacks = [*others[: flow + 1], callback, *others[flow + 1 :]]
+
+
+def _on_the_stack(kind: type[T]) -> T | None:
+    """The innermost object of that class whose method is running."""
+    frame = sys._getframe(1)
+    while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
+        frame = frame.f_back  # type: ignore[assignment]
+    return None if frame is None else frame.f_locals["self"]
+
+
+def processes_train_apart() -> bool:
+    """Whether the Trainer that delivers this event has several processes and nothing that averages their gradients.
+
+    That is so, without a word, after an `evaluate()` before `train()`: accelerate (1.15) has then prepared the model
+    once and transformers (5.23) does not wrap it in DDP any more.
+    """
+    from transformers import Trainer
+
+    trainer = _on_the_stack(Trainer)
+    if trainer is None or not trainer.accelerator.distributed_type.value.startswith("MULTI_"):
+        return False
+    averages = any(isinstance(module, DistributedDataParallel) for module in trainer.model_wrapped.modules())
+    has_dtensors = any(local(param) is not param for param in trainer.model.parameters())
+    return not averages and not has_dtensors
 
 
 def watch_mixed_mesh_clipping() -> None:
