@@ -1,7 +1,7 @@
 """What we need of DeepSpeed beyond its public API (tried with 0.19.8). Nothing here imports it.
 
 ZeRO 1 and 2 flatten each parameter group, give every process one slice of it, a partition, and step the
-partitions one after the other. Which parameters lie where is in `param._hp_mapping`.
+partitions one after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import math
 import sys
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
 import torch.distributed as dist
@@ -64,13 +65,31 @@ def zero_pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece |
     In the order of `model.named_parameters()`, hence the same on every process.
     """
     _declare_partitions(zero)
-    group_of = {param: i for i, group in enumerate(zero.bit16_groups) for param in group}
+    places = {param: (i, offset) for i in range(len(zero.bit16_groups)) for param, offset in _flattened(zero, i)}
     for name, param in model.named_parameters():
-        if param in group_of:
-            mapping = param._hp_mapping  # type: ignore[attr-defined]
-            address = None if mapping is None else mapping.get_hp_fragment_address()
-            holder = zero.single_partition_of_fp32_groups[group_of[param]]
-            yield name, group_of[param], None if address is None else Piece(holder, address.start, address.numel)
+        if param in places:
+            group, offset = places[param]
+            yield name, group, _piece(zero, group, offset, param.numel())
+
+
+def _flattened(zero: Any, group: int) -> Iterator[tuple[Tensor, int]]:
+    """The parameters of a group and where each begins in the group's flat tensor.
+
+    Not from `param._hp_mapping`, which is of another order where `round_robin_gradients` is on (0.19.8).
+    """
+    params = zero.round_robin_bit16_groups[group]
+    offsets = getattr(zero, "round_robin_bit16_offsets", None)  # 0.19 pads between parameters
+    if offsets is not None:
+        yield from zip(params, offsets[group], strict=True)
+        return
+    yield from zip(params, accumulate((param.numel() for param in params), initial=0), strict=False)
+
+
+def _piece(zero: Any, group: int, offset: int, numel: int) -> Piece | None:
+    holder: Tensor = zero.single_partition_of_fp32_groups[group]
+    first = dist.get_rank(group=zero.real_dp_process_group[group]) * holder.numel()
+    start, stop = max(offset - first, 0), min(offset + numel - first, holder.numel())
+    return Piece(holder, start, stop - start) if start < stop else None
 
 
 def _patch(zero_class: type[Any]) -> None:
