@@ -102,6 +102,9 @@ def apply_overrides(groups: list[dict[str, Any]], overrides: tuple[Override, ...
             else:
                 group[override.field] = override.value
                 group[f"{override.field}_pinned"] = True
+    for group in groups:
+        # Callbacks move these; as keys of every group from the start, they come back with a checkpoint of any launch.
+        group.update(initial_p=group["p"], initial_weight_decay=group["weight_decay"])
 
 
 def _finite(key: str, value: str) -> float:

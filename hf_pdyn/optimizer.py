@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any, Literal, get_args
@@ -12,12 +13,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn import kernels
-from hf_pdyn.sharding import Shards, local, local_like
+from hf_pdyn.sharding import Shards, first_param, local, local_like
 from hf_pdyn.suggest import check_choice
 
 UpdateScale = Literal["raw", "adam"]
 BiasCorrection = Literal["eq18", "padam"]
 Nonfinite = Literal["apply", "skip"]
+
+_SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
 
 UpdateObserver = Callable[[Tensor, Tensor], None]
 
@@ -150,11 +153,12 @@ class Padam(Optimizer):
             self._observers.append(observer)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch.
+        """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.
 
         Raises ValueError where the checkpoint's groups are not this optimizer's, and says what differs.
         """
         _check_groups(state_dict["param_groups"], self.param_groups)
+        _say_what_is_overruled(state_dict["param_groups"], self.param_groups)
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
@@ -250,7 +254,7 @@ class Padam(Optimizer):
         # A process that holds none of what has a gradient must still take part in the sum.
         if not pairs and not shards.sharded:
             return None
-        device = self.param_groups[0]["params"][0].device
+        device = first_param(self.param_groups).device
         dtype = kernels.accumulator_dtype(device)
         sums = torch.zeros(2, device=device, dtype=dtype)
         if pairs:
@@ -325,6 +329,24 @@ def _check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> Non
         raise ValueError(
             f"The checkpoint has {len(saved)} parameter groups and this optimizer {len(own)}, and they differ: "
             f"{differing}. Train the same parameters with the same labels and overrides as the run that wrote it."
+        )
+
+
+def _say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """Of settings that the checkpoint's run began with, not of what callbacks have made of them since."""
+    overruled: dict[str, str] = {}
+    for theirs, ours in zip(saved, own, strict=True):
+        for name in _SETTINGS:
+            before, now = (group.get(f"initial_{name}", group.get(name)) for group in (theirs, ours))
+            if name == "betas":
+                before, now = list(before or ()), list(now or ())  # a tuple or, from a checkpoint, perhaps a list
+            if before != now:
+                overruled.setdefault(name, f"{name}={now} by the checkpoint's {before}")
+    if overruled:
+        warnings.warn(
+            f"Resuming overrules {', '.join(overruled.values())}: settings come with the optimizer's state. To change "
+            "p or weight_decay in a resumed run, use a schedule.",
+            stacklevel=3,
         )
 
 

@@ -18,7 +18,7 @@ from hf_pdyn.integrations.transformers import (
 )
 from hf_pdyn.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.optimizer import Padam
-from hf_pdyn.sharding import declare_fsdp1_shards
+from hf_pdyn.sharding import declare_fsdp1_shards, is_known_shard
 
 OPTIMIZER_NAME = "padam"
 
@@ -54,6 +54,28 @@ class TrainerPadam(Padam):
         apply_overrides(groups, overrides, lr=lr, p=p)
         super().__init__(groups, lr=lr, p=p, **settings)
         want_one_step_for_all_groups(self)
+        known = {id(param) for param in names}
+
+        def check_once(*_: Any) -> None:
+            if known:
+                self._check_what_it_steps(known)
+                known.clear()
+
+        # Not an override of `step`: torch would run every step hook twice.
+        self.register_step_pre_hook(check_once)
+
+    def _check_what_it_steps(self, known: set[int]) -> None:
+        """ValueError where a launcher has replaced parameters by parts of which nobody says how they add up."""
+        params = (param for group in self.param_groups for param in group["params"])
+        if all(id(param) in known or is_known_shard(param) for param in params):
+            return
+        for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
+            if getattr(self, name, self.param_groups[0].get(name)) == value:
+                raise ValueError(
+                    f'{name}="{value}" {what_it_does}, and this launch has it step parts of parameters that cannot be '
+                    "added up (DeepSpeed outside ZeRO-1 and ZeRO-2, or ZeRO-1 in bf16 with grad_accum_dtype fp32). Use "
+                    f"ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at {default}."
+                )
 
 
 _NEEDS_THE_WHOLE = {

@@ -10,22 +10,30 @@ from typing import Any, Protocol, TypeVar
 T = TypeVar("T")
 
 
-class GivesUp(Protocol):
-    """Something that can stop measuring."""
+class Measures(Protocol):
+    """Something that can stop measuring.
 
-    def give_up(self) -> None:
+    gave_up: whether it has, after a failure; whoever begins a new training resets it.
+    """
+
+    gave_up: bool
+
+    def stop_measuring(self) -> None:
         """Measure nothing from here on."""
 
 
 def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
-    """Turn an exception in a measuring method into one warning, `self.give_up()` and None."""
+    """Turn an exception in a measuring method into one warning, `self.stop_measuring()` and None, then and later."""
 
     @functools.wraps(method)
-    def guarded(self: GivesUp, *args: Any, **kwargs: Any) -> T | None:
+    def guarded(self: Measures, *args: Any, **kwargs: Any) -> T | None:
+        if self.gave_up:
+            return None
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            self.give_up()
+            self.gave_up = True
+            self.stop_measuring()
             # Of an error about a tensor the text may be all of its numbers.
             warnings.warn(
                 f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,6 +47,11 @@ class Piece:
         return values.view(-1).narrow(0, self.start, self.numel)
 
 
+def first_param(groups: Iterable[Mapping[str, Any]]) -> Tensor:
+    """Of an optimizer's groups, some of which may be empty: the Trainer's first is where only biases train."""
+    return next(param for group in groups for param in group["params"])
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a DTensor, sharing its memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
@@ -70,6 +76,11 @@ def declare_fsdp1_shards(model: nn.Module) -> None:
         if handle is not None and handle.uses_sharded_strategy:
             for param in handle.flat_param._params or ():  # None without use_orig_params
                 declare_shard(param, dist.get_world_size(handle.process_group))
+
+
+def is_known_shard(tensor: Tensor) -> bool:
+    """Whether `tensor` is a DTensor or declared to be a shard."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, _SHARD_COUNT)
 
 
 def is_partial(tensor: Tensor) -> bool:
@@ -131,8 +142,9 @@ def agreed(values: Sequence[float], device: torch.device) -> list[float]:
 def _shard_count(param: Tensor) -> int:
     if not isinstance(param, DTensor):
         return getattr(param, _SHARD_COUNT, 1)
+    # Not is_shard(): of FSDP2 over tensor parallelism, _StridedShard is none (torch 2.13).
     sizes = zip(param.placements, param.device_mesh.shape, strict=True)
-    return math.prod(size for placement, size in sizes if placement.is_shard())
+    return math.prod(size for placement, size in sizes if not placement.is_replicate())
 
 
 def _communication_device(device: torch.device) -> torch.device:

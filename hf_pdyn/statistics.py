@@ -31,7 +31,7 @@ from hf_pdyn.integrations.deepspeed import (
     zero_pieces,
 )
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import Piece, Shards, declare_fsdp1_shards, is_partial, local, local_like
+from hf_pdyn.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
 from hf_pdyn.windows import SUMS, Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
@@ -53,6 +53,7 @@ class StepStatistics:
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
         self.windows: weakref.WeakSet[Window] = weakref.WeakSet()
+        self.gave_up = False
         self._optimizer = unwrap_optimizer(optimizer)
         self._measuring = False
         self._before: dict[Tensor, Tensor] = {}
@@ -106,7 +107,7 @@ class StepStatistics:
         What was announced for a step that has not come (its forward pass failed, say) is void.
         """
         take_clip(self._optimizer, self)  # of a step before this window
-        self._measuring = False
+        self._measuring = self.gave_up = False
         window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
         return window
@@ -120,15 +121,14 @@ class StepStatistics:
         """The pathways that have a trainable parameter in the optimizer."""
         return frozenset(scope.pathway for scope in self.scopes)
 
-    def give_up(self) -> None:
-        """Stop measuring: no window gets another step.
+    def stop_measuring(self) -> None:
+        """After a failure, no window gets another step; where parameters are sharded, each gets NaN instead.
 
-        RuntimeError where parameters are sharded: the other processes would wait for this one's sums
-        for ever.
+        The other processes wait for this one's part of every reading, so the window stays as long as theirs,
+        and NaN leaves the step out everywhere.
         """
-        if self._shards.sharded:
-            raise RuntimeError("hf_pdyn failed to measure sharded gradients on this process (its cause is above).")
-        self.windows.clear()
+        if not self._shards.sharded:
+            self.windows.clear()
         self._before = {}
 
     @never_fatal
@@ -149,25 +149,34 @@ class StepStatistics:
             norms = kernels.two_norms([piece.of(update) for piece in pieces])
             self._update_norms.update(zip(pieces, norms, strict=True))
 
-    @never_fatal
     @torch.no_grad()
     def _after_step(self) -> None:
         clip = take_clip(self._optimizer, self)
         self.found_inf = getattr(self._optimizer, "found_inf", None)
         if not self.windows or getattr(self._optimizer, "step_was_skipped", False):
             return
+        measuring, self._measuring = self._measuring, False
+        rows = self._rows_of_step(clip, self._clip_factor(clip) if measuring else None, measuring)
+        self._before = {}
+        if rows is None and self._shards.sharded:
+            rows = self._no_sums(1)[0].new_full((len(self.scopes) + 1,), math.nan), None
+            if measuring:
+                rows = rows[0], self._no_sums(len(SUMS)).fill_(math.nan)
+        if rows is not None:
+            for window in list(self.windows):
+                window.add(rows[0], clip.max_norm, rows[1])
+
+    @never_fatal
+    def _rows_of_step(self, clip: Clip, factor: Tensor | None, measuring: bool) -> tuple[Tensor, Tensor | None] | None:
+        """What `Window.add` takes; None where nothing has a gradient."""
         # Read after the step: a closure computes the gradients inside it.
         pieces = [piece for piece in self._columns if _has_gradient(piece)]
         # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
         if not pieces and not self._shards.sharded:
-            return
+            return None
         squares = self._sums_of_squares(pieces)
         total = self._shards.share_of_square(_as_scalar(clip.total_norm, squares)).to(squares)
-        measured = self._measure(pieces, clip) if self._measuring else None
-        for window in list(self.windows):
-            window.add(torch.cat([squares, total.view(1)]), clip.max_norm, measured)
-        self._measuring = False
-        self._before = {}
+        return torch.cat([squares, total.view(1)]), self._measure(pieces, factor) if measuring else None
 
     def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
         if not pieces:
@@ -175,9 +184,8 @@ class StepStatistics:
         norms = kernels.two_norms([_gradient(piece) for piece in pieces])
         return self._sum_by_scope(pieces, norms.square().view(-1, 1))[0]
 
-    def _measure(self, pieces: Sequence[Piece], clip: Clip) -> Tensor:
+    def _measure(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor:
         """The rows of SUMS by scope, shape (len(SUMS), len(scopes))."""
-        factor = self._clip_factor(clip)
         if not pieces:
             return self._no_sums(len(SUMS))
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
@@ -202,7 +210,7 @@ class StepStatistics:
             grad = grad / factor.to(device=device, dtype=grad.dtype)
         missing = torch.full((), math.nan, device=device)
         p, eps = _exponent(self._optimizer, group)
-        v_hat = _second_moment(self._optimizer.state[piece.holder], group, piece)
+        v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
         values = (
             self._update_norm(piece, missing).square(),
             kernels.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
@@ -235,7 +243,7 @@ class StepStatistics:
         return sums.index_add_(1, columns[:, 0], values).index_add_(1, columns[:, 1], values)
 
     def _no_sums(self, count: int) -> Tensor:
-        device = self._optimizer.param_groups[0]["params"][0].device
+        device = first_param(self._optimizer.param_groups).device
         return torch.zeros(count, len(self.scopes), device=device, dtype=kernels.accumulator_dtype(device))
 
 

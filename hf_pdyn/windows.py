@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -161,18 +162,15 @@ class Window:
     def _fold(self) -> None:
         if not self._gradients:
             return
-        rows = torch.stack(self._gradients)
-        measured = torch.stack(self._measured) if self._measured else rows.new_empty(0, len(SUMS), len(self._scopes))
-        max_norms = torch.tensor(self._max_norms, dtype=torch.float64, device="cpu")
-        self._gradients.clear()
-        self._measured.clear()
-        self._max_norms.clear()
+        steps, measured, max_norms = self._gradients, self._measured, self._max_norms
+        self._gradients, self._measured, self._max_norms = [], [], []
         # Together: one reduction for all steps, layers and quantities.
-        sums = self._add_up(torch.cat([rows.flatten(), measured.flatten()])).cpu().double()
-        norms = sums[: rows.numel()].view(rows.shape).sqrt()
-        self._fold_gradients(norms[:, :-1], clip_factor(norms[:, -1:], max_norms[:, None]))
-        if len(measured):
-            self._fold_measured(sums[rows.numel() :].view(measured.shape))
+        sums = self._add_up(_flattened(steps, measured)).cpu().double()
+        norms = sums[: len(steps) * len(steps[0])].view(len(steps), -1).sqrt()
+        limits = torch.tensor(max_norms, dtype=torch.float64, device="cpu")
+        self._fold_gradients(norms[:, :-1], clip_factor(norms[:, -1:], limits[:, None]))
+        if measured:
+            self._fold_measured(sums[norms.numel() :].view(len(measured), *measured[0].shape))
 
     def _fold_gradients(self, norms: Tensor, factors: Tensor) -> None:
         totals = self._totals
@@ -191,6 +189,19 @@ class Window:
         for name, values in zip(QUANTITIES, means, strict=True):
             totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
         totals.measured_steps += len(sums)
+
+
+def _flattened(steps: Sequence[Tensor], measured: Sequence[Tensor]) -> Tensor:
+    """All rows, one after the other; NaN for all of them where this process cannot put them together.
+
+    It must not fail alone: the others wait for its part. NaN leaves the steps out on every process.
+    """
+    try:
+        return torch.cat([tensor.flatten() for tensor in (*steps, *measured)])
+    except Exception as error:
+        warnings.warn(f"hf_pdyn lost the statistics of {len(steps)} steps: {str(error)[:200]}", stacklevel=2)
+        count = sum(tensor.numel() for tensor in (*steps, *measured))
+        return steps[0].new_full((count,), math.nan)
 
 
 def _add_in_order(sums: Sequence[float | None], rows: Tensor) -> list[float | None]:

@@ -1,5 +1,6 @@
 """`StepStatistics` in a bare loop; with the Trainer it is tested in callbacks/."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_pdyn import Padam, StepStatistics, build_param_groups
-from hf_pdyn.windows import Scope
+from hf_pdyn.windows import SUMS, Scope, Window
 
 
 def model_with_gradients() -> nn.Module:
@@ -127,21 +128,62 @@ def test_tensors_that_are_not_the_model_s_are_said_to_be_unavailable() -> None:
     assert statistics.pathways == frozenset()
 
 
-def test_a_failure_on_one_of_several_processes_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The others would wait for ever for the sums of a process that has only warned."""
+def test_a_failure_on_one_of_several_processes_leaves_the_step_out_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait for this one's part of the sums: it is NaN, as long as theirs."""
     model = model_with_gradients()
     optimizer = OPTIMIZERS["sgd"](model)
     statistics = StepStatistics(optimizer, model)
     window = statistics.window()
+    parts: list[torch.Tensor] = []
+    window._add_up = lambda sums: (parts.append(sums), sums)[1]
+    statistics._shards.sharded = True
 
     def fail(*args: Any) -> None:
         raise MemoryError("none left")
 
+    optimizer.step()
     monkeypatch.setattr("hf_pdyn.statistics.kernels.two_norms", fail)
-    statistics._shards.sharded = True
-    with pytest.raises(RuntimeError, match="failed to measure sharded gradients"):
+    statistics.measure_next_step()
+    with pytest.warns(UserWarning, match="stopped measuring this run: MemoryError: none left"):
         optimizer.step()
-    assert len(window) == 0
+    optimizer.step()
+    assert len(window) == 3
+    reading = window.read()
+    assert (reading.steps, reading.nonfinite_steps, reading.measured_steps) == (1, 2, 0)
+    width = len(statistics.scopes)
+    assert parts[0].numel() == 3 * (width + 1) + len(SUMS) * width
+
+
+def test_rows_that_cannot_be_put_together_are_sent_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[torch.Tensor] = []
+    window = Window([Scope("weight")], lambda sums: (sent.append(sums), sums)[1])
+    for _ in range(2):
+        window.add(torch.ones(2, dtype=torch.float64), math.inf, None)
+
+    concatenate, calls = torch.cat, []
+
+    def fail_once(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 1:
+            raise MemoryError("none left")
+        return concatenate(*args)
+
+    monkeypatch.setattr(torch, "cat", fail_once)
+    with pytest.warns(UserWarning, match="lost the statistics of 2 steps: none left"):
+        window._fold()
+    assert sent[0].isnan().tolist() == [True] * 4
+    assert window.read().nonfinite_steps == 2
+
+
+def test_measuring_leaves_the_state_as_it_is() -> None:
+    model = model_with_gradients()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = StepStatistics(optimizer, model)
+    window = statistics.window()
+    statistics.measure_next_step()
+    optimizer.step()
+    assert window.read().measured_steps == 1
+    assert not optimizer.state
 
 
 def test_another_set_of_layers_does_not_continue_a_window() -> None:

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
+    all_callbacks,
     is_training_log,
     make_checkpoints_resumable,
     place_before_reporters,
@@ -63,6 +64,8 @@ class PdynCallback(TrainerCallback):
     """
 
     run: Run
+    writes: str | None = None
+    """The field of the groups that it writes, if any."""
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
@@ -98,7 +101,24 @@ class PdynCallback(TrainerCallback):
                 )
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
+                self._say_what_stays(state)
         self.begin(args, state)
+
+    def _say_what_stays(self, state: TrainerState) -> None:
+        """Of fields that a callback of the checkpoint's run has moved and none of this run writes."""
+        written = {getattr(callback, "writes", None) for callback in all_callbacks(self)}
+        for key, initial in _memory(state).items():
+            field = key.removeprefix("initial_")
+            if field == key or field in written or len(initial) != len(self.run.groups):
+                continue
+            moved = [(old, group.get(field)) for old, group in zip(initial, self.run.groups, strict=True)]
+            if any(old != now for old, now in moved):
+                old, now = next(pair for pair in moved if pair[0] != pair[1])
+                warnings.warn(
+                    f"A callback of the run that wrote this checkpoint has moved {field} from {old} to {now}, and it "
+                    f"stays there: this run has none that writes it. Add that callback, or a schedule of {field}.",
+                    stacklevel=3,
+                )
 
     def claim(self, state: TrainerState, field: str, label: str | None = None) -> None:
         """Be the one callback that writes this field of the groups with this label; ValueError for a second.
@@ -139,9 +159,11 @@ class RememberingCallback(PdynCallback, ABC):
     without_memory: str
     """What starts anew in a run resumed from a checkpoint without this callback's memory, as a sentence's subject."""
 
+    gave_up = False
+
     @abstractmethod
-    def give_up(self) -> None:
-        """Measure nothing from here on."""
+    def stop_measuring(self) -> None:
+        """Measure nothing from here on: a failure, or the end of the training."""
 
     @abstractmethod
     def remember(self) -> dict[str, Any] | None:
@@ -201,7 +223,7 @@ class RememberingCallback(PdynCallback, ABC):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.give_up()
+        self.stop_measuring()
 
 
 def _memory(state: TrainerState) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,13 +12,16 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
-from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
+from hf_pdyn.integrations.transformers import processes_train_apart
 from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import agreed
+from hf_pdyn.sharding import agreed, first_param
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import Window
 
 logger = logging.getLogger(__name__)
+
+_NOTHING = (math.nan, math.nan)
 
 
 class PControlCallback(RememberingCallback):
@@ -35,6 +39,7 @@ class PControlCallback(RememberingCallback):
     """
 
     memory_name = "control"
+    writes = "p"
     without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
     def __init__(self, config: ControlConfig | None = None, interval: int | str = "epoch") -> None:
@@ -47,11 +52,18 @@ class PControlCallback(RememberingCallback):
         self._unfinished: tuple[Optimizer, list[float]] | None = None
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        self.give_up()
+        self.gave_up = False
+        self._window = None
         free = self._free_groups()
         self._undo_unfinished(state)
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
+        self.keep_initial(state, "p")
+        if processes_train_apart():
+            raise ValueError(
+                "Algorithm 1 steers one training, and the processes of this launch do not average their gradients. "
+                "Call no evaluate() before train(), use eval_on_start; or leave p_control off."
+            )
         if self.interval != "epoch" and int(self.interval) > self.run.total_steps:
             raise ValueError(
                 f"An interval must end within training: got {self.interval} steps, training has "
@@ -70,6 +82,7 @@ class PControlCallback(RememberingCallback):
                 "(use_dora=True); or leave p_control off."
             )
         self._window = statistics.window()
+        self._steps = 0
         self._state = ControlState(p=free[0]["p"])
         self._unlogged = []
         self._unfinished = (unwrap_optimizer(self.run.optimizer), [group["p"] for group in self.run.groups])
@@ -92,11 +105,12 @@ class PControlCallback(RememberingCallback):
         self._unfinished = None
         super().on_train_end(args, state, control, **kwargs)
 
-    def give_up(self) -> None:
-        """Decide nothing from here on: p stays where it is."""
+    def stop_measuring(self) -> None:
+        """Read nothing from here on; decisions go by what rank 0 reads."""
         self._window = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._steps += not step_was_skipped(self.run.optimizer)
         if self._interval_ends(state):
             self._decide(state.global_step)
 
@@ -107,26 +121,31 @@ class PControlCallback(RememberingCallback):
             self._decide(state.global_step)
 
     def _interval_ends(self, state: TrainerState) -> bool:
+        # Counted apart from the window, which stays empty where measuring failed: every process must come to `agreed`.
         if self.interval != "epoch":
-            return self._window is not None and len(self._window) >= int(self.interval)
+            return self._steps >= int(self.interval)
         # At the epoch's last step rather than in on_epoch_end, which a run resumed from that step does not get.
         per_epoch = self.run.steps_per_epoch
         return per_epoch is not None and state.global_step % per_epoch == 0
 
-    @never_fatal
     def _decide(self, step: int) -> None:
-        if self._window is None:
+        self._steps = 0
+        weight_norm, bias_norm = agreed(self._read() or _NOTHING, first_param(self.run.groups).device)
+        if not (math.isfinite(weight_norm) and math.isfinite(bias_norm)):
             return
-        reading = self._window.read()
-        if reading.weight_norm is None or reading.bias_norm is None:
-            return
-        device = self.run.groups[0]["params"][0].device
-        weight_norm, bias_norm = agreed((reading.weight_norm, reading.bias_norm), device)
         before = self._state.p
         self._state = next_p(self._state, weight_norm=weight_norm, bias_norm=bias_norm, config=self.config)
         self._unlogged.append(self._state)
         logger.info("step %d: %s, p %.4g -> %.4g", step, self._state.branch, before, self._state.p)
         self._apply()
+
+    @never_fatal
+    def _read(self) -> tuple[float, float] | None:
+        """D_w and D_b of the interval, or nothing."""
+        reading = self._window.read() if self._window is not None else None
+        if reading is None or reading.weight_norm is None or reading.bias_norm is None:
+            return None
+        return reading.weight_norm, reading.bias_norm
 
     def _apply(self) -> None:
         for group in self._free_groups():
@@ -172,4 +191,5 @@ class PControlCallback(RememberingCallback):
         self.config.check_start(self._state.p)
         if self._window is not None and memory["window"] is not None:
             self._window.load_state_dict(memory["window"])
+            self._steps = len(self._window)
         self._apply()

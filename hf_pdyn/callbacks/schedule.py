@@ -28,7 +28,7 @@ class ScheduleCallback(PdynCallback):
     def __init__(self, field: str, schedule: Schedule | str | float, label: str | None = None) -> None:
         if field == "lr":
             raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
-        self.field = field
+        self.field = self.writes = field
         self.schedule = Schedule.of(schedule)
         self.label = label
         self._pinned = f"{field}_pinned"

@@ -32,6 +32,7 @@ class WeightDecayShutoffCallback(PdynCallback):
     def __init__(
         self, at: Moment | str | float, until: Moment | str | float | None = None, labels: Sequence[str] | None = None
     ) -> None:
+        self.writes = "weight_decay"
         self.at = Moment.of(at)
         self.until = None if until is None else Moment.of(until)
         self.labels = [labels] if isinstance(labels, str) else labels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
+
+logger = logging.getLogger(__name__)
 
 
 class TelemetryCallback(RememberingCallback):
@@ -49,7 +52,8 @@ class TelemetryCallback(RememberingCallback):
         self._undecided: list[tuple[Tensor | None, dict[str, float | Tensor]]] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        self.give_up()
+        self.gave_up = False
+        self._window = None
         self._skipped_steps = self._logged_skips = 0
         self._nonfinite_steps = 0
         self._cumulative_decay: dict[str, float] = {}
@@ -64,7 +68,7 @@ class TelemetryCallback(RememberingCallback):
         if self._statistics.unavailable:
             warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
 
-    def give_up(self) -> None:
+    def stop_measuring(self) -> None:
         """Measure nothing from here on."""
         self._window = None
 
@@ -92,14 +96,15 @@ class TelemetryCallback(RememberingCallback):
             return
         if getattr(optimizer, "step_was_skipped", False):
             self._skipped_steps += 1
-            self._nonfinite_steps += 1
+            self._count_nonfinite(1)
             return
         labelled = _by_label(self.run.groups)
         self._settings = {}
         rates: dict[str, float | Tensor] = {}
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
-            rates[label] = _largest([group["lr"] * group.get("weight_decay", 0.0) for group in groups])
+            if all(group["lr"] is not None for group in groups):  # Adafactor may find its own
+                rates[label] = _largest([group["lr"] * group.get("weight_decay", 0.0) for group in groups])
             self._settings[f"pdyn/weight_decay{label}"] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
@@ -109,6 +114,14 @@ class TelemetryCallback(RememberingCallback):
             self._undecided.append((found_inf, rates))
         else:
             self._decay(rates)
+
+    def _count_nonfinite(self, steps: int) -> None:
+        if steps and not self._nonfinite_steps:
+            logger.warning(
+                "A gradient held NaN or infinity. Such steps are left out of the metrics and counted in "
+                "pdyn/nonfinite_steps; --nonfinite skip has padam leave them out too."
+            )
+        self._nonfinite_steps += steps
 
     def _decay(self, rates: Mapping[str, float | Tensor]) -> None:
         for label, rate in rates.items():
@@ -133,7 +146,7 @@ class TelemetryCallback(RememberingCallback):
         collected: dict[str, float] = {}
         if len(self._window):
             reading = self._window.read()
-            self._nonfinite_steps += reading.nonfinite_steps
+            self._count_nonfinite(reading.nonfinite_steps)
             collected = _global_metrics(reading)
             if self.per_layer:
                 collected |= _layer_metrics(reading)

@@ -20,6 +20,14 @@ def unwrap_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
+def step_was_skipped(optimizer: Any) -> bool:
+    """Whether the last step was left out: by a gradient scaler, as accelerate tells, or by Padam itself."""
+    links = [optimizer]
+    while hasattr(links[-1], "optimizer"):
+        links.append(links[-1].optimizer)
+    return any(getattr(link, "step_was_skipped", False) for link in links)
+
+
 def watch_clipping() -> None:
     """Note what every later `Accelerator.clip_grad_norm_` call did to the optimizers it concerns. Idempotent.
 
@@ -41,7 +49,7 @@ def watch_clipping() -> None:
         if total_norm is not None and norm_type == 2 and self.distributed_type != DistributedType.DEEPSPEED:
             clipped = {id(parameter) for parameter in parameters}
             for optimizer in map(unwrap_optimizer, self._optimizers):
-                if id(optimizer.param_groups[0]["params"][0]) in clipped:
+                if any(id(param) in clipped for group in optimizer.param_groups for param in group["params"]):
                     note_clip(optimizer, total_norm, max_norm)
         return total_norm
 

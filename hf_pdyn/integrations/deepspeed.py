@@ -41,10 +41,10 @@ def why_unreadable(optimizer: Any) -> str | None:
     if zero is None:
         return (
             f"DeepSpeed steps with its {type(optimizer.optimizer).__name__}, and only ZeRO stages 1 and 2 can be "
-            "read; use one of these, DDP or FSDP2"
+            "read (stage 1 in bf16 without grad_accum_dtype fp32); use one of these, DDP or FSDP2"
         )
-    alone = _takes_steps_by_itself(zero)
-    return f"DeepSpeed's {alone} takes the steps by itself; switch it off" if alone else None
+    special = _special(zero)
+    return f"DeepSpeed's {special} steps in a way of its own; switch it off" if special else None
 
 
 def want_one_step_for_all_groups(optimizer: Any) -> None:
@@ -99,7 +99,7 @@ def _patch(zero_class: type[Any]) -> None:
 
     @functools.wraps(original)
     def _optimizer_step(self: Any, group_no: int) -> None:
-        if _takes_steps_by_itself(self) or not getattr(self.optimizer, _ONE_STEP, False):
+        if _special(self) or not getattr(self.optimizer, _ONE_STEP, False):
             original(self, group_no)
         else:
             _step_with_the_last_group(self, group_no)
@@ -122,7 +122,8 @@ def _step_with_the_last_group(zero: Any, group_no: int) -> None:
     for i, grad in waiting.items():
         partitions[i].grad = grad
     _declare_partitions(zero)
-    note_clip(zero.optimizer, zero._global_grad_norm or 0.0, zero.clip_grad or math.inf)
+    norm = zero._global_grad_norm
+    note_clip(zero.optimizer, 0.0 if norm is None else norm, zero.clip_grad or math.inf)
     zero.optimizer.step()
     zero._lazy_init_hp_params_optimizer_state()
     for i in waiting:
@@ -138,5 +139,6 @@ def _declare_partitions(zero: Any) -> None:
         declare_shard(partition, dist.get_world_size(group=group))
 
 
-def _takes_steps_by_itself(zero: Any) -> str | None:
-    return next((name for name in ("zenflow", "torch_autocast_gradscaler") if getattr(zero, name, None)), None)
+def _special(zero: Any) -> str | None:
+    special = ("zenflow", "torch_autocast_gradscaler", "has_moe_layers")  # experts: each process has others
+    return next((name for name in special if getattr(zero, name, None)), None)

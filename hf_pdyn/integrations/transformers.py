@@ -118,6 +118,12 @@ def _on_the_stack(kind: type[T]) -> T | None:
     return None if frame is None else frame.f_locals["self"]
 
 
+def all_callbacks(callback: TrainerCallback) -> list[TrainerCallback]:
+    """All callbacks of the handler that is delivering this event; `callback` alone where there is none to be found."""
+    handler = _on_the_stack(CallbackHandler)
+    return [callback] if handler is None else list(handler.callbacks)
+
+
 def processes_train_apart() -> bool:
     """Whether the Trainer that delivers this event has several processes and nothing that averages their gradients.
 
@@ -253,7 +259,8 @@ def _replace(original: Callable[..., Any], replacement: Callable[..., Any], modu
 
 def is_training_log(logs: dict[str, Any]) -> bool:
     """Whether a log record is one of training steps (or their final summary), not of an evaluation."""
-    return "loss" in logs or "train_loss" in logs
+    # A script's own trainer.log({"loss": ...}), on one process perhaps, ends no interval.
+    return {"loss", "learning_rate"} <= logs.keys() or "train_loss" in logs
 
 
 def stock_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -12,7 +12,13 @@ import torch
 from transformers import TrainerCallback
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback
+from hf_pdyn import (
+    NonfiniteCallback,
+    PControlCallback,
+    ScheduleCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
 from hf_pdyn.control import ControlConfig
 from tests.training import gpt2, saved_state, trainer, training_logs
 
@@ -187,3 +193,24 @@ def test_another_version_is_refused_whatever_it_holds(checkpoint: Path) -> None:
     change_memory(checkpoint, change)
     with pytest.raises(ValueError, match="pdyn state has version 0, this hf_pdyn reads 1"):
         resume(checkpoint, steering())
+
+
+# Settings that come with the checkpoint
+
+
+def test_what_a_callback_moved_and_nobody_writes_is_said(tmp_path: Path) -> None:
+    options = COMMON | {"logging_steps": 2}
+    trainer(tmp_path, callbacks=[ScheduleCallback("p", "0.3"), WeightDecayShutoffCallback(4)], **options).train()
+    with pytest.warns(UserWarning, match="has moved") as said:
+        resume(tmp_path / "checkpoint-8", [NonfiniteCallback("skip")])
+    texts = sorted(str(one.message) for one in said)
+    assert [text[:80] for text in texts] == [
+        "A callback of the run that wrote this checkpoint has moved p from 0.5 to 0.3, an",
+        "A callback of the run that wrote this checkpoint has moved weight_decay from 0.1",
+    ]
+    assert "Add that callback, or a schedule of weight_decay." in texts[1]
+
+
+def test_settings_of_the_command_line_that_the_checkpoint_overrules_are_said(checkpoint: Path) -> None:
+    with pytest.warns(UserWarning, match="overrules p=0.3 by the checkpoint's 0.5, eps=1e-08 by the checkpoint's 1.0"):
+        resume(checkpoint, steering(), optim_args="p=0.3,eps=1e-8")

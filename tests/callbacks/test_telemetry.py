@@ -413,3 +413,44 @@ def test_a_learning_rate_on_the_device_is_not_read_at_every_step(tmp_path: Path)
     with meta_guard():
         telemetry.on_optimizer_step(arguments(tmp_path), TrainerState(), TrainerControl())
     assert len(telemetry._undecided) == 1
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "padam"])
+def test_where_only_biases_train_the_first_group_is_empty(tmp_path: Path, optim: str) -> None:
+    model = gpt2()
+    for name, param in model.named_parameters():
+        param.requires_grad = name.endswith("bias")
+    optim_args = {"optim_args": "p=0.25,update_scale=adam"} if optim == "padam" else {}
+    run = trainer(tmp_path, model, optim=optim, max_steps=4, callbacks=[TelemetryCallback()], **optim_args)
+    run.train()
+    record = training_logs(run.state.log_history)[-1]
+    assert record["pdyn/D_b"] == pytest.approx(record["grad_norm"], rel=0.5)
+    assert "pdyn/D_w" not in record
+
+
+def test_an_optimizer_that_finds_its_own_learning_rate_has_no_a_t(tmp_path: Path) -> None:
+    from transformers.optimization import Adafactor
+
+    model = gpt2()
+    optimizer = Adafactor(model.parameters(), lr=None, relative_step=True, scale_parameter=True, warmup_init=True)
+    other = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(other)
+    other.step()
+    run = trainer(tmp_path, model, optimizers=(optimizer, schedule), max_steps=4, callbacks=[TelemetryCallback()])
+    run.train()
+    record = training_logs(run.state.log_history)[-1]
+    assert "pdyn/D_w" in record
+    assert "pdyn/a_t" not in record
+
+
+def test_a_record_of_the_script_s_own_ends_no_interval(tmp_path: Path) -> None:
+    class Logs(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 1:
+                run.log({"loss": 1.0})
+
+    run = trainer(tmp_path, logging_steps=2, max_steps=2, callbacks=[TelemetryCallback(), Logs()])
+    run.train()
+    own, record = run.state.log_history[:2]
+    assert not any(name.startswith("pdyn/") for name in own)
+    assert "pdyn/D_w" in record

@@ -11,18 +11,24 @@ import torch
 import torch.distributed as dist
 from transformers import TrainingArguments  # noqa: F401  (imports what warns before warnings are recorded)
 
-from hf_pdyn import TelemetryCallback
+from hf_pdyn import PControlCallback, TelemetryCallback
 from tests.training import trainer
 
 
-def train(out: Path, evaluates: bool) -> dict[str, Any]:
-    run = trainer(out, callbacks=[TelemetryCallback()], max_steps=4, ddp_find_unused_parameters=False)
+def train(out: Path, evaluates: bool, controls: bool) -> dict[str, Any]:
+    callback = PControlCallback(interval=2) if controls else TelemetryCallback()
+    run = trainer(out, callbacks=[callback], max_steps=4, ddp_find_unused_parameters=False)
     if evaluates:
         run.evaluate()
+    error = None
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.train()
+        try:
+            run.train()
+        except ValueError as refused:
+            error = str(refused)
     return {
+        "error": error,
         "world_size": dist.get_world_size(),
         "wrapper": type(run.model_wrapped).__name__,
         "said": [str(one.message) for one in caught if "do not average" in str(one.message)],
@@ -33,7 +39,7 @@ def train(out: Path, evaluates: bool) -> dict[str, Any]:
 def main() -> None:
     out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
     torch.set_num_threads(1)
-    reports = {name: train(out / name.replace(" ", "_"), evaluates) for name, evaluates in cases.items()}
+    reports = {name: train(out / name.replace(" ", "_"), *case) for name, case in cases.items()}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(reports))
     dist.destroy_process_group()
 

@@ -12,12 +12,15 @@ pytestmark = pytest.mark.distributed
 
 
 def test_processes_that_train_apart_are_told(tmp_path: Path) -> None:
-    ranks = launch(2, "apart_worker", tmp_path / "out", {"plain": False, "evaluates first": True})
+    cases = {"plain": (False, False), "evaluates first": (True, False), "controlled": (True, True)}
+    ranks = launch(2, "apart_worker", tmp_path / "out", cases)
     for rank in ranks:
         assert rank["plain"]["wrapper"] == "DistributedDataParallel"
         assert rank["plain"]["said"] == []
         apart = rank["evaluates first"]["wrapper"] != "DistributedDataParallel"
         assert len(rank["evaluates first"]["said"]) == apart
+        refused = str(rank["controlled"]["error"]).startswith("Algorithm 1 steers one training, and the processes of")
+        assert refused == apart
     weights = [rank["evaluates first"]["weights"] for rank in ranks]
     assert (weights[0] != weights[1]) == apart
     if Version(transformers.__version__) == Version("5.23"):  # later ones may have mended it, 5.2 has not the fault

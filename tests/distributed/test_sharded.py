@@ -1,5 +1,6 @@
 """Bare loops over FSDP2 meshes: shards add up to the whole."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,3 +61,11 @@ def test_shards_add_up_to_the_whole(sharded: dict[int, list[dict[str, Any]]], na
             assert_close(report[key], one[key], key)
         if "clipped" in name:
             assert report["grad_norm_clipped"]["None/weight"] < 0.01 < report["grad_norm"]["None/weight"]
+
+
+def test_shards_of_tensor_parallel_parameters(tmp_path: Path) -> None:
+    """Four processes, each with a quarter: its placement there is not of torch's class Shard."""
+    for rank in launch(4, "tensor_parallel_worker", tmp_path / "out", {}):
+        report = rank["FSDP2 x TP"]
+        assert "_StridedShard" in report["kinds"]
+        assert report["parallel"] == pytest.approx(report["whole"], rel=TOLERANCE)

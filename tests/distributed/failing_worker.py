@@ -1,0 +1,70 @@
+"""One process of a Trainer whose measuring fails on rank 1 alone; writes what it saw to `OUT/rank<i>.json`."""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+
+from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback
+from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
+from tests.distributed.trainer_worker import CONTROL, Exponents
+from tests.training import trainer, training_logs
+
+
+def fails_at(call: int, original: Any) -> Any:
+    """`original`, but for one call on rank 1."""
+    calls = 0
+
+    def method(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and dist.get_rank() == 1:
+            raise MemoryError("none left")
+        return original(*args, **kwargs)
+
+    return method
+
+
+def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
+    failing = fails_at(5 if options.pop("fails") else 0, StepStatistics._sums_of_squares)
+    exponents = Exponents()
+    run = trainer(
+        out,
+        callbacks=[PControlCallback(CONTROL, interval=3), TelemetryCallback(every=1), exponents],
+        per_device_train_batch_size=4,
+        max_steps=18,
+        logging_steps=3,
+        **options,
+    )
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        mock.patch.object(StepStatistics, "_sums_of_squares", failing),
+    ):
+        warnings.simplefilter("always")
+        run.train()
+    return {
+        "world_size": dist.get_world_size(),
+        "steps": run.state.global_step,
+        "p": exponents.steps,
+        "said": [str(one.message) for one in caught if "stopped measuring" in str(one.message)],
+        "nonfinite": [record.get("pdyn/nonfinite_steps") for record in training_logs(run.state.log_history)],
+    }
+
+
+def main() -> None:
+    out, cases = Path(sys.argv[1]), json.loads(sys.argv[2])
+    torch.set_num_threads(1)
+    allow_fsdp_on_cpu()
+    reports = {name: train(out / name.replace(" ", "_"), options) for name, options in cases.items()}
+    (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(reports))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
