@@ -153,15 +153,14 @@ class StepStatistics:
     def _after_step(self) -> None:
         clip = take_clip(self._optimizer, self)
         self.found_inf = getattr(self._optimizer, "found_inf", None)
-        if not self.windows or getattr(self._optimizer, "step_was_skipped", False):
+        if self.unavailable or not self.windows or getattr(self._optimizer, "step_was_skipped", False):
             return
         measuring, self._measuring = self._measuring, False
         rows = self._rows_of_step(clip, self._clip_factor(clip) if measuring else None, measuring)
         self._before = {}
         if rows is None and self._shards.sharded:
-            rows = self._no_sums(1)[0].new_full((len(self.scopes) + 1,), math.nan), None
-            if measuring:
-                rows = rows[0], self._no_sums(len(SUMS)).fill_(math.nan)
+            width = len(self.scopes)
+            rows = self._full(math.nan, width + 1), self._full(math.nan, len(SUMS), width) if measuring else None
         if rows is not None:
             for window in list(self.windows):
                 window.add(rows[0], clip.max_norm, rows[1])
@@ -175,19 +174,19 @@ class StepStatistics:
         if not pieces and not self._shards.sharded:
             return None
         squares = self._sums_of_squares(pieces)
-        total = self._shards.share_of_square(_as_scalar(clip.total_norm, squares)).to(squares)
+        total = self._shards.share_of_square(_beside(clip.total_norm, squares)).to(squares)
         return torch.cat([squares, total.view(1)]), self._measure(pieces, factor) if measuring else None
 
     def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
         if not pieces:
-            return self._no_sums(1)[0]
+            return self._full(0.0, len(self.scopes))
         norms = kernels.two_norms([_gradient(piece) for piece in pieces])
         return self._sum_by_scope(pieces, norms.square().view(-1, 1))[0]
 
     def _measure(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor:
         """The rows of SUMS by scope, shape (len(SUMS), len(scopes))."""
         if not pieces:
-            return self._no_sums(len(SUMS))
+            return self._full(0.0, len(SUMS), len(self.scopes))
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
         rows = [self._sums_of(piece, groups[piece.holder], factor) for piece in pieces]
         return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
@@ -196,8 +195,7 @@ class StepStatistics:
         """By what the gradients were multiplied; None where nothing clips."""
         if clip.max_norm == math.inf:
             return None
-        like = self._no_sums(1)
-        total = _as_scalar(clip.total_norm, like)
+        total = _beside(clip.total_norm, self._full(0.0))
         if is_partial(total):
             total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
         return clip_factor(local(total), clip.max_norm)
@@ -242,9 +240,9 @@ class StepStatistics:
         sums = values.new_zeros(len(values), len(self.scopes))
         return sums.index_add_(1, columns[:, 0], values).index_add_(1, columns[:, 1], values)
 
-    def _no_sums(self, count: int) -> Tensor:
+    def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device
-        return torch.zeros(count, len(self.scopes), device=device, dtype=kernels.accumulator_dtype(device))
+        return torch.full(shape, value, device=device, dtype=kernels.accumulator_dtype(device))
 
 
 def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any], Piece | None]]:
@@ -270,7 +268,7 @@ def _gradient(piece: Piece) -> Tensor:
     return piece.of(local_like(piece.holder.grad, piece.holder))
 
 
-def _as_scalar(value: Tensor | float, like: Tensor) -> Tensor:
+def _beside(value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):  # a DTensor stays one
         return value if value.device == like.device else value.to(like.device)
     return torch.full((), value, device=like.device, dtype=like.dtype)

@@ -8,7 +8,7 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
-from hf_pdyn.integrations.deepspeed import why_unreadable
+from hf_pdyn.integrations.deepspeed import want_one_step_for_all_groups, why_unreadable
 from hf_pdyn.optimizer import Nonfinite, Padam
 from hf_pdyn.suggest import check_choice
 
@@ -34,5 +34,6 @@ class NonfiniteCallback(PdynCallback):
         unreadable = why_unreadable(self.run.optimizer)
         if self.nonfinite == "skip" and unreadable:
             raise ValueError(f'nonfinite="skip" must see all gradients: {unreadable}, or leave nonfinite at apply.')
+        want_one_step_for_all_groups(optimizer)  # under ZeRO, whose groups must be skipped together
         self.claim(state, "nonfinite")
         optimizer.nonfinite = self.nonfinite

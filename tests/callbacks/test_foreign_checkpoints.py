@@ -181,7 +181,7 @@ def test_telemetry_starts_anew_and_says_so(checkpoint: Path, damage: str) -> Non
     change, message = DAMAGES[damage]
     change_memory(checkpoint, lambda memory: change(memory["telemetry"]))
     with pytest.warns(UserWarning, match=message):
-        run = resume(checkpoint, [TelemetryCallback()])
+        run = resume(checkpoint, steering())
     assert "pdyn/D_w" in training_logs(run.state.log_history)[-1]
 
 
