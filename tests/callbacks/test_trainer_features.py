@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+import transformers
+from packaging.version import Version
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig, ControlState, next_p
@@ -278,3 +280,33 @@ def test_callbacks_removed_and_added_between_trainings(tmp_path: Path) -> None:
         resumed.train(resume_from_checkpoint=str(tmp_path / "kept" / "checkpoint-12"))
     exponents = {group["component"]: group["p"] for group in resumed.optimizer.param_groups}
     assert set(exponents.values()) == {control._state.p, 0.4}
+
+
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"),
+    reason="transformers 5.2 normalises accumulated losses otherwise, with stock AdamW too",
+)
+@pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.25,update_scale=adam"])
+def test_accumulation_in_any_split_is_one_batch(tmp_path: Path, optim_args: str) -> None:
+    """1x8 = 2x4 = 8x1, to 1e-5: float32 sums in another order. Adam's epsilon as in the launch matrix."""
+    runs = []
+    for accumulated in (1, 4, 8):
+        run = trainer(
+            tmp_path,
+            callbacks=everything(),
+            per_device_train_batch_size=8 // accumulated,
+            gradient_accumulation_steps=accumulated,
+            **(COMMON | {"optim_args": optim_args, "adam_epsilon": 1e-6, "trainer_class": Trainer}),
+        )
+        run.train()
+        runs.append(run)
+    expected = metrics(runs[0])
+    assert len({record["pdyn/control/p"] for record in expected if "pdyn/control/p" in record}) > 1
+    for run in runs[1:]:
+        for record, wanted in zip(metrics(run), expected, strict=True):
+            assert record.keys() == wanted.keys()
+            for name, value in record.items():
+                # A relative change is the difference of two numbers that are each good to 1e-5.
+                assert value == pytest.approx(wanted[name], rel=1e-5, abs=1e-5 if name.endswith("_change") else 1e-9)
+        for param, other in zip(run.model.parameters(), runs[0].model.parameters(), strict=True):
+            assert (param - other).norm() <= 1e-5 * other.norm()
