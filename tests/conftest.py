@@ -1,4 +1,15 @@
+import os
+
+import pytest
 import torch
 
 # The models are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_torch_extensions(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """DeepSpeed builds an extension; in the user's cache, an earlier run that was killed may have left its lock."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(shared / "torch_extensions"))
