@@ -12,6 +12,7 @@ import torch.distributed as dist
 from transformers import TrainingArguments  # noqa: F401  (imports what warns before warnings are recorded)
 
 from hf_pdyn import PControlCallback, TelemetryCallback
+from tests.distributed.leaving import leave
 from tests.training import trainer
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     torch.set_num_threads(1)
     reports = {name: train(out / name.replace(" ", "_"), *case) for name, case in cases.items()}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(reports))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
+from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import CONTROL, Exponents
 from tests.training import trainer, training_logs
 
@@ -63,7 +64,7 @@ def main() -> None:
     allow_fsdp_on_cpu()
     reports = {name: train(out / name.replace(" ", "_"), options) for name, options in cases.items()}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps(reports))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

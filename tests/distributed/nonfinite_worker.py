@@ -13,6 +13,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from hf_pdyn import Padam
+from tests.distributed.leaving import leave
 
 
 def train() -> dict[str, Any]:
@@ -48,7 +49,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     report = train()
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"nan in one shard": report}))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from hf_pdyn import Padam, StepStatistics, build_param_groups
 from hf_pdyn.integrations.transformers import watch_mixed_mesh_clipping
 from hf_pdyn.sharding import agreed
 from hf_pdyn.windows import Scope
+from tests.distributed.leaving import leave
 from tests.training import gpt2, token_blocks
 
 STEPS = 4
@@ -101,8 +102,7 @@ def main() -> None:
     watch_mixed_mesh_clipping()
     reports = {name: train(*case) for name, case in cases.items()}
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(reports))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

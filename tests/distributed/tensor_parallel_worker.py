@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from hf_pdyn import Padam, StepStatistics
+from tests.distributed.leaving import leave
 
 
 def build() -> nn.Sequential:
@@ -49,7 +50,7 @@ def main() -> None:
     kinds = sorted({type(placement).__name__ for param in model.parameters() for placement in param.placements})
     report = {"world_size": dist.get_world_size(), "kinds": kinds, "whole": whole, "parallel": train(model)}
     (out / f"rank{os.environ['RANK']}.json").write_text(json.dumps({"FSDP2 x TP": report}))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback
 from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.control import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
+from tests.distributed.leaving import leave
 from tests.training import gpt2, trainer
 
 CONTROL = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
@@ -112,8 +113,7 @@ def main() -> None:
     for i, (name, options) in enumerate(cases.items()):
         reports[name] = train(out / f"case{i}", options)
     torch.save(reports, out / f"rank{os.environ.get('RANK', '0')}.pt")
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

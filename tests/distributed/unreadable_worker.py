@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from hf_pdyn import PControlCallback, TelemetryCallback
+from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import GLOBAL_BATCH
 from tests.training import trainer, training_logs
 
@@ -51,8 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     reports = {name: train(out / name.replace(" ", "_"), options) for name, options in cases.items()}
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(reports))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -187,8 +187,6 @@ def train(out: Path, case: dict[str, Any], resume: bool | str) -> None:
         "warnings": [str(one.message) for one in caught if issubclass(one.category, UserWarning)],
     }
     (out / f"rank{os.environ.get('RANK', '0')}.json").write_text(json.dumps(report))
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def free_port() -> int:
