@@ -67,15 +67,12 @@ class TrainerPadam(Padam):
     def _check_what_it_steps(self, known: set[int]) -> None:
         """ValueError where a launcher has replaced parameters by parts of which nobody says how they add up."""
         params = (param for group in self.param_groups for param in group["params"])
-        if all(id(param) in known or is_known_shard(param) for param in params):
-            return
-        for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
-            if getattr(self, name, self.param_groups[0].get(name)) == value:
-                raise ValueError(
-                    f'{name}="{value}" {what_it_does}, and this launch has it step parts of parameters that cannot be '
-                    "added up (DeepSpeed outside ZeRO-1 and ZeRO-2, or ZeRO-1 in bf16 with grad_accum_dtype fp32). Use "
-                    f"ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at {default}."
-                )
+        if not all(id(param) in known or is_known_shard(param) for param in params):
+            _refuse_what_needs_the_whole(
+                {**self.param_groups[0], "nonfinite": self.nonfinite},
+                "this launch has it step parts of parameters that cannot be added up (DeepSpeed outside ZeRO-1 and "
+                "ZeRO-2, or ZeRO-1 in bf16 with grad_accum_dtype fp32)",
+            )
 
 
 _NEEDS_THE_WHOLE = {
@@ -84,12 +81,12 @@ _NEEDS_THE_WHOLE = {
 }
 
 
-def _check_that_the_whole_is_seen(settings: Mapping[str, Any]) -> None:
+def _refuse_what_needs_the_whole(settings: Mapping[str, Any], because: str) -> None:
     for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
-        if settings.get(name) == value and shards_every_parameter():
+        if settings.get(name) == value:
             raise ValueError(
-                f'{name}="{value}" {what_it_does}, and DeepSpeed ZeRO-3 steps one piece of it after the other. Use '
-                f"ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at {default}."
+                f'{name}="{value}" {what_it_does}, and {because}. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at '
+                f"{default}."
             )
 
 
@@ -125,7 +122,8 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": args.adam_epsilon**2,
     }
-    _check_that_the_whole_is_seen(optim_args.settings)
+    if shards_every_parameter():
+        _refuse_what_needs_the_whole(optim_args.settings, "DeepSpeed ZeRO-3 steps one piece of it after the other")
     if context.model is not None:
         declare_fsdp1_shards(context.model)  # FSDP1 has wrapped it by now, the others come later
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)

@@ -105,7 +105,7 @@ def test_the_trainer_asks_ours_once_wrapped() -> None:
 def test_a_trainer_imported_before_us_asks_ours_too() -> None:
     code = (
         "import transformers.trainer, hf_pdyn, transformers.trainer_utils as utils;"
-        "assert transformers.trainer.get_last_checkpoint.skips_incomplete_checkpoints;"
+        "assert transformers.trainer.get_last_checkpoint.replaced_by_hf_pdyn;"
         "assert utils.get_last_checkpoint is transformers.trainer.get_last_checkpoint"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})

@@ -32,7 +32,7 @@ def test_import_alone_registers_and_does_nothing_else() -> None:
         "from transformers import TrainingArguments;"
         "print(TrainingArguments(output_dir='x', optim='padam', use_cpu=True).optim.value);"
         "print('accelerate.accelerator' in sys.modules and getattr("
-        "sys.modules['accelerate'].Accelerator.clip_grad_norm_, 'watched_by_hf_pdyn', False));"
+        "sys.modules['accelerate'].Accelerator.clip_grad_norm_, 'replaced_by_hf_pdyn', False));"
         "import transformers.trainer as t; print(len(t.DEFAULT_CALLBACKS))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch.optim import Optimizer
 
 from hf_pdyn.clipping import note_clip
+from hf_pdyn.integrations.patching import replace_once
 
 
-def unwrap_optimizer(optimizer: Any) -> Optimizer:
-    """The innermost torch optimizer behind accelerate's and DeepSpeed's wrappers.
+def wrappers(optimizer: Any) -> Iterator[Any]:
+    """`optimizer` and what it wraps, from the outside in: accelerate's, DeepSpeed's, torch's own.
 
     AcceleratedOptimizer is itself a torch Optimizer and DeepSpeed's are not, so isinstance tells nothing.
     """
+    yield optimizer
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
-    return optimizer
+        yield optimizer
+
+
+def unwrap_optimizer(optimizer: Any) -> Optimizer:
+    """The innermost torch optimizer behind accelerate's and DeepSpeed's wrappers."""
+    *_, innermost = wrappers(optimizer)
+    return innermost
 
 
 def step_was_skipped(optimizer: Any) -> bool:
     """Whether the last step was left out: by a gradient scaler, as accelerate tells, or by Padam itself."""
-    links = [optimizer]
-    while hasattr(links[-1], "optimizer"):
-        links.append(links[-1].optimizer)
-    return any(getattr(link, "step_was_skipped", False) for link in links)
+    return any(getattr(wrapper, "step_was_skipped", False) for wrapper in wrappers(optimizer))
 
 
 def watch_clipping() -> None:
@@ -38,20 +43,17 @@ def watch_clipping() -> None:
     from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
-    original = Accelerator.clip_grad_norm_
-    if getattr(original, "watched_by_hf_pdyn", False):
-        return
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_grad_norm_(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
+            parameters = list(parameters)
+            total_norm = original(self, parameters, max_norm, norm_type=norm_type)
+            if total_norm is not None and norm_type == 2 and self.distributed_type != DistributedType.DEEPSPEED:
+                clipped = {id(parameter) for parameter in parameters}
+                for optimizer in map(unwrap_optimizer, self._optimizers):
+                    if any(id(param) in clipped for group in optimizer.param_groups for param in group["params"]):
+                        note_clip(optimizer, total_norm, max_norm)
+            return total_norm
 
-    @functools.wraps(original)
-    def clip_grad_norm_(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
-        parameters = list(parameters)
-        total_norm = original(self, parameters, max_norm, norm_type=norm_type)
-        if total_norm is not None and norm_type == 2 and self.distributed_type != DistributedType.DEEPSPEED:
-            clipped = {id(parameter) for parameter in parameters}
-            for optimizer in map(unwrap_optimizer, self._optimizers):
-                if any(id(param) in clipped for group in optimizer.param_groups for param in group["params"]):
-                    note_clip(optimizer, total_norm, max_norm)
-        return total_norm
+        return clip_grad_norm_
 
-    clip_grad_norm_.watched_by_hf_pdyn = True  # type: ignore[attr-defined]
-    Accelerator.clip_grad_norm_ = clip_grad_norm_
+    replace_once(Accelerator, "clip_grad_norm_", noting)

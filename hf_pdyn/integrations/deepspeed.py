@@ -6,10 +6,9 @@ partitions one after the other.
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Any
 
@@ -17,6 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hf_pdyn.clipping import note_clip
+from hf_pdyn.integrations.accelerate import wrappers
+from hf_pdyn.integrations.patching import replace_once
 from hf_pdyn.sharding import Piece, declare_shard
 
 _ONE_STEP = "one_step_for_all_groups"
@@ -25,12 +26,8 @@ _WAITING = "_hf_pdyn_gradients"
 
 def zero_optimizer(optimizer: Any) -> Any | None:
     """The ZeRO 1 or 2 optimizer among the wrappers of `optimizer`, if there is one."""
-    module = sys.modules.get("deepspeed.runtime.zero.stage_1_and_2")
-    while module is not None and optimizer is not None:
-        if isinstance(optimizer, module.DeepSpeedZeroOptimizer):
-            return optimizer
-        optimizer = getattr(optimizer, "optimizer", None)
-    return None
+    zero_class = _zero_class()
+    return next((w for w in wrappers(optimizer) if zero_class is not None and isinstance(w, zero_class)), None)
 
 
 def why_unreadable(optimizer: Any) -> str | None:
@@ -54,9 +51,9 @@ def want_one_step_for_all_groups(optimizer: Any) -> None:
     and an update that is matched in size needs them all.
     """
     setattr(optimizer, _ONE_STEP, True)
-    module = sys.modules.get("deepspeed.runtime.zero.stage_1_and_2")
-    if module is not None:
-        _patch(module.DeepSpeedZeroOptimizer)
+    zero_class = _zero_class()
+    if zero_class is not None:
+        replace_once(zero_class, "_optimizer_step", _joining)
 
 
 def zero_pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:
@@ -92,20 +89,20 @@ def _piece(zero: Any, group: int, offset: int, numel: int) -> Piece | None:
     return Piece(holder, start, stop - start) if start < stop else None
 
 
-def _patch(zero_class: type[Any]) -> None:
-    original = zero_class._optimizer_step
-    if getattr(original, "patched_by_hf_pdyn", False):
-        return
+def _zero_class() -> type[Any] | None:
+    """DeepSpeed's class for both stages, where DeepSpeed is loaded."""
+    module = sys.modules.get("deepspeed.runtime.zero.stage_1_and_2")
+    return None if module is None else module.DeepSpeedZeroOptimizer
 
-    @functools.wraps(original)
+
+def _joining(original: Callable[..., None]) -> Callable[..., None]:
     def _optimizer_step(self: Any, group_no: int) -> None:
         if _special(self) or not getattr(self.optimizer, _ONE_STEP, False):
             original(self, group_no)
         else:
             _step_with_the_last_group(self, group_no)
 
-    _optimizer_step.patched_by_hf_pdyn = True  # type: ignore[attr-defined]
-    zero_class._optimizer_step = _optimizer_step
+    return _optimizer_step
 
 
 def _step_with_the_last_group(zero: Any, group_no: int) -> None:

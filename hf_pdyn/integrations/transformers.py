@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from transformers.training_args import OptimizerNames
 from hf_pdyn.checkpoints import incompleteness
 from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.integrations.patching import replace_once
 from hf_pdyn.sharding import local
 
 T = TypeVar("T")
@@ -60,21 +61,21 @@ def _explain_malformed_optim_args() -> None:
     The Trainer splits `optim_args` itself before it calls any handler, and an item without exactly one
     `=` ends there. `transformers.trainer` holds its own reference where it is loaded already.
     """
-    original = transformers.trainer_optimizer._parse_optim_args
-    if getattr(original, "explains_malformed_items", False):
-        return
 
-    def parse_optim_args(optim_args_str: str | None) -> dict[str, str]:
-        items = [item for item in (optim_args_str or "").split(",") if item.strip()]
-        for item in items:
-            if item.count("=") != 1:
-                raise ValueError(
-                    f"optim_args must be comma-separated key=value items, got {item.strip()!r} in {optim_args_str!r}."
-                )
-        return original(",".join(items))
+    def explaining(original: Callable[..., Any]) -> Callable[..., Any]:
+        def _parse_optim_args(optim_args_str: str | None) -> dict[str, str]:
+            items = [item for item in (optim_args_str or "").split(",") if item.strip()]
+            for item in items:
+                if item.count("=") != 1:
+                    raise ValueError(
+                        "optim_args must be comma-separated key=value items, got "
+                        f"{item.strip()!r} in {optim_args_str!r}."
+                    )
+            return original(",".join(items))
 
-    parse_optim_args.explains_malformed_items = True  # type: ignore[attr-defined]
-    _replace(original, parse_optim_args, ("transformers.trainer_optimizer", "transformers.trainer"))
+        return _parse_optim_args
+
+    _replace_function(transformers.trainer_optimizer, "_parse_optim_args", explaining)
 
 
 def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
@@ -148,18 +149,15 @@ def watch_mixed_mesh_clipping() -> None:
     """
     from transformers import Trainer
 
-    original = getattr(Trainer, "_mixed_mesh_grad_norm", None)
-    if original is None or getattr(original, "watched_by_hf_pdyn", False):
-        return
+    def noting(original: Callable[..., Any]) -> Callable[..., Any]:
+        def _mixed_mesh_grad_norm(self: Any, model: nn.Module, max_norm: float) -> Any:
+            total_norm = original(self, model, max_norm)
+            note_clip(unwrap_optimizer(self.optimizer), total_norm, max_norm)
+            return total_norm
 
-    @functools.wraps(original)
-    def _mixed_mesh_grad_norm(self: Any, model: nn.Module, max_norm: float) -> Any:
-        total_norm = original(self, model, max_norm)
-        note_clip(unwrap_optimizer(self.optimizer), total_norm, max_norm)
-        return total_norm
+        return _mixed_mesh_grad_norm
 
-    _mixed_mesh_grad_norm.watched_by_hf_pdyn = True  # type: ignore[attr-defined]
-    Trainer._mixed_mesh_grad_norm = _mixed_mesh_grad_norm
+    replace_once(Trainer, "_mixed_mesh_grad_norm", noting)
 
 
 def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, float]) -> None:
@@ -182,29 +180,29 @@ def make_checkpoints_resumable() -> None:
     from transformers.trainer import TRAINER_STATE_NAME, Trainer
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-    save_checkpoint, save_rng_state = Trainer._save_checkpoint, Trainer._save_rng_state
-    if getattr(save_checkpoint, "resumable_by_hf_pdyn", False):
-        return
+    def remembering(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "before_checkpoint"):
+                    callback.before_checkpoint(self.state)
+            if self.args.should_save:
+                folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+                # Of an earlier run: it would make this one look complete.
+                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
+            save_checkpoint(self, model, trial)
 
-    @functools.wraps(save_checkpoint)
-    def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        for callback in self.callback_handler.callbacks:
-            if hasattr(callback, "before_checkpoint"):
-                callback.before_checkpoint(self.state)
-        if self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            # Of an earlier run: it would make this one look complete.
-            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-        save_checkpoint(self, model, trial)
+        return _save_checkpoint
 
-    @functools.wraps(save_rng_state)
-    def _save_rng_state(self: Any, output_dir: str) -> None:
-        save_rng_state(self, output_dir)
-        # Every process has its own, and the first goes on to trainer_state.json.
-        self.accelerator.wait_for_everyone()
+    def waiting(save_rng_state: Callable[..., Any]) -> Callable[..., Any]:
+        def _save_rng_state(self: Any, output_dir: str) -> None:
+            save_rng_state(self, output_dir)
+            # Every process has its own, and the first goes on to trainer_state.json.
+            self.accelerator.wait_for_everyone()
 
-    _save_checkpoint.resumable_by_hf_pdyn = True  # type: ignore[attr-defined]
-    Trainer._save_checkpoint, Trainer._save_rng_state = _save_checkpoint, _save_rng_state
+        return _save_rng_state
+
+    replace_once(Trainer, "_save_checkpoint", remembering)
+    replace_once(Trainer, "_save_rng_state", waiting)
 
 
 def skip_incomplete_checkpoints() -> None:
@@ -212,25 +210,23 @@ def skip_incomplete_checkpoints() -> None:
 
     The Trainer takes the highest number, complete or not, and then starts silently at step 0 with those weights.
     """
-    original = transformers.trainer_utils.get_last_checkpoint
-    if getattr(original, "skips_incomplete_checkpoints", False):
-        return
 
-    @functools.wraps(original)
-    def get_last_checkpoint(folder: str) -> str | None:
-        skipped: list[str] = []
-        chosen = next(_complete(_newest_first(folder), skipped), None)
-        if skipped:
-            instead = f"{chosen.name} is used" if chosen else "no other is left"
-            warnings.warn(
-                f"Incomplete checkpoints in {folder}, written by an interrupted run, are passed over: "
-                f"{', '.join(skipped)}; {instead}.",
-                stacklevel=2,
-            )
-        return str(chosen) if chosen else None
+    def choosing(original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_last_checkpoint(folder: str) -> str | None:
+            skipped: list[str] = []
+            chosen = next(_complete(_newest_first(folder), skipped), None)
+            if skipped:
+                instead = f"{chosen.name} is used" if chosen else "no other is left"
+                warnings.warn(
+                    f"Incomplete checkpoints in {folder}, written by an interrupted run, are passed over: "
+                    f"{', '.join(skipped)}; {instead}.",
+                    stacklevel=2,
+                )
+            return str(chosen) if chosen else None
 
-    get_last_checkpoint.skips_incomplete_checkpoints = True  # type: ignore[attr-defined]
-    _replace(original, get_last_checkpoint, ("transformers.trainer_utils", "transformers.trainer"))
+        return get_last_checkpoint
+
+    _replace_function(transformers.trainer_utils, "get_last_checkpoint", choosing)
 
 
 def _newest_first(folder: str) -> list[Path]:
@@ -249,12 +245,13 @@ def _complete(checkpoints: list[Path], skipped: list[str]) -> Iterator[Path]:
             skipped.append(f"{checkpoint.name} ({reason})")
 
 
-def _replace(original: Callable[..., Any], replacement: Callable[..., Any], module_names: tuple[str, ...]) -> None:
-    """In the modules that are loaded: one that is not yet will import the replacement."""
-    for module_name in module_names:
-        module = sys.modules.get(module_name)
-        if getattr(module, original.__name__, None) is original:
-            setattr(module, original.__name__, replacement)
+def _replace_function(home: ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+    """In the module that defines it, and in `transformers.trainer`, which has its own reference where it is loaded."""
+    original = getattr(home, name)
+    replace_once(home, name, wrap)
+    trainer = sys.modules.get("transformers.trainer")
+    if getattr(trainer, name, None) is original:
+        setattr(trainer, name, getattr(home, name))
 
 
 def is_training_log(logs: dict[str, Any]) -> bool:

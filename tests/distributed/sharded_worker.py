@@ -54,6 +54,7 @@ def train(meshes: list[list[int] | None], optimizer_name: str, max_norm: float |
         optimizer = torch.optim.SGD(groups, lr=1e-2, momentum=0.9)
     statistics = StepStatistics(optimizer, model)
     window = statistics.window()
+    reductions_of_steps = 0
     tokens = torch.stack([block["input_ids"] for block in token_blocks(8 * STEPS)])
     for batch in tokens.split(8):
         own = batch.chunk(world_size)[rank]
@@ -63,7 +64,9 @@ def train(meshes: list[list[int] | None], optimizer_name: str, max_norm: float |
         if max_norm is not None:
             Trainer._mixed_mesh_grad_norm(SimpleNamespace(optimizer=optimizer), model, max_norm)
         statistics.measure_next_step()
-        optimizer.step()
+        with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
+            optimizer.step()
+        reductions_of_steps += all_reduce.call_count
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as all_reduce:
         reading = window.read()
 
@@ -74,6 +77,7 @@ def train(meshes: list[list[int] | None], optimizer_name: str, max_norm: float |
             {str(tuple(p.device_mesh.shape)) if isinstance(p, DTensor) else "whole" for p in params.values()}
         ),
         "agreed": agreed([float(rank), 0.1 + rank], torch.device("cpu")),
+        "reductions_of_steps": reductions_of_steps,
         "reductions_of_a_reading": all_reduce.call_count,
         "grad_norm": by_scope(reading.grad_norm),
         "grad_norm_clipped": by_scope(reading.grad_norm_clipped),

@@ -56,8 +56,11 @@ def test_shards_add_up_to_the_whole(sharded: dict[int, list[dict[str, Any]]], na
         assert report["meshes"] == sorted(set(meshes))
         # One for all steps, layers and quantities; none where nothing is sharded.
         assert report["reductions_of_a_reading"] == (0 if "of one shard" in name else 1)
+        # A step of its own costs none; what is matched in size has its two numbers added up.
+        matched = "padam" in SHARDED[name] and "of one shard" not in name
+        assert report["reductions_of_steps"] == (4 if matched else 0)
         assert report["agreed"] == [0.0, 0.1]  # rank 0's, bit for bit
-        for key in one.keys() - {"world_size", "meshes", "reductions_of_a_reading"}:
+        for key in one.keys() - {"world_size", "meshes", "reductions_of_a_reading", "reductions_of_steps"}:
             assert_close(report[key], one[key], key)
         if "clipped" in name:
             assert report["grad_norm_clipped"]["None/weight"] < 0.01 < report["grad_norm"]["None/weight"]

@@ -10,12 +10,24 @@ from tests.distributed.matrix import TOLERANCE, zero
 pytest.importorskip("deepspeed")
 pytestmark = [pytest.mark.distributed, pytest.mark.xdist_group("unreadable")]
 
+# DeepSpeed then has an optimizer of its own, which hands ours parts of parameters as stages 1 and 2 do.
+BF16_OPTIMIZER = {
+    "bf16": True,
+    "silent": True,
+    "deepspeed": {
+        **zero(1)["deepspeed"],
+        "bf16": {"enabled": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
+    },
+}
 CASES: dict[str, dict[str, Any]] = {
     "ZeRO-3": zero(3),
     "ZeRO-3, control": {**zero(3), "control": True},
     "ZeRO-3, matched": {**zero(3), "optim_args": "p=0.25,update_scale=adam"},
     "ZeRO-3, skip": {**zero(3), "optim_args": "nonfinite=skip"},
     "no ZeRO": zero(0),
+    "ZeRO-1 in bf16, matched": {**BF16_OPTIMIZER, "optim_args": "p=0.25,update_scale=adam"},
+    "ZeRO-1 in bf16, skip": {**BF16_OPTIMIZER, "optim_args": "nonfinite=skip"},
 }
 
 
@@ -52,6 +64,8 @@ def test_metrics_are_missing_with_the_reason(ranks: list[dict[str, Any]], alone:
             "Algorithm 1 cannot read the gradients: DeepSpeed steps with its DeepSpeedZeroOptimizer_St",
         ),
         ("ZeRO-3, matched", 'update_scale="adam" matches the size of the whole update, and DeepSpeed ZeRO-3 steps one'),
+        ("ZeRO-1 in bf16, matched", 'update_scale="adam" matches the size of the whole update, and this launch has it'),
+        ("ZeRO-1 in bf16, skip", 'nonfinite="skip" looks for NaN and infinity in the whole gradient, and this launch'),
         ("ZeRO-3, skip", 'nonfinite="skip" looks for NaN and infinity in the whole gradient, and DeepSpeed ZeRO-3'),
     ],
 )

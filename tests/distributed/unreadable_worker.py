@@ -19,6 +19,8 @@ from tests.training import trainer, training_logs
 
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     callbacks = [PControlCallback(interval=3)] if options.pop("control", False) else [TelemetryCallback(every=1)]
+    if options.pop("silent", False):
+        callbacks = []
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     run = trainer(
         out,
