@@ -17,8 +17,8 @@ from hf_pdyn.callbacks import (
 )
 from hf_pdyn.control import ControlConfig
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.hyperparameters import Nonfinite
 from hf_pdyn.optim_args import OptimArgs, parse_optim_args
-from hf_pdyn.optimizer import Nonfinite
 from hf_pdyn.registration import DEFAULT_P, OPTIMIZER_NAME
 from hf_pdyn.schedules import Schedule
 from hf_pdyn.suggest import check_choice, did_you_mean

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label, select
-from hf_pdyn.optimizer import BiasCorrection, Nonfinite, UpdateScale
+from hf_pdyn.hyperparameters import BiasCorrection, Nonfinite, UpdateScale
 from hf_pdyn.suggest import check_choice, did_you_mean
 
 _LABELS = (*PATHWAYS, *COMPONENTS)

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from hf_pdyn import fused as fused_kernels
 from hf_pdyn import kernels
-from hf_pdyn.sharding import Shards, first_param, local, local_like
+from hf_pdyn.hyperparameters import (
+    BiasCorrection,
+    Nonfinite,
+    UpdateScale,
+    check_hyperparameters,
+    check_path,
+    check_same_groups,
+    say_what_is_overruled,
+)
+from hf_pdyn.paths import Paths
+from hf_pdyn.sharding import Piece, Shards, first_param, local, local_like
 from hf_pdyn.suggest import check_choice
-
-UpdateScale = Literal["raw", "adam"]
-BiasCorrection = Literal["eq18", "padam"]
-Nonfinite = Literal["apply", "skip"]
-
-_SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
-
-UpdateObserver = Callable[[Tensor, Tensor], None]
-
-_DIRECTIONS: dict[str, Callable[..., Tensor]] = {
-    "eq18": kernels.update_direction,
-    "padam": kernels.published_padam_direction,
-}
+from hf_pdyn.updates import StepSums, Update, as_scalar, group_lr
 
 
 class Padam(Optimizer):
@@ -58,6 +55,13 @@ class Padam(Optimizer):
             It reads one number on the host at every step, as a gradient scaler does, and where parameters
             are DTensors all processes agree by one all-reduce. An attribute, in no group and no
             checkpoint: a resumed run may choose anew.
+        foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
+            compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it, with
+            a ValueError that says why it cannot be had. `foreach` takes many tensors in one operation, the plain
+            form takes one after the other. Neither is in a group or a checkpoint.
+        capturable: keep step counts on the device, so that a step can be captured in a CUDA graph. What changes
+            between replays must be a tensor, as for every optimizer: of a group, the learning rate can be one. Also
+            in no group and no checkpoint.
 
     Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
 
@@ -80,13 +84,19 @@ class Padam(Optimizer):
         update_scale: UpdateScale = "raw",
         bias_correction: BiasCorrection = "eq18",
         nonfinite: Nonfinite = "apply",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         check_choice("update_scale", update_scale, get_args(UpdateScale))
         check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        check_path(foreach=foreach, fused=fused, capturable=capturable, nonfinite=nonfinite)
         self.nonfinite: Nonfinite = nonfinite
+        self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.step_was_skipped = False
-        self._observers: list[UpdateObserver] = []
+        self._request: StepSums | None = None
+        self._paths: Paths | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -103,7 +113,7 @@ class Padam(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
-        _check_hyperparameters({**self.defaults, **param_group})
+        check_hyperparameters({**self.defaults, **param_group})
         if param_group.get("update_scale", self.defaults["update_scale"]) != self.defaults["update_scale"]:
             raise ValueError(
                 f"update_scale is one scalar for all groups (one each would undo the allocation), got "
@@ -111,66 +121,73 @@ class Padam(Optimizer):
                 f"{self.defaults['update_scale']!r}. Set it on the optimizer."
             )
         super().add_param_group(param_group)
+        self._check_path_of(self.param_groups[-1]["params"])
+        self._paths = None
+
+    def _check_path_of(self, params: list[Tensor]) -> None:
+        reason = fused_kernels.why_not(map(_local_reals, params)) if self.fused else None
+        if reason is not None:
+            raise ValueError(f"There is no fused step for these parameters: {reason}. Leave fused at None, or False.")
+        for param in params if self.capturable else ():
+            if param.device.type != "cuda":
+                raise ValueError(
+                    f"capturable=True is for CUDA graphs, got a parameter on {param.device}. Move the model first, or "
+                    "leave capturable at False."
+                )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "nonfinite": self.nonfinite}
+        kept = {name: getattr(self, name) for name in ("nonfinite", "foreach", "fused", "capturable")}
+        return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("nonfinite", "apply")
-        self.__dict__.setdefault("step_was_skipped", False)
-        self.__dict__.setdefault("_observers", [])
+        self.__dict__.setdefault("foreach", None)
+        self.__dict__.setdefault("fused", None)
+        self.__dict__.setdefault("capturable", False)
+        self.step_was_skipped = False
+        self._request = None
+        self._paths = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient, or of none (`nonfinite`); returns the closure's loss.
 
-        Raises RuntimeError for a sparse gradient.
+        Raises RuntimeError for a sparse gradient, and with `fused=True` where a fused step cannot be compiled.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
 
+        request, self._request = self._request, None
         self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
         if self.step_was_skipped:
             return loss
-        for group, param in self._with_gradient():
-            self._update_moments(group, param)
-        scale = self._matching_scale() if self.param_groups[0]["update_scale"] == "adam" else None
-        observers, self._observers = self._observers, []
-        for group, param in self._with_gradient():
-            self._apply(group, param, scale, observers)
+        if self._paths is None:
+            params = (_local_reals(param) for group in self.param_groups for param in group["params"])
+            self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
+        matched = self.param_groups[0]["update_scale"] == "adam"
+        self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
         return loss
 
-    def observe_next_updates(self, observer: UpdateObserver) -> None:
-        """Have the coming step call `observer(param, update)` for every parameter it updates.
-
-        `update` is what will be subtracted, without weight decay, of what this process holds of the
-        parameter. It is valid during the call only. A skipped step passes the request on to the next.
-        """
-        if observer not in self._observers:
-            self._observers.append(observer)
+    def sum_next_step(self, request: StepSums) -> None:
+        """Have the coming step answer `request` on its way; a step that is skipped leaves it as it is."""
+        self._request = request
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.
 
         Raises ValueError where the checkpoint's groups are not this optimizer's, and says what differs.
         """
-        _check_groups(state_dict["param_groups"], self.param_groups)
-        _say_what_is_overruled(state_dict["param_groups"], self.param_groups)
+        check_same_groups(state_dict["param_groups"], self.param_groups)
+        say_what_is_overruled(state_dict["param_groups"], self.param_groups)
         super().load_state_dict(state_dict)
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, params, strict=True):
             if key in state_dict["state"]:
-                _restore_precision(self.state[param], state_dict["state"][key], param)
-
-    def _with_gradient(self) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    yield group, param
+                _restore_precision(self.state[param], state_dict["state"][key], param, self._step_device(param))
 
     def _any_nonfinite_gradient(self) -> bool:
         """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
@@ -182,116 +199,93 @@ class Padam(Optimizer):
         ]
         return bool(Shards(params).add_up(kernels.holds_nonfinite(grads, params[0].device)) > 0)
 
-    def _update_moments(self, group: dict[str, Any], param: Tensor) -> None:
-        grad = param.grad
-        assert grad is not None
-        if grad.is_sparse:
-            raise RuntimeError(
-                "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
-                "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
-            )
+    def _updates(self, request: StepSums | None) -> list[Update]:
+        """Everything that has a gradient, its state made and its step counted; in the order of the request."""
+        pairs = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
+        states = [self._state_of(group, param) for group, param in pairs]
+        steps = [state["step"] for state in states]
+        if steps:
+            torch._foreach_add_(steps, 1)
+        if not self.capturable:
+            steps = [step.item() for step in steps]
+        updates = [
+            _update(group, param, state, step) for (group, param), state, step in zip(pairs, states, steps, strict=True)
+        ]
+        return updates if request is None else list(_by_piece(updates, request.pieces))
+
+    def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         state = self.state[param]
         if not state:
+            assert param.grad is not None
+            if param.grad.is_sparse:
+                raise RuntimeError(
+                    "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
+                    "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
+                )
             dtype = torch.promote_types(param.dtype, torch.float32)
-            # On the CPU, as in torch.optim: reading it for the bias correction must not wait for the device.
-            state["step"] = torch.tensor(0.0, device="cpu")  # whatever the default device
+            state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
-        state["step"] += 1
+        return state
 
-        exp_avg, exp_avg_sq = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
-        grad = _local_reals(local_like(grad, param))
-        if group["maximize"]:
-            grad = -grad
-        if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
-            grad = grad.to(exp_avg.dtype).add(_local_reals(param), alpha=group["weight_decay"])
-        beta1, beta2 = group["betas"]
-        kernels.update_moments(exp_avg, exp_avg_sq, grad, beta1=beta1, beta2=beta2)
-        if group["amsgrad"]:
-            maximum = _local_reals(state["max_exp_avg_sq"])
-            torch.maximum(maximum, exp_avg_sq, out=maximum)
+    def _step_device(self, param: Tensor) -> torch.device:
+        """On the CPU, as in torch.optim: reading it for the bias correction must not wait for the device."""
+        return param.device if self.capturable else torch.device("cpu")
 
-    def _apply(
-        self, group: dict[str, Any], param: Tensor, scale: Tensor | None, observers: list[UpdateObserver]
-    ) -> None:
-        lr, weight_decay = group["lr"], group["weight_decay"]
-        if isinstance(lr, Tensor):
-            lr = lr.view(())
-        update = self._direction(group, param, group["p"])
-        update.mul_(lr if scale is None else scale.to(update) * lr)
-        for observer in observers:
-            observer(param, update)
-        theta = _local_reals(param)
-        if weight_decay != 0 and group["decoupled_weight_decay"]:
-            update.add_(theta.to(update.dtype) * (lr * weight_decay))
-        # One rounding for bf16 parameters: update and decay together, in float32.
-        theta.sub_(update)
+    def _matching_scale(self, updates: Sequence[Update], squares: Tensor) -> Tensor:
+        """c_t of `update_scale="adam"` as a 0-d tensor, the same in all processes.
 
-    def _direction(self, group: dict[str, Any], param: Tensor, p: float) -> Tensor:
-        state = self.state[param]
-        beta1, beta2 = group["betas"]
-        return _DIRECTIONS[group["bias_correction"]](
-            _local_reals(state["exp_avg"]),
-            _local_reals(state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]),
-            step=float(state["step"]),
-            beta1=beta1,
-            beta2=beta2,
-            p=p,
-            eps=group["eps"],
-        )
-
-    def _matching_scale(self) -> Tensor | None:
-        """c_t of `update_scale="adam"` as a 0-d tensor, the same in all processes; None without any gradient.
-
-        Directions are weighted by their group's learning rate, so that with `lr_mult` too it is the
-        whole update whose RMS is matched. A tensor that holds NaN or infinity is left out, or it would
-        spread from one tensor to all.
+        squares: of each update's direction and of its direction at p=1/2, shape (len(updates), 2). They are weighted
+        by their group's learning rate, so that with `lr_mult` too it is the whole update whose RMS is matched. A
+        tensor that holds NaN or infinity is left out, or it would spread from one tensor to all.
         """
         shards = Shards(param for group in self.param_groups for param in group["params"])
-        pairs = list(self._with_gradient())
-        # A process that holds none of what has a gradient must still take part in the sum.
-        if not pairs and not shards.sharded:
-            return None
         device = first_param(self.param_groups).device
-        dtype = kernels.accumulator_dtype(device)
-        sums = torch.zeros(2, device=device, dtype=dtype)
-        if pairs:
-            norms = [self._norms_to_match(group, param).to(sums) for group, param in pairs]
-            rates = self._relative_lrs([group for group, _ in pairs], like=sums)
+        sums = torch.zeros(2, device=device, dtype=kernels.accumulator_dtype(device))
+        # A process that holds none of what has a gradient must still take part in the sum.
+        if updates:
+            rates = self._relative_lrs([update.group for update in updates], like=sums)
             # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
-            weights = [rate * shards.share(param) ** 0.5 for rate, (_, param) in zip(rates, pairs, strict=True)]
-            weighted = torch.stack(torch._foreach_mul(norms, weights), dim=1)
-            sums = torch.where(weighted.isfinite().all(dim=0), weighted, 0).square().sum(dim=1)
+            weights = [rate * rate * shards.share(update.holder) for rate, update in zip(rates, updates, strict=True)]
+            weighted = torch.stack(torch._foreach_mul(list(squares.to(sums)), weights))
+            sums = torch.where(weighted.isfinite().all(dim=1, keepdim=True), weighted, 0).sum(dim=0)
         raw, adam = shards.add_up(sums)
         return torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
 
-    def _norms_to_match(self, group: dict[str, Any], param: Tensor) -> Tensor:
-        """The L2 norms of the direction and of the one at p=1/2, shape (2,)."""
-        raw = kernels.two_norms([self._direction(group, param, group["p"])])
-        return torch.cat([raw, raw if group["p"] == 0.5 else kernels.two_norms([self._direction(group, param, 0.5)])])
-
-    def _relative_lrs(self, groups: list[dict[str, Any]], like: Tensor) -> list[Any]:
+    def _relative_lrs(self, groups: list[Mapping[str, Any]], like: Tensor) -> list[Any]:
         """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""
-        rates = [_on_host(group["lr"]) for group in self.param_groups]
+        rates = [group_lr(group) for group in self.param_groups]
         if not any(isinstance(rate, Tensor) for rate in rates):
             largest = max(rates) or 1.0
-            return [_on_host(group["lr"]) / largest for group in groups]
-        largest = torch.stack([_as_scalar(rate, like) for rate in rates]).max()
+            return [group_lr(group) / largest for group in groups]
+        largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
         largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
-        return [_as_scalar(_on_host(group["lr"]), like) / largest for group in groups]
+        return [as_scalar(group_lr(group), like.device, like.dtype) / largest for group in groups]
 
 
-def _as_scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        return value.to(like).view(())
-    return torch.full((), value, device=like.device, dtype=like.dtype)
+def _update(group: dict[str, Any], param: Tensor, state: dict[str, Any], t: Any) -> Update:
+    assert param.grad is not None
+    theta, grad = _local_reals(param), _local_reals(local_like(param.grad, param))
+    if not (grad.is_contiguous() and theta.is_contiguous()) and grad.stride() != theta.stride():
+        grad = torch.empty_like(theta, dtype=grad.dtype).copy_(grad)
+    maximum = _local_reals(state["max_exp_avg_sq"]) if group["amsgrad"] else None
+    moments = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
+    return Update(group, param, theta, grad, *moments, maximum, t)
 
 
-def _on_host(rate: float | Tensor) -> float | Tensor:
-    """As a number, where reading it waits for no device."""
-    return rate.item() if isinstance(rate, Tensor) and rate.device.type == "cpu" else rate
+def _by_piece(updates: Sequence[Update], pieces: Sequence[Piece]) -> Iterator[Update]:
+    """Updates of the pieces, in their order, then what is left; those of flat holders are cut apart."""
+    of_holder: dict[Tensor, Update] = {update.holder: update for update in updates}
+    covered: dict[Tensor, list[Piece]] = {}
+    for piece in pieces:
+        update = of_holder.get(piece.holder)
+        if update is not None:
+            covered.setdefault(piece.holder, []).append(piece)
+            yield update.of(piece)
+    for update in updates:
+        yield from update.without(covered.get(update.holder, []))
 
 
 def _local_reals(tensor: Tensor) -> Tensor:
@@ -300,7 +294,7 @@ def _local_reals(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
-def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor) -> None:
+def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor, step_device: torch.device) -> None:
     """Undo what torch's load_state_dict (2.13) does to us.
 
     It casts every state to the parameter's dtype, which rounds float32 moments of a bf16 parameter;
@@ -309,72 +303,6 @@ def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tens
     """
     for name, value in saved.items():
         if name == "step":
-            state[name] = value.detach().cpu().clone()
+            state[name] = value.detach().to(device=step_device, dtype=torch.float32, copy=True)
         elif isinstance(value, Tensor) and value.is_floating_point() and value.dtype != state[name].dtype:
             state[name] = value.to(device=param.device, copy=True)
-
-
-def _check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
-    if any("p" not in group for group in saved):
-        raise ValueError(
-            "This checkpoint's optimizer state has no exponent p: it was written by another optimizer than "
-            "Padam. Resume with the optimizer that wrote it, or start from the model weights alone."
-        )
-    if [_describe(group) for group in saved] != [_describe(group) for group in own]:
-        differing = "; ".join(
-            f"group {i}: {theirs} in the checkpoint, {ours} here"
-            for i, (theirs, ours) in enumerate(_pairs(saved, own))
-            if theirs != ours
-        )
-        raise ValueError(
-            f"The checkpoint has {len(saved)} parameter groups and this optimizer {len(own)}, and they differ: "
-            f"{differing}. Train the same parameters with the same labels and overrides as the run that wrote it."
-        )
-
-
-def _say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
-    """Of settings that the checkpoint's run began with, not of what callbacks have made of them since."""
-    overruled: dict[str, str] = {}
-    for theirs, ours in zip(saved, own, strict=True):
-        for name in _SETTINGS:
-            before, now = (group.get(f"initial_{name}", group.get(name)) for group in (theirs, ours))
-            if name == "betas":
-                before, now = list(before or ()), list(now or ())  # a tuple or, from a checkpoint, perhaps a list
-            if before != now:
-                overruled.setdefault(name, f"{name}={now} by the checkpoint's {before}")
-    if overruled:
-        warnings.warn(
-            f"Resuming overrules {', '.join(overruled.values())}: settings come with the optimizer's state. To change "
-            "p or weight_decay in a resumed run, use a schedule.",
-            stacklevel=3,
-        )
-
-
-def _pairs(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    for i in range(max(len(saved), len(own))):
-        yield tuple(_describe(groups[i]) if i < len(groups) else "nothing" for groups in (saved, own))  # type: ignore[misc]
-
-
-def _describe(group: dict[str, Any]) -> str:
-    label = f"{group['pathway']}/{group['component']} " if "pathway" in group else ""
-    return f"{label}{len(group['params'])} tensors"
-
-
-def _check_hyperparameters(group: dict[str, Any]) -> None:
-    lr, weight_decay = group["lr"], group["weight_decay"]
-    if isinstance(lr, Tensor):
-        if lr.numel() != 1:
-            raise ValueError(f"A tensor lr must have one element, got shape {tuple(lr.shape)}.")
-    elif not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"Invalid learning rate: lr must be finite and >= 0, got {lr}.")
-    if not (isinstance(group["betas"], (tuple, list)) and len(group["betas"]) == 2):
-        raise ValueError(f"betas must be a pair of numbers, got {group['betas']!r}.")
-    for i, beta in enumerate(group["betas"]):
-        if not 0 <= beta < 1:
-            raise ValueError(f"Invalid beta parameter at index {i}: each must lie in [0, 1), got {beta}.")
-    if not (math.isfinite(group["eps"]) and group["eps"] >= 0):
-        raise ValueError(f"Invalid epsilon value: eps must be finite and >= 0, got {group['eps']}.")
-    if isinstance(group["p"], bool) or not (isinstance(group["p"], (int, float)) and math.isfinite(group["p"])):
-        raise ValueError(f"Invalid exponent: p must be a finite number, got {group['p']!r}.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {weight_decay}.")

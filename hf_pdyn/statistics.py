@@ -32,7 +32,8 @@ from hf_pdyn.integrations.deepspeed import (
 )
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
-from hf_pdyn.windows import SUMS, Scope, Window
+from hf_pdyn.updates import StepSums
+from hf_pdyn.windows import MEASURED, Scope, Window
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
 
@@ -57,10 +58,12 @@ class StepStatistics:
         self._optimizer = unwrap_optimizer(optimizer)
         self._measuring = False
         self._before: dict[Tensor, Tensor] = {}
-        self._update_norms: dict[Piece, Tensor] = {}
+        self._request: StepSums | None = None
+        self._clip: Clip | None = None
+        self._factor: Tensor | None = None
         self.found_inf: Tensor | None = None
         self.refresh(optimizer, model, labels=labels)
-        self._optimizer.register_step_pre_hook(lambda *_: self._before_step())
+        self._optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before_step(_closure(*args, **kwargs)))
         self._optimizer.register_step_post_hook(lambda *_: self._after_step())
 
     @classmethod
@@ -131,51 +134,66 @@ class StepStatistics:
             self.windows.clear()
         self._before = {}
 
-    @never_fatal
-    def _before_step(self) -> None:
-        if not (self._measuring and self.windows):
+    def _before_step(self, closure: Any) -> None:
+        self._request = self._clip = None
+        if self.unavailable or not self.windows:
             return
-        self._update_norms = {}
-        if hasattr(self._optimizer, "observe_next_updates"):
-            self._optimizer.observe_next_updates(self._note_update)
-        else:
-            # All of them: with a closure the gradients come only inside the step.
-            self._before = {holder: local(holder.detach()).clone() for holder in self._pieces_of}
+        if closure is None:
+            self._learn_clip()
+        self._prepare(closure)
+
+    def _learn_clip(self) -> Clip:
+        self._clip = take_clip(self._optimizer, self)
+        self._factor = self._clip_factor(self._clip) if self._measuring else None
+        return self._clip
 
     @never_fatal
-    def _note_update(self, holder: Tensor, update: Tensor) -> None:
-        pieces = self._pieces_of.get(holder, [])
-        if pieces:
-            norms = kernels.two_norms([piece.of(update) for piece in pieces])
-            self._update_norms.update(zip(pieces, norms, strict=True))
+    def _prepare(self, closure: Any) -> None:
+        """Have Padam sum on its way; of what another optimizer does, only a copy of the parameters can tell.
+
+        So it is where a closure computes the gradients, and their norm, only inside the step.
+        """
+        if closure is None and hasattr(self._optimizer, "sum_next_step"):
+            self._request = StepSums(list(self._columns), self._measuring, self._factor)
+            self._optimizer.sum_next_step(self._request)
+        elif self._measuring:
+            self._before = {holder: local(holder.detach()).clone() for holder in self._pieces_of}
 
     @torch.no_grad()
     def _after_step(self) -> None:
-        clip = take_clip(self._optimizer, self)
         self.found_inf = getattr(self._optimizer, "found_inf", None)
         if self.unavailable or not self.windows or getattr(self._optimizer, "step_was_skipped", False):
             return
+        clip, self._clip = self._clip or self._learn_clip(), None
         measuring, self._measuring = self._measuring, False
-        rows = self._rows_of_step(clip, self._clip_factor(clip) if measuring else None, measuring)
+        rows = self._rows_of_step(clip, measuring)
         self._before = {}
         if rows is None and self._shards.sharded:
             width = len(self.scopes)
-            rows = self._full(math.nan, width + 1), self._full(math.nan, len(SUMS), width) if measuring else None
+            rows = self._full(math.nan, width + 1), self._full(math.nan, len(MEASURED), width) if measuring else None
         if rows is not None:
             for window in list(self.windows):
                 window.add(rows[0], clip.max_norm, rows[1])
 
     @never_fatal
-    def _rows_of_step(self, clip: Clip, factor: Tensor | None, measuring: bool) -> tuple[Tensor, Tensor | None] | None:
+    def _rows_of_step(self, clip: Clip, measuring: bool) -> tuple[Tensor, Tensor | None] | None:
         """What `Window.add` takes; None where nothing has a gradient."""
+        request, self._request = self._request, None
+        if request is not None and request.failure is not None:
+            raise request.failure
         # Read after the step: a closure computes the gradients inside it.
         pieces = [piece for piece in self._columns if _has_gradient(piece)]
         # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
         if not pieces and not self._shards.sharded:
             return None
-        squares = self._sums_of_squares(pieces)
+        if request is not None and request.rows is not None:
+            sums = self._sum_by_scope(request.summed, request.rows if measuring else request.rows[:, :1])
+            squares, measured = sums[0], sums[1:] if measuring else None
+        else:
+            squares = self._sums_of_squares(pieces)
+            measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
         total = self._shards.share_of_square(_beside(clip.total_norm, squares)).to(squares)
-        return torch.cat([squares, total.view(1)]), self._measure(pieces, factor) if measuring else None
+        return torch.cat([squares, total.view(1)]), measured
 
     def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
         if not pieces:
@@ -183,12 +201,12 @@ class StepStatistics:
         norms = kernels.two_norms([_gradient(piece) for piece in pieces])
         return self._sum_by_scope(pieces, norms.square().view(-1, 1))[0]
 
-    def _measure(self, pieces: Sequence[Piece], factor: Tensor | None) -> Tensor:
-        """The rows of SUMS by scope, shape (len(SUMS), len(scopes))."""
+    def _measure(self, pieces: Sequence[Piece], update_sq: Mapping[Piece, Tensor]) -> Tensor:
+        """The rows of MEASURED by scope, shape (len(MEASURED), len(scopes))."""
         if not pieces:
-            return self._full(0.0, len(SUMS), len(self.scopes))
+            return self._full(0.0, len(MEASURED), len(self.scopes))
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
-        rows = [self._sums_of(piece, groups[piece.holder], factor) for piece in pieces]
+        rows = [self._sums_of(piece, groups[piece.holder], update_sq.get(piece)) for piece in pieces]
         return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
 
     def _clip_factor(self, clip: Clip) -> Tensor | None:
@@ -200,17 +218,20 @@ class StepStatistics:
             total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
         return clip_factor(local(total), clip.max_norm)
 
-    def _sums_of(self, piece: Piece, group: Mapping[str, Any], factor: Tensor | None) -> Tensor:
-        """The values of SUMS for one piece, shape (len(SUMS),); NaN where this optimizer has none."""
+    def _sums_of(self, piece: Piece, group: Mapping[str, Any], update_sq: Tensor | None) -> Tensor:
+        """The values of MEASURED for one piece, shape (len(MEASURED),); NaN where this optimizer has none."""
         grad = _gradient(piece)
         device, dtype = grad.device, kernels.accumulator_dtype(grad.device)
-        if factor is not None:
-            grad = grad / factor.to(device=device, dtype=grad.dtype)
+        if self._factor is not None:
+            grad = grad / self._factor.to(device=device, dtype=grad.dtype)
         missing = torch.full((), math.nan, device=device)
         p, eps = _exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
+        before = self._before.get(piece.holder)
+        if before is not None:
+            update_sq = kernels.two_norms([piece.of(local(piece.holder.detach()) - before)])[0].square()
         values = (
-            self._update_norm(piece, missing).square(),
+            missing if update_sq is None else update_sq,
             kernels.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
             missing if v_hat is None else v_hat.sum(dtype=dtype),
             kernels.perturbed_one_norm(grad, eps=eps),
@@ -218,12 +239,6 @@ class StepStatistics:
             torch.full((), float(grad.numel()), device=device),
         )
         return torch.stack([value.to(device=device, dtype=dtype) for value in values])
-
-    def _update_norm(self, piece: Piece, missing: Tensor) -> Tensor:
-        before = self._before.get(piece.holder)
-        if before is None:
-            return self._update_norms.get(piece, missing)
-        return kernels.two_norms([piece.of(local(piece.holder.detach()) - before)])[0]
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
@@ -243,6 +258,11 @@ class StepStatistics:
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device
         return torch.full(shape, value, device=device, dtype=kernels.accumulator_dtype(device))
+
+
+def _closure(optimizer: Optimizer, closure: Any = None, **_: Any) -> Any:
+    """What a step was given to compute the gradients with, if anything."""
+    return closure
 
 
 def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any], Piece | None]]:

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.clipping import clip_factor
+from hf_pdyn.updates import SUMS
 
 QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p")
 """What a measured step adds to the gradient norms."""
 
-SUMS = ("update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
-"""The additive forms of QUANTITIES: what sums over tensors, and over processes that hold shards of them."""
+MEASURED = SUMS[1:]
+"""The additive forms of QUANTITIES."""
 
-_ALWAYS_DEFINED = [SUMS.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]
+_ALWAYS_DEFINED = [MEASURED.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]
 
 _FOLD_AFTER = 1024
 """Rows a window keeps on the device before it folds them, so that an epoch of any length needs little memory."""
@@ -104,7 +105,7 @@ class Window:
 
         gradients: sums of squares by scope, then the square of the total norm that they were clipped by,
         shape (len(scopes) + 1,); clipping brought that down to `max_norm`.
-        measured: the rows of SUMS by scope, shape (len(SUMS), len(scopes)), NaN where undefined.
+        measured: the rows of MEASURED by scope, shape (len(MEASURED), len(scopes)), NaN where undefined.
         """
         self._gradients.append(gradients)
         self._max_norms.append(max_norm)

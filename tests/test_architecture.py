@@ -10,8 +10,11 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("suggest", "resilience", "kernels", "control", "checkpoints"),
-    ("schedules", "grouping", "sharding", "clipping"),
-    ("windows", "optimizer"),
+    ("schedules", "grouping", "sharding", "clipping", "hyperparameters"),
+    ("updates",),
+    ("windows", "plain", "fused"),
+    ("paths",),
+    ("optimizer",),
     ("optim_args", "integrations"),
     ("registration", "statistics"),
     ("callbacks",),

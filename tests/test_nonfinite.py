@@ -16,6 +16,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_pdyn import NonfiniteCallback, Padam, PdynArguments, StepStatistics, TelemetryCallback, kernels
+from hf_pdyn.sharding import Piece
+from hf_pdyn.updates import StepSums
 from tests.reference.padam_reference import PadamReference
 from tests.training import arguments, trainer, training_logs
 
@@ -176,23 +178,17 @@ def test_the_option_is_in_no_checkpoint_and_survives_copies() -> None:
     assert optimizer.nonfinite == "skip"
 
 
-def test_who_asked_for_updates_gets_those_of_the_next_step_that_is_taken() -> None:
+def test_a_skipped_step_answers_no_request_and_leaves_none_to_the_next() -> None:
     param = nn.Parameter(torch.ones(2))
     optimizer = Padam([param], lr=0.1, weight_decay=0.0, nonfinite="skip")
-    seen: list[float] = []
-
-    def observer(_: torch.Tensor, update: torch.Tensor) -> None:
-        seen.append(update.norm().item())
-
-    param.grad = torch.full((2,), math.nan)
-    optimizer.observe_next_updates(observer)
-    optimizer.step()
-    assert seen == []
-    param.grad = torch.ones(2)
-    optimizer.observe_next_updates(observer)  # who asks twice is told once
-    optimizer.step()
-    optimizer.step()
-    assert seen == pytest.approx([0.1 * 2**0.5])
+    skipped, taken = (StepSums([Piece(param)], measure=True) for _ in range(2))
+    for request, value in ((skipped, math.nan), (None, 1.0), (taken, 1.0)):
+        param.grad = torch.full((2,), value)
+        if request is not None:
+            optimizer.sum_next_step(request)
+        optimizer.step()
+    assert skipped.update_sq == {}
+    assert taken.update_sq[taken.pieces[0]].item() == pytest.approx(0.1**2 * 2)
 
 
 def test_a_skipped_step_enters_no_window() -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from hf_pdyn import Padam
+from hf_pdyn.sharding import Piece
+from hf_pdyn.updates import StepSums
 from tests.reference.padam_reference import PadamReference
 
 EXPONENTS = [-0.4, -0.25, 0.0, 0.25, 0.37, 0.5, 1.0]
@@ -175,10 +177,10 @@ def test_matched_update_has_the_rms_of_adam_and_its_own_allocation(p: float) -> 
             before = [q.detach().double() for q in params]
             for q, grad in zip(params, grads, strict=True):
                 q.grad = grad.clone()
-            observed: dict[torch.Tensor, torch.Tensor] = {}
-            optimizer.observe_next_updates(lambda q, update, o=observed: o.__setitem__(q, update.double().norm()))
+            request = StepSums([Piece(q) for q in params], measure=True)
+            optimizer.sum_next_step(request)
             optimizer.step()
-            updates[name] = torch.stack([observed[q] for q in params])
+            updates[name] = torch.stack([request.update_sq[piece] for piece in request.pieces]).sqrt()
             moved = torch.stack([(q.detach().double() - b).norm() for q, b in zip(params, before, strict=True)])
             if name != "raw":  # raw updates at small p vanish in the rounding of float32 parameters
                 torch.testing.assert_close(updates[name], moved, rtol=1e-2, atol=1e-7)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_pdyn import Padam, StepStatistics, build_param_groups
-from hf_pdyn.windows import SUMS, Scope, Window
+from hf_pdyn.windows import MEASURED, Scope, Window
 
 
 def model_with_gradients() -> nn.Module:
@@ -151,7 +151,7 @@ def test_a_failure_on_one_of_several_processes_leaves_the_step_out_on_all(monkey
     reading = window.read()
     assert (reading.steps, reading.nonfinite_steps, reading.measured_steps) == (1, 2, 0)
     width = len(statistics.scopes)
-    assert parts[0].numel() == 3 * (width + 1) + len(SUMS) * width
+    assert parts[0].numel() == 3 * (width + 1) + len(MEASURED) * width
 
 
 def test_rows_that_cannot_be_put_together_are_sent_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,91 @@
+"""Whether a step is fused: as in torch.optim, `fused=None` decides, True insists."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.fused import cpu, gpu
+from hf_pdyn.updates import Update
+
+Advance = Callable[..., Tensor]
+
+WORTH_COMPILING = 2**16
+"""Elements on a device from which `fused=None` compiles: a plain step of fewer takes less than a millisecond."""
+
+_MODULES = {"cpu": cpu, "cuda": gpu}
+
+
+def why_not(params: Iterable[Tensor]) -> str | None:
+    """Why parameters like these cannot take the fused step, as far as can be told without compiling it."""
+    for param in params:
+        module = _MODULES.get(param.device.type)
+        if module is None:
+            return f"it runs on {' and '.join(_MODULES)}, got a parameter on {param.device}"
+        if param.dtype not in module.DTYPES:
+            known = ", ".join(str(dtype) for dtype in module.DTYPES)
+            return f"on {param.device.type} it takes {known}, got a parameter of {param.dtype}"
+        reason = module.why_not_here()
+        if reason is not None:
+            return reason
+    return None
+
+
+def advance_on(device: torch.device) -> Advance:
+    """The fused `advance` of `device`, compiled if need be; RuntimeError where that fails."""
+    failure = _failure(device.type)
+    if failure is not None:
+        raise RuntimeError(failure)
+    return _MODULES[device.type].advance
+
+
+def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
+    """The same for an optimizer that steps `numel` elements there; None where the plain step shall do.
+
+    The choice depends on nothing that differs from one run to the next, such as what is compiled already. Where a
+    compiler is missing or fails, a warning says so, once in a process.
+    """
+    module = _MODULES.get(device.type)
+    if module is None or numel < WORTH_COMPILING or module.why_not_here() is not None:
+        return None
+    failure = _failure(device.type)
+    if failure is not None:
+        _warn_once(failure)
+        return None
+    return module.advance
+
+
+def takes(update: Update) -> bool:
+    """Whether the fused step can take this one: dtypes that it knows, and elements in one order in one piece."""
+    dtypes = _MODULES[update.theta.device.type].DTYPES
+    if update.theta.dtype not in dtypes or update.grad.dtype not in dtypes or update.exp_avg.dtype != torch.float32:
+        return False
+    tensors = (update.theta, update.grad, update.exp_avg, update.exp_avg_sq, update.second_moment)
+    if all(tensor.is_contiguous() for tensor in tensors):
+        return True
+    strides = update.theta.stride()
+    # Without data: its strides are the tensor's own if that has neither gaps nor overlaps.
+    dense = torch.empty_like(update.theta, device="meta").stride() == strides
+    return dense and all(tensor.stride() == strides for tensor in tensors)
+
+
+@cache
+def _failure(device_type: str) -> str | None:
+    """Compiles what a step on such a device needs; what to tell the user where that fails."""
+    try:
+        _MODULES[device_type].prepare()
+    except Exception as error:
+        return (
+            f"The fused step for {device_type} could not be compiled, and needs {_MODULES[device_type].NEEDS}: "
+            f"{' '.join(str(error).split())[:300]}. fused=False takes the plain step, which is slower, without asking."
+        )
+    return None
+
+
+@cache
+def _warn_once(failure: str) -> None:
+    warnings.warn(f"{failure} So does this run.", stacklevel=2)

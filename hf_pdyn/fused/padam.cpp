@@ -1,0 +1,347 @@
+// The p-update for CPUs in one pass over memory: theta, grad, exp_avg and exp_avg_sq are read once, all but grad are
+// written once, and the sums that statistics need are taken on the way.
+//
+// Built by cpu.py, which calls `hf_pdyn_step` and mirrors the three structs. No header of torch is included, so it
+// compiles in less than a second. Work is cut into chunks whose sums are stored apart: results do not depend on the
+// number of threads. A chunk goes through the stages below block by block, so that what they hand on stays in L1;
+// every stage is a plain loop that the compiler vectorises. NaN and infinity behave as in torch: no -ffast-math, only
+// -fno-math-errno and -fno-trapping-math, without which neither sqrt nor a select is vectorised.
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+constexpr int64_t kBlock = 512;         // floats: six blocks of scratch and four streams are 20 KiB
+constexpr int64_t kChunk = 32 * kBlock;
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kSmallestNormal = std::numeric_limits<float>::min();
+
+enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// What is asked of a call; any combination.
+enum Task : int32_t {
+  kMoments = 1,    // m and v take in the gradient
+  kApply = 2,      // theta moves
+  kGradient = 4,   // sum of g^2
+  kDirection = 8,  // sum of d^2, where lr * d is the update, and of the same at p = 1/2
+  kMeasure = 16,   // sums of v, sqrt(g^2 + eps) and (g^2 + eps)^(1-p), and of d^2
+  kParameter = 32, // sum of theta^2 once it has moved
+};
+
+// Columns of `sums`, as in settings.py.
+enum Sum { kGradSq, kDirectionSq, kAdamSq, kParamSq, kV, kOneNorm, kPenalised, kSums };
+
+// One piece of a tensor: addresses of its elements, all of them `numel` in a row.
+struct Run {
+  void* theta;
+  const void* grad;
+  float* exp_avg;
+  float* exp_avg_sq;
+  float* max_exp_avg_sq;  // null without amsgrad
+  int64_t numel;
+  int64_t first_chunk;  // of the call
+  int64_t settings;     // row
+};
+
+// Of the runs of one group at one step count. `one_minus_beta` are given: in float32, 1 - 0.999f is 2e-5 off.
+struct Settings {
+  float one_minus_beta1, beta2, one_minus_beta2;
+  float m_scale, v_scale;  // what multiplies m and v in d = m_scale m (v_scale v + eps)^-p
+  float p, eps;
+  float root_eps;      // not negative: the published form, d = m_scale m (sqrt(v) + root_eps)^(-2p)
+  float lr;            // times c_t
+  float decay;         // decoupled: lr * weight_decay
+  float l2;            // coupled: weight_decay
+  float sign;          // -1 to maximize
+  float grad_rescale;  // undoes clipping in the sums of kMeasure
+};
+
+struct Call {
+  const Run* runs;
+  const Settings* settings;
+  int64_t n_runs, n_chunks;
+  int32_t tasks;
+  Type theta_type, grad_type;
+  int32_t threads;
+};
+
+template <class To, class From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
+
+// x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 2e-8.
+inline float log2_of_fraction(float x, int32_t& exponent) {
+  const int32_t bits = bits_as<int32_t>(x);
+  exponent = (bits - 0x3f3504f3) >> 23;
+  const float t = bits_as<float>(bits - (exponent << 23)) - 1.0f;
+  float q = 0.12926393747329712f;
+  q = q * t - 0.20893365144729614f;
+  q = q * t + 0.21521231532096863f;
+  q = q * t - 0.23867571353912354f;
+  q = q * t + 0.2879391014575958f;
+  q = q * t - 0.3607162535190582f;
+  q = q * t + 0.4809102714061737f;
+  q = q * t - 0.7213472127914429f;
+  q = q * t + 1.4426950216293335f;
+  return q * t;
+}
+
+constexpr float kRoundsToInteger = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
+
+// 2^(n + r) / 2^n for |r| <= 1/2, to 2e-9 and rounding.
+inline float exp2_of_fraction(float r) {
+  float q = 0.0001547802094137296f;
+  q = q * r + 0.001340043148957193f;
+  q = q * r + 0.009617994539439678f;
+  q = q * r + 0.05550327152013779f;
+  q = q * r + 0.24022652208805084f;
+  q = q * r + 0.6931471824645996f;
+  return q * r + 1.0f;
+}
+
+// x^q, largest relative error 2e-7 for |q| <= 3, for a normal x > 0 and a normal result. The product of q with the
+// exponent is kept in two parts: rounded to one float it would cost up to 1e-5.
+inline float power_of_normal(float x, float q) {
+  int32_t e;
+  const float log2_fraction = log2_of_fraction(x, e);
+  const float high = q * float(e);
+  const float low = std::fma(q, float(e), -high);
+  const float shifted = std::fma(q, log2_fraction, high) + kRoundsToInteger;
+  const float r = (high - (shifted - kRoundsToInteger)) + std::fma(q, log2_fraction, low);
+  // Shifting left leaves of `shifted` the integer alone, in the place of the exponent.
+  return bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
+}
+
+// The same for any x >= 0, NaN, and results that overflow, underflow or are subnormal.
+inline float power_of_any(float x, float q) {
+  const bool subnormal = x < kSmallestNormal;
+  int32_t e;
+  const float log2_fraction = log2_of_fraction(subnormal ? x * 0x1p24f : x, e);
+  const float exponent = float(e - (subnormal ? 24 : 0));
+  const float high = q * exponent;
+  const float low = std::fma(q, exponent, -high);
+  float y = std::fma(q, log2_fraction, high);
+  y = y < -300.f ? -300.f : (y > 300.f ? 300.f : y);
+  const float n = (y + kRoundsToInteger) - kRoundsToInteger;
+  float r = (high - n) + std::fma(q, log2_fraction, low);
+  r = r < -1.f ? -1.f : (r > 1.f ? 1.f : r);  // only where y was out of range
+  int32_t k = int32_t(n);
+  k = k < -252 ? -252 : (k > 254 ? 254 : k);
+  const int32_t half = k >> 1;
+  float z = exp2_of_fraction(r) * power_of_two(half) * power_of_two(k - half);
+  z = x == 0.0f ? (q < 0 ? kInfinity : (q > 0 ? 0.0f : 1.0f)) : z;
+  z = x == kInfinity ? (q < 0 ? 0.0f : (q > 0 ? kInfinity : 1.0f)) : z;
+  return x != x ? x : z;
+}
+
+// x <- x^q.
+void to_power(float* x, int64_t n, float q) {
+  if (q == 0.0f) {
+    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f;
+  } else if (q == -0.5f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / std::sqrt(x[i]);
+  } else if (q == 0.5f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = std::sqrt(x[i]);
+  } else if (q == -0.25f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / std::sqrt(std::sqrt(x[i]));
+  } else if (q == -1.0f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / x[i];
+  } else {
+    // Exponents of normal numbers lie within 126, so at |q| < 0.98 those of their powers do too.
+    int32_t special = std::fabs(q) >= 0.98f;
+#pragma omp simd reduction(| : special)
+    for (int64_t i = 0; i < n; ++i) special |= !(x[i] >= kSmallestNormal && x[i] < kInfinity);
+    if (special) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) x[i] = power_of_any(x[i], q);
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) x[i] = power_of_normal(x[i], q);
+    }
+  }
+}
+
+// x <- log(x), for the penalty at p = 1.
+void to_log(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = std::log(x[i]);
+}
+
+double sum(const float* x, int64_t n) {
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += x[i];
+  return total;
+}
+
+double sum_of_squares(const float* x, int64_t n) {
+  float total = 0;
+#pragma omp simd reduction(+ : total)
+  for (int64_t i = 0; i < n; ++i) total += x[i] * x[i];
+  return total;
+}
+
+// A block as float32: itself, or a copy in `scratch`.
+const float* as_floats(const void* values, Type type, int64_t start, int64_t n, float* scratch) {
+  if (type == kFloat32) return static_cast<const float*>(values) + start;
+  const uint16_t* halves = static_cast<const uint16_t*>(values) + start;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) scratch[i] = bits_as<float>(uint32_t(halves[i]) << 16);
+  return scratch;
+}
+
+// To the nearest bf16, ties to even; NaN stays NaN.
+void store_bfloat16(const float* values, int64_t n, uint16_t* halves) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = bits_as<uint32_t>(values[i]);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    halves[i] = uint16_t(values[i] != values[i] ? 0x7fc0 : rounded);
+  }
+}
+
+void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
+  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], gain[kBlock];
+  float* __restrict exp_avg = run.exp_avg + start;
+  float* __restrict exp_avg_sq = run.exp_avg_sq + start;
+  const float* theta = as_floats(run.theta, call.theta_type, start, n, theta_scratch);
+  const float* grad = nullptr;
+
+  if (call.tasks & (kMoments | kGradient | kMeasure)) {
+    grad = as_floats(run.grad, call.grad_type, start, n, grad_scratch);
+  }
+  if (call.tasks & kGradient) sums[kGradSq] += sum_of_squares(grad, n);
+  if (call.tasks & kMeasure) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const float g = grad[i] * s.grad_rescale;
+      gain[i] = g * g + s.eps;
+    }
+    double one_norm = 0;
+    {
+      float total = 0;
+#pragma omp simd reduction(+ : total)
+      for (int64_t i = 0; i < n; ++i) total += std::sqrt(gain[i]);
+      one_norm = total;
+    }
+    sums[kOneNorm] += one_norm;
+    if (s.p == 0.5f) {
+      sums[kPenalised] += one_norm;
+    } else {
+      if (s.p == 1.0f) {
+        to_log(gain, n);
+      } else if (s.p != 0.0f) {
+        to_power(gain, n, 1.0f - s.p);
+      }
+      sums[kPenalised] += sum(gain, n);
+    }
+  }
+
+  if (call.tasks & kMoments) {
+    const float* g = grad;
+    if (s.sign < 0 || s.l2 != 0) {
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) taken_in[i] = s.sign * grad[i] + s.l2 * theta[i];
+      g = taken_in;
+    }
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      exp_avg[i] += s.one_minus_beta1 * (g[i] - exp_avg[i]);
+      exp_avg_sq[i] = s.beta2 * exp_avg_sq[i] + s.one_minus_beta2 * (g[i] * g[i]);
+    }
+    if (run.max_exp_avg_sq) {
+      float* __restrict maximum = run.max_exp_avg_sq + start;
+#pragma omp simd
+      for (int64_t i = 0; i < n; ++i) {
+        const float v = exp_avg_sq[i];
+        maximum[i] = v > maximum[i] || v != v ? v : maximum[i];
+      }
+    }
+  }
+
+  const float* v = run.max_exp_avg_sq ? run.max_exp_avg_sq + start : exp_avg_sq;
+  if (call.tasks & kMeasure) sums[kV] += sum(v, n);
+  if (!(call.tasks & (kApply | kDirection | kMeasure))) return;
+
+  if (s.root_eps < 0) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) gain[i] = s.v_scale * v[i] + s.eps;
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const float root = std::sqrt(v[i]) + s.root_eps;
+      gain[i] = root * root;
+    }
+  }
+  if (call.tasks & kDirection) {
+    float adam_sq = 0;
+#pragma omp simd reduction(+ : adam_sq)
+    for (int64_t i = 0; i < n; ++i) {
+      const float m_hat = s.m_scale * exp_avg[i];
+      adam_sq += m_hat * m_hat / gain[i];
+    }
+    sums[kAdamSq] += adam_sq;
+  }
+  to_power(gain, n, -s.p);
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) gain[i] *= s.m_scale * exp_avg[i];
+  if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += sum_of_squares(gain, n);
+  if (!(call.tasks & kApply)) return;
+
+  // One rounding for bf16 parameters: update and decay together, in float32.
+  float* moved = call.theta_type == kFloat32 ? static_cast<float*>(run.theta) + start : theta_scratch;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) moved[i] = theta[i] - (s.lr * gain[i] + s.decay * theta[i]);
+  if (call.theta_type == kBFloat16) {
+    uint16_t* stored = static_cast<uint16_t*>(run.theta) + start;
+    store_bfloat16(moved, n, stored);
+    if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, moved);
+  }
+  if (call.tasks & kParameter) sums[kParamSq] += sum_of_squares(moved, n);
+}
+
+}  // namespace
+
+// Elements of a chunk, so that the caller can count chunks.
+extern "C" int64_t hf_pdyn_chunk() { return kChunk; }
+
+// sums: (n_runs, kSums), overwritten; chunk_sums: scratch of shape (n_chunks, kSums).
+extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums) {
+#pragma omp parallel num_threads(call->threads) if (call->n_chunks > 1)
+  {
+    int64_t run_index = 0;
+#pragma omp for schedule(static)
+    for (int64_t chunk = 0; chunk < call->n_chunks; ++chunk) {
+      while (run_index + 1 < call->n_runs && call->runs[run_index + 1].first_chunk <= chunk) ++run_index;
+      const Run& run = call->runs[run_index];
+      double* of_chunk = chunk_sums + chunk * kSums;
+      for (int64_t i = 0; i < kSums; ++i) of_chunk[i] = 0;
+      const int64_t start = (chunk - run.first_chunk) * kChunk;
+      const int64_t stop = run.numel - start < kChunk ? run.numel : start + kChunk;
+      for (int64_t i = start; i < stop; i += kBlock) {
+        step_block(*call, run, call->settings[run.settings], i, stop - i < kBlock ? stop - i : kBlock, of_chunk);
+      }
+    }
+  }
+  for (int64_t r = 0; r < call->n_runs; ++r) {
+    const int64_t end = r + 1 < call->n_runs ? call->runs[r + 1].first_chunk : call->n_chunks;
+    double* of_run = sums + r * kSums;
+    for (int64_t i = 0; i < kSums; ++i) of_run[i] = 0;
+    for (int64_t chunk = call->runs[r].first_chunk; chunk < end; ++chunk) {
+      for (int64_t i = 0; i < kSums; ++i) of_run[i] += chunk_sums[chunk * kSums + i];
+    }
+  }
+}

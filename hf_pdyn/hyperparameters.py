@@ -1,0 +1,97 @@
+"""What a group's hyper-parameters may be, and what a checkpoint's groups must have in common with the optimizer's."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from torch import Tensor
+
+UpdateScale = Literal["raw", "adam"]
+BiasCorrection = Literal["eq18", "padam"]
+Nonfinite = Literal["apply", "skip"]
+
+_SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
+
+
+def check_path(*, foreach: bool | None, fused: bool | None, capturable: bool, nonfinite: str) -> None:
+    """ValueError for a way to compute steps that contradicts itself."""
+    for name, value in (("foreach", foreach), ("fused", fused)):
+        if value not in (None, True, False):
+            raise ValueError(f"{name} must be True, False or None, got {value!r}.")
+    if foreach and fused:
+        raise ValueError("foreach and fused are two ways to compute a step, got both. Leave one of them at None.")
+    if capturable and nonfinite == "skip":
+        raise ValueError(
+            'A captured step cannot ask the host whether to go on, got capturable=True with nonfinite="skip". Use one.'
+        )
+
+
+def check_same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """ValueError where a checkpoint's groups are another optimizer's, or are split otherwise."""
+    if any("p" not in group for group in saved):
+        raise ValueError(
+            "This checkpoint's optimizer state has no exponent p: it was written by another optimizer than "
+            "Padam. Resume with the optimizer that wrote it, or start from the model weights alone."
+        )
+    if [_describe(group) for group in saved] != [_describe(group) for group in own]:
+        differing = "; ".join(
+            f"group {i}: {theirs} in the checkpoint, {ours} here"
+            for i, (theirs, ours) in enumerate(_pairs(saved, own))
+            if theirs != ours
+        )
+        raise ValueError(
+            f"The checkpoint has {len(saved)} parameter groups and this optimizer {len(own)}, and they differ: "
+            f"{differing}. Train the same parameters with the same labels and overrides as the run that wrote it."
+        )
+
+
+def say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """Of settings that the checkpoint's run began with, not of what callbacks have made of them since."""
+    overruled: dict[str, str] = {}
+    for theirs, ours in zip(saved, own, strict=True):
+        for name in _SETTINGS:
+            before, now = (group.get(f"initial_{name}", group.get(name)) for group in (theirs, ours))
+            if name == "betas":
+                before, now = list(before or ()), list(now or ())  # a tuple or, from a checkpoint, perhaps a list
+            if before != now:
+                overruled.setdefault(name, f"{name}={now} by the checkpoint's {before}")
+    if overruled:
+        warnings.warn(
+            f"Resuming overrules {', '.join(overruled.values())}: settings come with the optimizer's state. To change "
+            "p or weight_decay in a resumed run, use a schedule.",
+            stacklevel=4,
+        )
+
+
+def _pairs(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    for i in range(max(len(saved), len(own))):
+        yield tuple(_describe(groups[i]) if i < len(groups) else "nothing" for groups in (saved, own))  # type: ignore[misc]
+
+
+def _describe(group: dict[str, Any]) -> str:
+    label = f"{group['pathway']}/{group['component']} " if "pathway" in group else ""
+    return f"{label}{len(group['params'])} tensors"
+
+
+def check_hyperparameters(group: dict[str, Any]) -> None:
+    """ValueError for a value out of range, as of torch's optimizers."""
+    lr, weight_decay = group["lr"], group["weight_decay"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"A tensor lr must have one element, got shape {tuple(lr.shape)}.")
+    elif not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"Invalid learning rate: lr must be finite and >= 0, got {lr}.")
+    if not (isinstance(group["betas"], (tuple, list)) and len(group["betas"]) == 2):
+        raise ValueError(f"betas must be a pair of numbers, got {group['betas']!r}.")
+    for i, beta in enumerate(group["betas"]):
+        if not 0 <= beta < 1:
+            raise ValueError(f"Invalid beta parameter at index {i}: each must lie in [0, 1), got {beta}.")
+    if not (math.isfinite(group["eps"]) and group["eps"] >= 0):
+        raise ValueError(f"Invalid epsilon value: eps must be finite and >= 0, got {group['eps']}.")
+    if isinstance(group["p"], bool) or not (isinstance(group["p"], (int, float)) and math.isfinite(group["p"])):
+        raise ValueError(f"Invalid exponent: p must be a finite number, got {group['p']!r}.")
+    if not (math.isfinite(weight_decay) and weight_decay >= 0):
+        raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {weight_decay}.")

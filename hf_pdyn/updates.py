@@ -1,0 +1,135 @@
+"""What one step does to one tensor, and what it is asked to sum on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import IntFlag
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.kernels import two_norms
+from hf_pdyn.sharding import Piece
+
+SUMS = ("grad_sq", "update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
+"""What a measured step sums over a tensor: additive over tensors, and over processes that hold shards of them.
+
+Squares of the gradient as the optimizer was given it, of the update without weight decay and of the parameter after
+the step; v_hat; and of the gradient before clipping, the perturbed one-norm and N_p. A step that is not measured
+has the first alone.
+"""
+
+
+class Task(IntFlag):
+    """What a path is asked to do with a list of updates; any combination.
+
+    MOMENTS: let them take in the gradient. APPLY: move theta. The others are sums: GRADIENT of the squared gradient,
+    DIRECTION of the squares of the direction and of the one at p=1/2, MEASURE of what else can be told before theta
+    moves, PARAMETER of theta squared afterwards.
+    """
+
+    MOMENTS = 1
+    APPLY = 2
+    GRADIENT = 4
+    DIRECTION = 8
+    MEASURE = 16
+    PARAMETER = 32
+
+
+@dataclass(slots=True, eq=False)
+class Update:
+    """One tensor's part of a step: what this process holds of a parameter, or a piece of that.
+
+    group: the parameter group, whose settings hold. holder: the parameter as the optimizer knows it.
+    theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: views of one shape, complex ones as pairs of reals.
+    t: the step count, 1 at the first; a 0-d float32 tensor where it stands on the device.
+    piece: what statistics call it; None where nobody asked.
+    """
+
+    group: Mapping[str, Any]
+    holder: Tensor
+    theta: Tensor
+    grad: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    max_exp_avg_sq: Tensor | None
+    t: Any
+    piece: Piece | None = None
+
+    @property
+    def second_moment(self) -> Tensor:
+        """What stands under the power: v, or its running maximum."""
+        return self.exp_avg_sq if self.max_exp_avg_sq is None else self.max_exp_avg_sq
+
+    def of(self, piece: Piece) -> Update:
+        """The part of this update that is `piece`."""
+        if piece.start is None or piece.numel is None:
+            return replace(self, piece=piece)
+        return self._cut(piece.start, piece.numel, piece)
+
+    def without(self, pieces: Sequence[Piece]) -> Iterator[Update]:
+        """What of this update is in none of `pieces`: the padding of a flat holder, or all of it."""
+        if not pieces:
+            yield self
+        elif pieces[0].start is not None:
+            begin = 0
+            for start, numel in sorted((piece.start or 0, piece.numel or 0) for piece in pieces):
+                if start > begin:
+                    yield self._cut(begin, start - begin, None)
+                begin = start + numel
+            if begin < self.theta.numel():
+                yield self._cut(begin, self.theta.numel() - begin, None)
+
+    def _cut(self, start: int, numel: int, piece: Piece | None) -> Update:
+        names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        whole = {name: getattr(self, name) for name in names}
+        cut: dict[str, Any] = {
+            name: None if value is None else value.view(-1)[start : start + numel] for name, value in whole.items()
+        }
+        return replace(self, piece=piece, **cut)
+
+
+@dataclass(eq=False)
+class StepSums:
+    """A request to the coming step, and what came of it.
+
+    pieces: of what. measure: all of SUMS, not "grad_sq" alone. clip_factor: a 0-d tensor by which clipping
+    multiplied the gradients, None where nothing clips.
+
+    rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; the columns after "grad_sq"
+    are zeros unless `measure`. None where a part of the step took the plain path, which does not sum. Then `update_sq`
+    has what only the step could see, or `failure` the reason why not.
+    """
+
+    pieces: Sequence[Piece]
+    measure: bool
+    clip_factor: Tensor | None = None
+    rows: Tensor | None = None
+    summed: Sequence[Piece] = ()
+    update_sq: dict[Piece, Tensor] = field(default_factory=dict)
+    failure: Exception | None = None
+
+    def note_update(self, update: Update, value: Tensor) -> None:
+        """Learn what will be subtracted for `update`. Does not raise: the step must go on."""
+        try:
+            if update.piece is not None:
+                self.update_sq[update.piece] = two_norms([value])[0].square()
+        except Exception as error:
+            self.failure = error
+
+
+def group_lr(group: Mapping[str, Any]) -> Any:
+    """The group's learning rate: a number, also where a tensor holds it that costs nothing to read, or a 0-d tensor."""
+    lr = group["lr"]
+    if not isinstance(lr, Tensor):
+        return lr
+    return lr.item() if lr.device.type == "cpu" else lr.view(())
+
+
+def as_scalar(value: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A 0-d tensor; a number becomes an argument of a kernel, which waits for no device."""
+    if isinstance(value, Tensor):
+        return value.to(device=device, dtype=dtype).view(())
+    return torch.full((), value, device=device, dtype=dtype)
