@@ -1,8 +1,8 @@
 """The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
 
-`p`, `eps`, `update_scale`, `bias_correction`, `nonfinite`, `decoupled_weight_decay`, `amsgrad` and `maximize` are
-`Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a pathway or a component), and
-`label.REGEX=PATHWAY/COMPONENT` relabels parameters by name. Example:
+`p`, `eps`, `update_scale`, `bias_correction`, `nonfinite`, `decoupled_weight_decay`, `amsgrad`, `maximize`, `foreach`,
+`fused` and `capturable` are `Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a
+pathway or a component), and `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name. Example:
 
     p=0.25, update_scale=adam, p.norm=0, lr_mult.lora_B=16, label.wpe=bias_like/embedding
 """
@@ -148,6 +148,9 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     "decoupled_weight_decay": _boolean,
     "amsgrad": _boolean,
     "maximize": _boolean,
+    "foreach": _boolean,
+    "fused": _boolean,
+    "capturable": _boolean,
 }
 _OVERRIDES: dict[str, Callable[[str, str], float]] = {
     "p": _finite,

@@ -22,7 +22,7 @@ from hf_pdyn.hyperparameters import (
     say_what_is_overruled,
 )
 from hf_pdyn.paths import Paths
-from hf_pdyn.sharding import Piece, Shards, first_param, local, local_like
+from hf_pdyn.sharding import Piece, Shards, first_param, is_dtensor, local, local_like
 from hf_pdyn.suggest import check_choice
 from hf_pdyn.updates import StepSums, Update, as_scalar, group_lr
 
@@ -201,16 +201,18 @@ class Padam(Optimizer):
 
     def _updates(self, request: StepSums | None) -> list[Update]:
         """Everything that has a gradient, its state made and its step counted; in the order of the request."""
-        pairs = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
-        states = [self._state_of(group, param) for group, param in pairs]
-        steps = [state["step"] for state in states]
-        if steps:
-            torch._foreach_add_(steps, 1)
-        if not self.capturable:
-            steps = [step.item() for step in steps]
-        updates = [
-            _update(group, param, state, step) for (group, param), state, step in zip(pairs, states, steps, strict=True)
-        ]
+        updates: list[Update] = []
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is not None:
+                    state = self._state_of(group, param)
+                    step: Tensor = state["step"]
+                    if self.capturable:
+                        t: Any = step.add_(1)
+                    else:
+                        t = step.item() + 1  # of two numbers, the cheaper way
+                        step.fill_(t)
+                    updates.append(_update(group, param, state, t))
         return updates if request is None else list(_by_piece(updates, request.pieces))
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
@@ -267,25 +269,30 @@ class Padam(Optimizer):
 
 def _update(group: dict[str, Any], param: Tensor, state: dict[str, Any], t: Any) -> Update:
     assert param.grad is not None
+    maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
+    if not (is_dtensor(param) or param.is_complex()):
+        return Update(group, param, param, param.grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
     theta, grad = _local_reals(param), _local_reals(local_like(param.grad, param))
-    if not (grad.is_contiguous() and theta.is_contiguous()) and grad.stride() != theta.stride():
-        grad = torch.empty_like(theta, dtype=grad.dtype).copy_(grad)
-    maximum = _local_reals(state["max_exp_avg_sq"]) if group["amsgrad"] else None
     moments = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
-    return Update(group, param, theta, grad, *moments, maximum, t)
+    return Update(group, param, theta, grad, *moments, None if maximum is None else _local_reals(maximum), t)
 
 
 def _by_piece(updates: Sequence[Update], pieces: Sequence[Piece]) -> Iterator[Update]:
     """Updates of the pieces, in their order, then what is left; those of flat holders are cut apart."""
-    of_holder: dict[Tensor, Update] = {update.holder: update for update in updates}
-    covered: dict[Tensor, list[Piece]] = {}
+    of_holder = {id(update.holder): update for update in updates}
+    cut: dict[int, list[Piece]] = {}
     for piece in pieces:
-        update = of_holder.get(piece.holder)
-        if update is not None:
-            covered.setdefault(piece.holder, []).append(piece)
+        update = of_holder.get(id(piece.holder))
+        if update is None:
+            continue
+        if piece.start is None:
+            update.piece = piece
+            yield of_holder.pop(id(piece.holder))
+        else:
+            cut.setdefault(id(piece.holder), []).append(piece)
             yield update.of(piece)
-    for update in updates:
-        yield from update.without(covered.get(update.holder, []))
+    for holder, update in of_holder.items():
+        yield from update.without(cut.get(holder, []))
 
 
 def _local_reals(tensor: Tensor) -> Tensor:

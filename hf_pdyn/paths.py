@@ -58,25 +58,28 @@ class Paths:
                 part.answer(request, alone=len(parts) == 1)
 
     def _parts(self, updates: Sequence[Update], request: StepSums | None) -> list[_Part]:
-        parts: dict[tuple[torch.device, fused_kernels.Advance | None], list[Update]] = {}
+        parts: dict[tuple[torch.device, bool], list[Update]] = {}
         for update in updates:
-            parts.setdefault((update.theta.device, self._fused_for(update)), []).append(update)
+            device = update.theta.device
+            fused = self._fused.get(device) is not None and self._takes(update)
+            parts.setdefault((device, fused), []).append(update)
         return [
-            _FusedPart(part, advance, request) if advance else _PlainPart(part, self._foreach_on(device), request)
-            for (device, advance), part in parts.items()
+            _FusedPart(part, advance, request)
+            if fused and (advance := self._fused[device])
+            else _PlainPart(part, self._foreach_on(device), request)
+            for (device, fused), part in parts.items()
         ]
 
-    def _fused_for(self, update: Update) -> fused_kernels.Advance | None:
-        advance = self._fused.get(update.theta.device)
-        if advance is None or fused_kernels.takes(update):
-            return advance
+    def _takes(self, update: Update) -> bool:
+        if fused_kernels.takes(update):
+            return True
         if self._insists:
             raise RuntimeError(
                 "fused=True needs tensors without gaps or overlaps and gradients of a dtype that the fused step knows, "
                 f"got a parameter of {update.theta.dtype} with strides {update.theta.stride()} and a gradient of "
                 f"{update.grad.dtype}. Leave fused at None, and the plain step takes such tensors."
             )
-        return None
+        return False
 
     def _foreach_on(self, device: torch.device) -> bool:
         return self._foreach if self._foreach is not None else device.type == "cuda"
@@ -123,12 +126,9 @@ class _FusedPart:
     def answer(self, request: StepSums, *, alone: bool) -> None:
         """All sums if these are all updates of the step, else what only the step could see."""
         assert self._sums is not None
-        pieces = [update.piece for update in self.updates]
-        rows = fused_kernels.step_sums(self.updates, self._sums, self._scale, measured=request.measure)
-        asked = [i for i, piece in enumerate(pieces) if piece is not None]
-        if len(asked) < len(pieces):
-            rows = torch.stack([rows[i] for i in asked]) if asked else rows[:0]
-        summed = [piece for piece in pieces if piece is not None]
+        # What nobody asked for comes last.
+        summed = [update.piece for update in self.updates if update.piece is not None]
+        rows = fused_kernels.step_sums(self.updates, self._sums, self._scale, measured=request.measure)[: len(summed)]
         if alone:
             request.summed, request.rows = summed, rows
         elif request.measure:

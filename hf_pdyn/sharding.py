@@ -52,6 +52,11 @@ def first_param(groups: Iterable[Mapping[str, Any]]) -> Tensor:
     return next(param for group in groups for param in group["params"])
 
 
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether this process holds a part of `tensor`, and its class says which."""
+    return isinstance(tensor, DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a DTensor, sharing its memory; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -181,15 +181,17 @@ class StepStatistics:
         request, self._request = self._request, None
         if request is not None and request.failure is not None:
             raise request.failure
-        # Read after the step: a closure computes the gradients inside it.
-        pieces = [piece for piece in self._columns if _has_gradient(piece)]
-        # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
-        if not pieces and not self._shards.sharded:
-            return None
         if request is not None and request.rows is not None:
-            sums = self._sum_by_scope(request.summed, request.rows if measuring else request.rows[:, :1])
+            if not request.summed and not self._shards.sharded:
+                return None
+            sums = self._sum_by_scope(request.summed, request.rows)
             squares, measured = sums[0], sums[1:] if measuring else None
         else:
+            # Read after the step: a closure computes the gradients inside it.
+            pieces = [piece for piece in self._columns if _has_gradient(piece)]
+            # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
+            if not pieces and not self._shards.sharded:
+                return None
             squares = self._sums_of_squares(pieces)
             measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
         total = self._shards.share_of_square(_beside(clip.total_norm, squares)).to(squares)

@@ -64,16 +64,14 @@ class Update:
         return self.exp_avg_sq if self.max_exp_avg_sq is None else self.max_exp_avg_sq
 
     def of(self, piece: Piece) -> Update:
-        """The part of this update that is `piece`."""
-        if piece.start is None or piece.numel is None:
-            return replace(self, piece=piece)
-        return self._cut(piece.start, piece.numel, piece)
+        """The part of this update, of a flat holder, that is `piece`."""
+        return self._cut(piece.start or 0, piece.numel or 0, piece)
 
     def without(self, pieces: Sequence[Piece]) -> Iterator[Update]:
         """What of this update is in none of `pieces`: the padding of a flat holder, or all of it."""
         if not pieces:
             yield self
-        elif pieces[0].start is not None:
+        else:
             begin = 0
             for start, numel in sorted((piece.start or 0, piece.numel or 0) for piece in pieces):
                 if start > begin:
@@ -98,8 +96,8 @@ class StepSums:
     pieces: of what. measure: all of SUMS, not "grad_sq" alone. clip_factor: a 0-d tensor by which clipping
     multiplied the gradients, None where nothing clips.
 
-    rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; the columns after "grad_sq"
-    are zeros unless `measure`. None where a part of the step took the plain path, which does not sum. Then `update_sq`
+    rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; without `measure` the column
+    "grad_sq" alone. None where a part of the step took the plain path, which does not sum. Then `update_sq`
     has what only the step could see, or `failure` the reason why not.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hf_pdyn import Padam
+from hf_pdyn.paths import Paths
 from hf_pdyn.sharding import Piece
 from hf_pdyn.updates import StepSums
 from tests.reference.padam_reference import PadamReference
@@ -65,11 +66,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Ways to compute a step. Without a word, tensors as small as these take the plain one.
+PATHS: dict[str, dict[str, Any]] = {
+    "plain": {"fused": False},
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+}
+
+
 def assert_follows_the_scalar_reference(
-    p: float, variant: str, dtype: torch.dtype, device: str = "cpu", lr: torch.Tensor | None = None
+    p: float,
+    variant: str,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    lr: torch.Tensor | None = None,
+    path: str = "plain",
 ) -> None:
     """lr: a tensor of 0.01, to be used instead of the number."""
-    options = {"lr": 0.01, "eps": 1e-16, "weight_decay": 0.0, **VARIANTS[variant], "p": p}
+    options: dict[str, Any] = {"lr": 0.01, "eps": 1e-16, "weight_decay": 0.0, **VARIANTS[variant], "p": p}
     beta2 = options.pop("beta2", 0.999)
     start = torch.linspace(0.5, 1.5, 20, dtype=torch.float64).reshape(4, 5).to(dtype)
     if p == 1.0 and options["eps"] == 1e-16:
@@ -79,16 +93,23 @@ def assert_follows_the_scalar_reference(
     if lr is not None:
         assert options["lr"] == pytest.approx(lr.item())
         options["lr"] = lr
-    ours, _ = run_padam(start.to(device), grads, betas=(0.9, beta2), **options)
+    ours, _ = run_padam(start.to(device), grads, betas=(0.9, beta2), **options, **PATHS[path])
     assert ours.device.type == device
     torch.testing.assert_close(ours.cpu().double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_follows_the_scalar_reference(p: float, variant: str, dtype: torch.dtype) -> None:
-    assert_follows_the_scalar_reference(p, variant, dtype)
+@pytest.mark.parametrize(
+    ("path", "dtype"),
+    [
+        *itertools.product(("plain", "foreach"), (torch.float64, torch.float32, torch.bfloat16)),
+        *itertools.product(("fused",), (torch.float32, torch.bfloat16)),
+    ],
+    ids=str,
+)
+def test_follows_the_scalar_reference(p: float, variant: str, path: str, dtype: torch.dtype) -> None:
+    assert_follows_the_scalar_reference(p, variant, dtype, path=path)
 
 
 SHAPES = {
@@ -102,12 +123,13 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("update_scale", ["raw", "adam"])
-def test_shapes_and_layouts(shape: str, update_scale: str) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_shapes_and_layouts(shape: str, update_scale: str, path: str) -> None:
     torch.manual_seed(0)
     start = SHAPES[shape]()
     grads = [torch.randn(start.numel(), dtype=torch.float64) for _ in range(3)]
     options = {"p": 0.37, "lr": 0.01, "weight_decay": 0.0, "update_scale": update_scale}
-    ours, optimizer = run_padam(start, grads, **options)
+    ours, optimizer = run_padam(start, grads, **options, **PATHS[path])
     expected = run_reference(start, grads, torch.float32, **options)
     torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
     assert ours.stride() == nn.Parameter(start.clone()).stride()
@@ -364,6 +386,30 @@ def test_groups_may_have_their_own_exponent_and_a_moved_p_acts_at_once() -> None
     assert b.item() == pytest.approx(-1.0 - 4.0)
 
 
+def test_a_step_may_find_a_layout_that_no_kernel_can_take() -> None:
+    """Gaps, as in a slice of a larger tensor, and moments in another order than the parameter's."""
+    whole = torch.linspace(0.5, 1.5, 80).reshape(8, 10)
+    grads = gradients(40, steps=3)
+    sliced = nn.Parameter(whole[:, ::2])
+    assert not sliced.is_contiguous()
+    reordered = nn.Parameter(whole[:, ::2].clone().reshape(2, 5, 2, 2))
+    optimizers = [Padam([sliced], p=0.3), Padam([reordered], p=0.3)]
+    for grad in grads:
+        sliced.grad, reordered.grad = grad.float().reshape(8, 5), grad.float().reshape(2, 5, 2, 2)
+        for optimizer in optimizers:
+            optimizer._paths = Paths([torch.empty(2**17)], foreach=None, fused=None)  # where larger ones are fused
+            optimizer.step()
+        reordered.data = reordered.data.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(sliced.detach().flatten(), reordered.detach().flatten(), rtol=1e-6, atol=0)
+    with pytest.raises(RuntimeError, match=r"fused=True needs tensors without gaps or overlaps.*strides \(10, 2\)"):
+        run_padam_on(nn.Parameter(whole[:, ::2]), fused=True)
+
+
+def run_padam_on(param: nn.Parameter, **options: Any) -> None:
+    param.grad = torch.ones_like(param)
+    Padam([param], **options).step()
+
+
 BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"lr": -1.0}, "lr must be finite and >= 0, got -1.0"),
     ({"lr": math.nan}, "lr must be finite"),
@@ -377,6 +423,10 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"weight_decay": -0.1}, "Invalid weight_decay value"),
     ({"update_scale": "adamw"}, "update_scale must be one of raw, adam, got 'adamw'. Did you mean 'adam'?"),
     ({"bias_correction": "none"}, "bias_correction must be one of eq18, padam"),
+    ({"foreach": True, "fused": True}, "foreach and fused are two ways to compute a step, got both"),
+    ({"fused": "yes"}, "fused must be True, False or None, got 'yes'"),
+    ({"capturable": True}, "capturable=True is for CUDA graphs, got a parameter on cpu"),
+    ({"capturable": True, "nonfinite": "skip"}, "cannot ask the host whether to go on"),
 ]
 
 
@@ -384,6 +434,19 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Padam([nn.Parameter(torch.ones(1))], **arguments)
+
+
+@pytest.mark.parametrize(
+    ("param", "message"),
+    [
+        (torch.ones(1, dtype=torch.float64), "on cpu it takes torch.float32, torch.bfloat16, got .* of torch.float64"),
+        (torch.ones(1, device="meta"), "it runs on cpu and cuda, got a parameter on meta"),
+    ],
+    ids=["float64", "meta"],
+)
+def test_a_fused_step_that_cannot_be_had_is_refused(param: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"There is no fused step for these parameters: {message}"):
+        Padam([nn.Parameter(param)], fused=True)
 
 
 def test_bad_groups_are_refused() -> None:

@@ -60,17 +60,28 @@ def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
 
 
 def takes(update: Update) -> bool:
-    """Whether the fused step can take this one: dtypes that it knows, and elements in one order in one piece."""
-    dtypes = _MODULES[update.theta.device.type].DTYPES
-    if update.theta.dtype not in dtypes or update.grad.dtype not in dtypes or update.exp_avg.dtype != torch.float32:
+    """Whether the fused step can take this one: dtypes that it knows, and elements in one order in one piece.
+
+    A gradient in another order is copied.
+    """
+    theta, grad = update.theta, update.grad
+    dtypes = _MODULES[theta.device.type].DTYPES
+    if theta.dtype not in dtypes or grad.dtype not in dtypes or update.exp_avg.dtype != torch.float32:
         return False
-    tensors = (update.theta, update.grad, update.exp_avg, update.exp_avg_sq, update.second_moment)
-    if all(tensor.is_contiguous() for tensor in tensors):
+    moments_contiguous = update.exp_avg.is_contiguous() and update.exp_avg_sq.is_contiguous()
+    if moments_contiguous and theta.is_contiguous() and update.second_moment.is_contiguous():
+        if not grad.is_contiguous():
+            update.grad = grad.contiguous()
         return True
-    strides = update.theta.stride()
+    strides = theta.stride()
+    if any(tensor.stride() != strides for tensor in (update.exp_avg, update.exp_avg_sq, update.second_moment)):
+        return False
     # Without data: its strides are the tensor's own if that has neither gaps nor overlaps.
-    dense = torch.empty_like(update.theta, device="meta").stride() == strides
-    return dense and all(tensor.stride() == strides for tensor in tensors)
+    if torch.empty_like(theta, device="meta").stride() != strides:
+        return False
+    if grad.stride() != strides:
+        update.grad = torch.empty_like(theta, dtype=grad.dtype).copy_(grad)
+    return True
 
 
 @cache

@@ -76,17 +76,16 @@ def advance(
 
     scale: c_t, which multiplies the learning rate in APPLY. clip_factor: divides the gradient in MEASURE's norms.
     """
-    sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
     alike: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
     for i, update in enumerate(updates):
         alike.setdefault((update.theta.dtype, update.grad.dtype), []).append(i)
     rescale = 1.0 if clip_factor is None else 1 / float(clip_factor)
     c = 1.0 if scale is None else float(scale)
+    if len(alike) == 1:
+        return _advance_alike(updates, tasks, c, rescale)
+    sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
     for indices in alike.values():
-        part = _advance_alike([updates[i] for i in indices], tasks, c, rescale)
-        if len(alike) == 1:
-            return part
-        sums[indices] = part
+        sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c, rescale)
     return sums
 
 
@@ -98,25 +97,25 @@ def _advance_alike(updates: Sequence[Update], tasks: Task, c: float, grad_rescal
     kernel = library()
     chunk = kernel.hf_pdyn_chunk()
     row_of, rows = rows_of(updates, settings)
-    runs, first_chunk = array("q"), 0
+    runs: list[int] = []
+    first_chunk = 0
     for update, number in zip(updates, row_of, strict=True):
-        theta, numel, maximum = update.theta, update.theta.numel(), update.max_exp_avg_sq
-        runs.extend(
-            (
-                theta.data_ptr(),
-                update.grad.data_ptr(),
-                update.exp_avg.data_ptr(),
-                update.exp_avg_sq.data_ptr(),
-                0 if maximum is None else maximum.data_ptr(),
-                numel,
-                first_chunk,
-                number,
-            )
+        maximum, numel = update.max_exp_avg_sq, update.theta.numel()
+        runs += (
+            update.theta.data_ptr(),
+            update.grad.data_ptr(),
+            update.exp_avg.data_ptr(),
+            update.exp_avg_sq.data_ptr(),
+            0 if maximum is None else maximum.data_ptr(),
+            numel,
+            first_chunk,
+            number,
         )
         first_chunk += -(-numel // chunk)
+    table = array("q", runs)
     constants = array("f", [value for values in rows for value in values])
     call = _Call(
-        runs.buffer_info()[0],
+        table.buffer_info()[0],
         constants.buffer_info()[0],
         len(updates),
         first_chunk,

@@ -79,38 +79,37 @@ inline To bits_as(From from) {
 
 inline float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
 
-// x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 2e-8.
+// x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 1e-7.
 inline float log2_of_fraction(float x, int32_t& exponent) {
   const int32_t bits = bits_as<int32_t>(x);
   exponent = (bits - 0x3f3504f3) >> 23;
   const float t = bits_as<float>(bits - (exponent << 23)) - 1.0f;
-  float q = 0.12926393747329712f;
-  q = q * t - 0.20893365144729614f;
-  q = q * t + 0.21521231532096863f;
-  q = q * t - 0.23867571353912354f;
-  q = q * t + 0.2879391014575958f;
-  q = q * t - 0.3607162535190582f;
-  q = q * t + 0.4809102714061737f;
-  q = q * t - 0.7213472127914429f;
-  q = q * t + 1.4426950216293335f;
+  float q = -0.149732768535614f;
+  q = q * t + 0.23570944368839264f;
+  q = q * t - 0.24832288920879364f;
+  q = q * t + 0.2868689000606537f;
+  q = q * t - 0.360263466835022f;
+  q = q * t + 0.4809311628341675f;
+  q = q * t - 0.7213524580001831f;
+  q = q * t + 1.442694902420044f;
   return q * t;
 }
 
 constexpr float kRoundsToInteger = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
 
-// 2^(n + r) / 2^n for |r| <= 1/2, to 2e-9 and rounding.
+// 2^r for |r| <= 1/2, to 1e-7.
 inline float exp2_of_fraction(float r) {
-  float q = 0.0001547802094137296f;
-  q = q * r + 0.001340043148957193f;
-  q = q * r + 0.009617994539439678f;
-  q = q * r + 0.05550327152013779f;
-  q = q * r + 0.24022652208805084f;
-  q = q * r + 0.6931471824645996f;
+  float q = 0.0013410004321485758f;
+  q = q * r + 0.009676036424934864f;
+  q = q * r + 0.05550297349691391f;
+  q = q * r + 0.2402210682630539f;
+  q = q * r + 0.6931472420692444f;
   return q * r + 1.0f;
 }
 
-// x^q, largest relative error 2e-7 for |q| <= 3, for a normal x > 0 and a normal result. The product of q with the
-// exponent is kept in two parts: rounded to one float it would cost up to 1e-5.
+// x^q, largest relative error 2e-7 for |q| <= 1, for a normal x > 0 and a normal result, or infinity. The product of q
+// with the exponent is kept in two parts: rounded to one float it would cost up to 1e-5. NaN counts as infinity, which
+// does not show: where v is NaN, so is m, by which the result is multiplied.
 inline float power_of_normal(float x, float q) {
   int32_t e;
   const float log2_fraction = log2_of_fraction(x, e);
@@ -119,7 +118,8 @@ inline float power_of_normal(float x, float q) {
   const float shifted = std::fma(q, log2_fraction, high) + kRoundsToInteger;
   const float r = (high - (shifted - kRoundsToInteger)) + std::fma(q, log2_fraction, low);
   // Shifting left leaves of `shifted` the integer alone, in the place of the exponent.
-  return bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
+  const float z = bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
+  return x < kInfinity ? z : (q < 0 ? 0.0f : kInfinity);
 }
 
 // The same for any x >= 0, NaN, and results that overflow, underflow or are subnormal.
@@ -144,40 +144,26 @@ inline float power_of_any(float x, float q) {
   return x != x ? x : z;
 }
 
-// x <- x^q.
-void to_power(float* x, int64_t n, float q) {
-  if (q == 0.0f) {
-    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f;
-  } else if (q == -0.5f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / std::sqrt(x[i]);
-  } else if (q == 0.5f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = std::sqrt(x[i]);
-  } else if (q == -0.25f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / std::sqrt(std::sqrt(x[i]));
-  } else if (q == -1.0f) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) x[i] = 1.0f / x[i];
-  } else {
-    // Exponents of normal numbers lie within 126, so at |q| < 0.98 those of their powers do too.
-    int32_t special = std::fabs(q) >= 0.98f;
-#pragma omp simd reduction(| : special)
-    for (int64_t i = 0; i < n; ++i) special |= !(x[i] >= kSmallestNormal && x[i] < kInfinity);
-    if (special) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) x[i] = power_of_any(x[i], q);
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) x[i] = power_of_normal(x[i], q);
-    }
-  }
+// How x^-p is computed.
+enum class Gain { kOne, kReciprocalRoot, kReciprocalFourthRoot, kReciprocal, kPowerOfNormal, kPowerOfAny };
+
+template <Gain gain>
+inline float power(float x, float q) {
+  if constexpr (gain == Gain::kOne) return 1.0f;
+  if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / std::sqrt(x);
+  if constexpr (gain == Gain::kReciprocalFourthRoot) return 1.0f / std::sqrt(std::sqrt(x));
+  if constexpr (gain == Gain::kReciprocal) return 1.0f / x;
+  if constexpr (gain == Gain::kPowerOfNormal) return power_of_normal(x, q);
+  return power_of_any(x, q);
 }
 
-// x <- log(x), for the penalty at p = 1.
-void to_log(float* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) x[i] = std::log(x[i]);
+// For x >= smallest. Exponents of normal numbers lie within 127, so at |q| < 0.98 those of their powers do too.
+Gain gain_of(float q, float smallest) {
+  if (q == 0.0f) return Gain::kOne;
+  if (q == -0.5f) return Gain::kReciprocalRoot;
+  if (q == -0.25f) return Gain::kReciprocalFourthRoot;
+  if (q == -1.0f) return Gain::kReciprocal;
+  return std::fabs(q) < 0.98f && smallest >= kSmallestNormal ? Gain::kPowerOfNormal : Gain::kPowerOfAny;
 }
 
 double sum(const float* x, int64_t n) {
@@ -213,104 +199,152 @@ void store_bfloat16(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
-void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
-  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], gain[kBlock];
-  float* __restrict exp_avg = run.exp_avg + start;
-  float* __restrict exp_avg_sq = run.exp_avg_sq + start;
-  const float* theta = as_floats(run.theta, call.theta_type, start, n, theta_scratch);
-  const float* grad = nullptr;
+// Sums of sqrt(g^2 + eps) and of (g^2 + eps)^(1-p), or of its log at p = 1, of the gradient before clipping.
+void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
+  alignas(64) float perturbed[kBlock];
+  float one_norm = 0;
+#pragma omp simd reduction(+ : one_norm)
+  for (int64_t i = 0; i < n; ++i) {
+    const float g = grad[i] * s.grad_rescale;
+    perturbed[i] = g * g + s.eps;
+    one_norm += std::sqrt(perturbed[i]);
+  }
+  sums[kOneNorm] += one_norm;
+  if (s.p == 0.5f) {
+    sums[kPenalised] += one_norm;
+    return;
+  }
+  if (s.p == 1.0f) {
+    for (int64_t i = 0; i < n; ++i) perturbed[i] = std::log(perturbed[i]);
+  } else if (s.p != 0.0f) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_any(perturbed[i], 1.0f - s.p);
+  }
+  sums[kPenalised] += sum(perturbed, n);
+}
 
+// m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2.
+inline void take_in(float g, float& m, float& v, const Settings& s) {
+  m += s.one_minus_beta1 * (g - m);
+  v = s.beta2 * v + s.one_minus_beta2 * (g * g);
+}
+
+struct Squares {
+  double grad, direction, adam;
+};
+
+// The update of a block in one loop. takes_in: the moments take in `grad`. moves: theta moves, else adam_sq is summed.
+template <bool takes_in, bool moves, Gain gain>
+Squares loop(float* __restrict theta, const float* __restrict grad, float* __restrict exp_avg, float* __restrict second,
+             int64_t n, const Settings& s) {
+  float grad_sq = 0, direction_sq = 0, adam_sq = 0;
+#pragma omp simd reduction(+ : grad_sq, direction_sq, adam_sq)
+  for (int64_t i = 0; i < n; ++i) {
+    float m = exp_avg[i], v = second[i];
+    if constexpr (takes_in) {
+      take_in(grad[i], m, v, s);
+      exp_avg[i] = m;
+      second[i] = v;
+      grad_sq += grad[i] * grad[i];
+    }
+    const float x = s.v_scale * v + s.eps;
+    const float m_hat = s.m_scale * m;
+    const float d = m_hat * power<gain>(x, -s.p);
+    direction_sq += d * d;
+    // Update and decay together, so that bf16 parameters are rounded once.
+    if constexpr (moves) theta[i] -= s.lr * d + s.decay * theta[i];
+    if constexpr (!moves) adam_sq += m_hat * m_hat / x;
+  }
+  return {grad_sq, direction_sq, adam_sq};
+}
+
+template <bool takes_in, bool moves>
+Squares loop(float* theta, const float* grad, float* exp_avg, float* second, int64_t n, const Settings& s) {
+  switch (gain_of(-s.p, s.eps)) {
+    case Gain::kOne:
+      return loop<takes_in, moves, Gain::kOne>(theta, grad, exp_avg, second, n, s);
+    case Gain::kReciprocalRoot:
+      return loop<takes_in, moves, Gain::kReciprocalRoot>(theta, grad, exp_avg, second, n, s);
+    case Gain::kReciprocalFourthRoot:
+      return loop<takes_in, moves, Gain::kReciprocalFourthRoot>(theta, grad, exp_avg, second, n, s);
+    case Gain::kReciprocal:
+      return loop<takes_in, moves, Gain::kReciprocal>(theta, grad, exp_avg, second, n, s);
+    case Gain::kPowerOfNormal:
+      return loop<takes_in, moves, Gain::kPowerOfNormal>(theta, grad, exp_avg, second, n, s);
+    case Gain::kPowerOfAny:
+      break;
+  }
+  return loop<takes_in, moves, Gain::kPowerOfAny>(theta, grad, exp_avg, second, n, s);
+}
+
+void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
+  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], under_power[kBlock];
+  float* exp_avg = run.exp_avg + start;
+  float* second = run.exp_avg_sq + start;
+  float* theta = const_cast<float*>(as_floats(run.theta, call.theta_type, start, n, theta_scratch));
+  bool takes_in = call.tasks & kMoments;
+  const bool moves = call.tasks & kApply;
+
+  const bool published = s.root_eps >= 0;
+
+  const float* grad = nullptr;
+  bool loop_sums_gradient = false;
   if (call.tasks & (kMoments | kGradient | kMeasure)) {
     grad = as_floats(run.grad, call.grad_type, start, n, grad_scratch);
-  }
-  if (call.tasks & kGradient) sums[kGradSq] += sum_of_squares(grad, n);
-  if (call.tasks & kMeasure) {
+    if (call.tasks & kMeasure) add_norms(grad, n, s, sums);
+    const bool changed = s.sign < 0 || s.l2 != 0;
+    loop_sums_gradient = takes_in && !changed && !run.max_exp_avg_sq && !published;
+    if (call.tasks & kGradient && !loop_sums_gradient) sums[kGradSq] += sum_of_squares(grad, n);
+    if (changed) {
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const float g = grad[i] * s.grad_rescale;
-      gain[i] = g * g + s.eps;
-    }
-    double one_norm = 0;
-    {
-      float total = 0;
-#pragma omp simd reduction(+ : total)
-      for (int64_t i = 0; i < n; ++i) total += std::sqrt(gain[i]);
-      one_norm = total;
-    }
-    sums[kOneNorm] += one_norm;
-    if (s.p == 0.5f) {
-      sums[kPenalised] += one_norm;
-    } else {
-      if (s.p == 1.0f) {
-        to_log(gain, n);
-      } else if (s.p != 0.0f) {
-        to_power(gain, n, 1.0f - s.p);
-      }
-      sums[kPenalised] += sum(gain, n);
+      for (int64_t i = 0; i < n; ++i) taken_in[i] = s.sign * grad[i] + s.l2 * theta[i];
+      grad = taken_in;
     }
   }
 
-  if (call.tasks & kMoments) {
-    const float* g = grad;
-    if (s.sign < 0 || s.l2 != 0) {
+  // Where something else than v stands under the power, the moments take in the gradient by themselves.
+  Settings of_loop = s;
+  if (takes_in && (run.max_exp_avg_sq || published)) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) taken_in[i] = s.sign * grad[i] + s.l2 * theta[i];
-      g = taken_in;
-    }
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      exp_avg[i] += s.one_minus_beta1 * (g[i] - exp_avg[i]);
-      exp_avg_sq[i] = s.beta2 * exp_avg_sq[i] + s.one_minus_beta2 * (g[i] * g[i]);
-    }
-    if (run.max_exp_avg_sq) {
-      float* __restrict maximum = run.max_exp_avg_sq + start;
+    for (int64_t i = 0; i < n; ++i) take_in(grad[i], exp_avg[i], second[i], s);
+    takes_in = false;
+  }
+  if (run.max_exp_avg_sq) {
+    float* __restrict maximum = run.max_exp_avg_sq + start;
+    if (call.tasks & kMoments) {
 #pragma omp simd
       for (int64_t i = 0; i < n; ++i) {
-        const float v = exp_avg_sq[i];
+        const float v = second[i];
         maximum[i] = v > maximum[i] || v != v ? v : maximum[i];
       }
     }
+    second = maximum;
   }
-
-  const float* v = run.max_exp_avg_sq ? run.max_exp_avg_sq + start : exp_avg_sq;
-  if (call.tasks & kMeasure) sums[kV] += sum(v, n);
-  if (!(call.tasks & (kApply | kDirection | kMeasure))) return;
-
-  if (s.root_eps < 0) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) gain[i] = s.v_scale * v[i] + s.eps;
-  } else {
+  const float* v = second;
+  if (published) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
       const float root = std::sqrt(v[i]) + s.root_eps;
-      gain[i] = root * root;
+      under_power[i] = root * root;
     }
+    second = under_power;
+    of_loop.v_scale = 1;
+    of_loop.eps = 0;
   }
-  if (call.tasks & kDirection) {
-    float adam_sq = 0;
-#pragma omp simd reduction(+ : adam_sq)
-    for (int64_t i = 0; i < n; ++i) {
-      const float m_hat = s.m_scale * exp_avg[i];
-      adam_sq += m_hat * m_hat / gain[i];
-    }
-    sums[kAdamSq] += adam_sq;
-  }
-  to_power(gain, n, -s.p);
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) gain[i] *= s.m_scale * exp_avg[i];
-  if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += sum_of_squares(gain, n);
-  if (!(call.tasks & kApply)) return;
 
-  // One rounding for bf16 parameters: update and decay together, in float32.
-  float* moved = call.theta_type == kFloat32 ? static_cast<float*>(run.theta) + start : theta_scratch;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) moved[i] = theta[i] - (s.lr * gain[i] + s.decay * theta[i]);
+  const auto run_loop = takes_in ? (moves ? loop<true, true> : loop<true, false>)
+                                 : (moves ? loop<false, true> : loop<false, false>);
+  const Squares squares = run_loop(theta, grad, exp_avg, second, n, of_loop);
+  if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad;
+  if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += squares.direction;
+  if (call.tasks & kDirection) sums[kAdamSq] += squares.adam;
+  if (call.tasks & kMeasure) sums[kV] += sum(v, n);
+  if (!moves) return;
   if (call.theta_type == kBFloat16) {
-    uint16_t* stored = static_cast<uint16_t*>(run.theta) + start;
-    store_bfloat16(moved, n, stored);
-    if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, moved);
+    store_bfloat16(theta, n, static_cast<uint16_t*>(run.theta) + start);
+    if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, theta);
   }
-  if (call.tasks & kParameter) sums[kParamSq] += sum_of_squares(moved, n);
+  if (call.tasks & kParameter) sums[kParamSq] += sum_of_squares(theta, n);
 }
 
 }  // namespace

@@ -39,11 +39,11 @@ def rows_of(
     rows: list[tuple[float, ...]] = []
     of_update: list[int] = []
     for update in updates:
-        key = (id(update.group), None if isinstance(update.t, Tensor) else update.t)
-        if key not in numbers:
-            numbers[key] = len(rows)
+        t = None if isinstance(update.t, Tensor) else update.t
+        number = numbers.setdefault((id(update.group), t), len(rows))
+        if number == len(rows):
             rows.append(row_of(update.group, update.t))
-        of_update.append(numbers[key])
+        of_update.append(number)
     return of_update, rows
 
 
@@ -75,10 +75,13 @@ def squares(sums: Tensor) -> Tensor:
 
 
 def step_sums(updates: Sequence[Update], sums: Tensor, scale: Tensor | None, *, measured: bool) -> Tensor:
-    """The columns of `updates.SUMS`, shape (n, len(SUMS)), from those of KERNEL_SUMS; without reading any."""
-    column = dict(zip(KERNEL_SUMS, sums.unbind(dim=1), strict=True))
+    """The columns of `updates.SUMS`, shape (n, len(SUMS)), from those of KERNEL_SUMS; without reading any.
+
+    The first alone unless `measured`.
+    """
     if not measured:
-        return torch.nn.functional.pad(column["grad_sq"][:, None], (0, len(SUMS) - 1))
+        return sums[:, :1]
+    column = dict(zip(KERNEL_SUMS, sums.unbind(dim=1), strict=True))
     rates = [group_lr(update.group) for update in updates]
     column["update_sq"] = _times(_times(column["direction_sq"], rates), rates)
     if scale is not None:

@@ -1,0 +1,112 @@
+"""When a step is fused, and what a user hears where it cannot be."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_pdyn import Padam
+from hf_pdyn.fused import choice, cpu
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What was asked for, of a compiler that fails."""
+    asked: list[str] = []
+
+    def prepare() -> None:
+        asked.append("cpu")
+        raise OSError("no compiler\nhere")
+
+    monkeypatch.setattr(cpu, "prepare", prepare)
+    choice._failure.cache_clear()
+    choice._warn_once.cache_clear()
+    yield asked
+    choice._failure.cache_clear()
+    choice._warn_once.cache_clear()
+
+
+def step(numel: int, **options: Any) -> torch.Tensor:
+    param = nn.Parameter(torch.ones(numel))
+    param.grad = torch.ones(numel)
+    Padam([param], p=0.3, **options).step()
+    return param.detach()
+
+
+def test_small_tensors_compile_nothing(compiler: list[str]) -> None:
+    step(choice.WORTH_COMPILING - 1)
+    assert compiler == []
+
+
+@pytest.mark.parametrize("options", [{"fused": False}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_who_chooses_another_path_compiles_nothing(compiler: list[str], options: dict[str, Any]) -> None:
+    step(choice.WORTH_COMPILING, **options)
+    assert compiler == []
+
+
+def test_without_a_compiler_there_is_one_warning_and_the_plain_step(compiler: list[str]) -> None:
+    numel = choice.WORTH_COMPILING
+    with pytest.warns(
+        UserWarning, match=r"could not be compiled, and needs a C\+\+ compiler.*: no compiler here\. fused=F"
+    ):
+        moved = step(numel)
+    assert torch.equal(moved, step(numel, fused=False))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(numel)
+    assert compiler == ["cpu"]
+
+
+def test_who_insists_hears_why_not(compiler: list[str]) -> None:
+    with pytest.raises(RuntimeError, match="could not be compiled, and needs a C.*: no compiler here"):
+        step(3, fused=True)
+
+
+def test_elsewhere_than_on_linux_nothing_is_tried(compiler: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    step(choice.WORTH_COMPILING)
+    assert compiler == []
+    with pytest.raises(ValueError, match="on CPUs it is built on Linux only, this is win32"):
+        step(3, fused=True)
+
+
+def test_large_tensors_take_the_fused_step_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    advance = cpu.advance
+    monkeypatch.setattr(
+        cpu, "advance", lambda updates, *args, **kwargs: calls.append(len(updates)) or advance(updates, *args, **kwargs)
+    )
+    step(choice.WORTH_COMPILING)
+    assert calls == [1]
+    optimizer = Padam([nn.Parameter(torch.ones(n)) for n in (choice.WORTH_COMPILING, 3)])
+    small = optimizer.param_groups[0]["params"][1]
+    small.grad = torch.ones(3)
+    optimizer.step()  # by what the optimizer steps, not by what has a gradient
+    assert calls == [1, 1]
+
+
+def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> None:
+    """The whole way, through torch's loader: neither ninja nor a compiler, in an empty cache."""
+    script = textwrap.dedent(
+        f"""
+        import os, warnings, torch
+        from hf_pdyn import Padam
+        os.environ.update(PATH={str(tmp_path)!r}, TORCH_EXTENSIONS_DIR={str(tmp_path)!r}, CXX="/no/such/compiler")
+        param = torch.nn.Parameter(torch.ones({choice.WORTH_COMPILING}))
+        param.grad = torch.ones_like(param)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            Padam([param], lr=0.5, weight_decay=0.0).step()
+        print(len([w for w in caught if "could not be compiled" in str(w.message)]), param[0].item())
+        """
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["1", "0.5"]
+    assert [path.name for path in (tmp_path / "hf_pdyn").iterdir()] == []
