@@ -95,7 +95,7 @@ class Padam(Optimizer):
         self.nonfinite: Nonfinite = nonfinite
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.step_was_skipped = False
-        self._request: StepSums | None = None
+        self._requests: list[StepSums] = []
         self._paths: Paths | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
@@ -146,7 +146,7 @@ class Padam(Optimizer):
         self.__dict__.setdefault("fused", None)
         self.__dict__.setdefault("capturable", False)
         self.step_was_skipped = False
-        self._request = None
+        self._requests = []
         self._paths = None
 
     @torch.no_grad()
@@ -160,7 +160,7 @@ class Padam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        request, self._request = self._request, None
+        requests, self._requests = self._requests, []
         self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
         if self.step_was_skipped:
             return loss
@@ -168,12 +168,15 @@ class Padam(Optimizer):
             params = (_local_reals(param) for group in self.param_groups for param in group["params"])
             self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
         matched = self.param_groups[0]["update_scale"] == "adam"
+        request = StepSums.joined(requests)
         self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
+        if request is not None:
+            request.pass_on(requests)
         return loss
 
     def sum_next_step(self, request: StepSums) -> None:
         """Have the coming step answer `request` on its way; a step that is skipped leaves it as it is."""
-        self._request = request
+        self._requests.append(request)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.

@@ -117,6 +117,31 @@ class StepSums:
         except Exception as error:
             self.failure = error
 
+    @classmethod
+    def joined(cls, requests: Sequence[StepSums]) -> StepSums | None:
+        """One request for what several readers ask of a step; None without any."""
+        if len(requests) <= 1:
+            return requests[0] if requests else None
+        pieces = {piece.place: piece for request in requests for piece in request.pieces}
+        measuring = [request for request in requests if request.measure]
+        factor = measuring[0].clip_factor if measuring else None
+        return cls(list(pieces.values()), bool(measuring), factor)
+
+    def pass_on(self, requests: Sequence[StepSums]) -> None:
+        """Give what this joined request learned to those it was made of."""
+        rows = {} if self.rows is None else dict(zip((p.place for p in self.summed), self.rows, strict=True))
+        update_sq = {piece.place: value for piece, value in self.update_sq.items()}
+        for request in requests:
+            if request is self:
+                continue
+            request.failure = self.failure
+            request.update_sq = {p: update_sq[p.place] for p in request.pieces if p.place in update_sq}
+            if self.rows is not None:
+                request.summed = [piece for piece in request.pieces if piece.place in rows]
+                width = len(SUMS) if request.measure else 1
+                own = [rows[piece.place][:width] for piece in request.summed]
+                request.rows = torch.stack(own) if own else self.rows[:0, :width]
+
 
 def group_lr(group: Mapping[str, Any]) -> Any:
     """The group's learning rate: a number, also where a tensor holds it that costs nothing to read, or a 0-d tensor."""

@@ -15,7 +15,7 @@ from hf_pdyn.updates import Update
 Advance = Callable[..., Tensor]
 
 WORTH_COMPILING = 2**16
-"""Elements on a device from which `fused=None` compiles: a plain step of fewer takes less than a millisecond."""
+"""Elements on a device from which `fused=None` compiles: a plain step of fewer takes about a millisecond."""
 
 _MODULES = {"cpu": cpu, "cuda": gpu}
 

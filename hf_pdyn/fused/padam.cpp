@@ -225,7 +225,7 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
 
 // m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2.
 inline void take_in(float g, float& m, float& v, const Settings& s) {
-  m += s.one_minus_beta1 * (g - m);
+  m = (1.0f - s.one_minus_beta1) * m + s.one_minus_beta1 * g;
   v = s.beta2 * v + s.one_minus_beta2 * (g * g);
 }
 

@@ -1,0 +1,51 @@
+"""Where and with what a benchmark was run, and the file that keeps what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FOLDER = Path(__file__).parent
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer")
+
+
+def hardware(device: torch.device) -> str:
+    """The processor's name, and how many of its cores are used."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    name = found.group(1).strip() if found else platform.machine()
+    vectors = torch.backends.cpu.get_cpu_capability()
+    return f"{name}, {torch.get_num_threads()} threads, {vectors}"
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def write(what: str, device: torch.device, found: dict[str, Any], target: str | None) -> Path:
+    """Write a record and return its path: benchmarks/<what>-<hardware>-<date>.json unless `target` names another."""
+    where = hardware(device)
+    record = {"what": what, "hardware": where, "versions": versions(), "date": date.today().isoformat(), **found}
+    slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
+    path = Path(target) if target else FOLDER / f"{what}-{slug}-{record['date']}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(partial, path)
+    return path

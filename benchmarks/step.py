@@ -1,0 +1,176 @@
+"""One optimizer step: time against others, memory, and how long the first takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from benchmarks.opponents import LR, OPPONENTS, Build
+from benchmarks.shapes import SHAPES, Parameters
+from benchmarks.timing import copy_bandwidth, interleaved
+from hf_pdyn import Padam, StepStatistics
+
+WORDS = 7
+"""Read theta, g, m, v and write theta, m, v: what no such step can do without."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def padam(*, statistics: str = "every step", switching: bool = False, **options: Any) -> Build:
+    """Padam with gradient norms taken at every step, with everything "measured" at every step, or with "none"."""
+
+    def build(model: nn.Module) -> Optimizer:
+        optimizer = Padam(model.parameters(), lr=LR, **options)
+        if statistics != "none":
+            taken = StepStatistics(optimizer, model)
+            window = taken.window()
+            optimizer.register_step_post_hook(lambda *_: len(window))  # which lives as long as the optimizer
+            if statistics == "measured":
+                taken.measure_next_step()
+                optimizer.register_step_post_hook(lambda *_: taken.measure_next_step())
+        if switching:
+
+            def switch(*_: Any) -> None:
+                for group in optimizer.param_groups:
+                    group["weight_decay"] = 0.0 if group["weight_decay"] else 0.01
+
+            optimizer.register_step_post_hook(switch)
+        return optimizer
+
+    return build
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """ours and theirs build optimizers over the same parameters; target is the largest ratio we want, or None."""
+
+    name: str
+    ours: Build
+    theirs: Build
+    opponent: str
+    target: float | None
+
+
+def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
+    """What is compared for these shapes, and how it should come out."""
+    adamw = OPPONENTS["adamw"]
+    small = shapes.startswith("lora")
+    arbitrary, special = (1.5, 1.5) if small else (1.05, 1.05) if device.type == "cuda" else (1.10, 1.05)
+    yield Comparison("p=0.37", padam(p=0.37), adamw, "adamw", arbitrary)
+    for p in (0.0, 0.25, 0.5):
+        yield Comparison(f"p={p:g}", padam(p=p), adamw, "adamw", special)
+    yield Comparison("p=0.37, everything measured", padam(p=0.37, statistics="measured"), adamw, "adamw", None)
+    yield Comparison("p=0.37, no statistics", padam(p=0.37, statistics="none"), adamw, "adamw", None)
+    if small:
+        return
+    plain_step = padam(p=0.37)
+    switching = padam(p=0.37, switching=True)
+    yield Comparison("weight_decay switched at every step", switching, plain_step, "padam", 1.05)
+    yield Comparison("update_scale=adam", padam(p=0.37, update_scale="adam"), plain_step, "padam", 1.05)
+    yield Comparison("amsgrad", padam(p=0.37, amsgrad=True), plain_step, "padam", 1.05 * 9 / 7)
+    yield Comparison("without a compiler", padam(p=0.37, fused=False), adamw, "adamw", None)
+    for name in ("pytorch_optimizer", "uclaml"):
+        yield Comparison("p=0.37", padam(p=0.37), OPPONENTS[name], name, 0.25)
+
+
+def run(
+    device: torch.device, names: Sequence[str], dtypes: Sequence[str], against: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    bandwidth = copy_bandwidth(device, numel=2**27 if seconds > 1 else 2**16)
+    rows = []
+    for name in names:
+        for dtype in dtypes:
+            model = Parameters(SHAPES[name], device=device, dtype=DTYPES[dtype])
+            # theta and g in their dtype, m and v in float32.
+            moved = model.numel * (3 * DTYPES[dtype].itemsize + 4 * 4)
+            for comparison in comparisons(name, device):
+                if comparison.opponent not in against:
+                    continue
+                pair = interleaved(
+                    _stepping(comparison.ours, model),
+                    _stepping(comparison.theirs, model),
+                    seconds=seconds,
+                    device=device,
+                )
+                rows.append(
+                    {
+                        "shapes": name,
+                        "dtype": dtype,
+                        "ours": comparison.name,
+                        "against": comparison.opponent,
+                        "milliseconds": round(1e3 * pair.ours, 4),
+                        "theirs_milliseconds": round(1e3 * pair.theirs, 4),
+                        "ratio": round(pair.ratio, 3),
+                        "target": comparison.target and round(comparison.target, 3),
+                        "memory_limit": round(moved / bandwidth / pair.ours, 3),
+                        "rounds": pair.rounds,
+                    }
+                )
+                print(line(rows[-1]), flush=True)
+            del model
+    return {"copy_gigabytes_per_second": round(bandwidth / 1e9, 1), "rows": rows}
+
+
+def _stepping(build: Build, model: nn.Module) -> Callable[[], object]:
+    return build(model).step
+
+
+HEADER = "| shapes | step | against | ms | theirs | ratio | target | of the memory limit |\n" + "|---" * 8 + "|"
+
+
+def line(row: dict[str, Any]) -> str:
+    """One row of the table."""
+    target = f"{row['target']:.2f}" if row["target"] else ""
+    return (
+        f"| {row['shapes']} {row['dtype']} | {row['ours']} | {row['against']} | {row['milliseconds']:.2f} | "
+        f"{row['theirs_milliseconds']:.2f} | {row['ratio']:.2f} | {target} | {100 * row['memory_limit']:.0f} % |"
+    )
+
+
+def extremes(device: torch.device, shapes: str) -> dict[str, Any]:
+    """In fresh processes: the peak of memory over steps, and the time to the end of the first step."""
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as empty:
+        for name, cache in (("adamw", None), ("padam, nothing compiled", empty), ("padam, compiled", empty)):
+            environment = {
+                **os.environ,
+                **({"TORCH_EXTENSIONS_DIR": cache, "TRITON_CACHE_DIR": cache} if cache else {}),
+            }
+            command = [sys.executable, "-m", "benchmarks.step", name.partition(",")[0], shapes, str(device)]
+            output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+            found[name] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def _extremes_of_this_process(optimizer: str, shapes: str, device: torch.device) -> dict[str, float]:
+    import resource
+    import time
+
+    model = Parameters(SHAPES[shapes], device=device, dtype=torch.float32)
+    build = OPPONENTS["adamw"] if optimizer == "adamw" else padam(p=0.37)
+    start = time.perf_counter()
+    stepping = _stepping(build, model)
+    stepping()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    first = time.perf_counter() - start
+    for _ in range(3):
+        stepping()
+    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    return {"first_step_seconds": round(first, 3), "peak_bytes": peak}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_extremes_of_this_process(sys.argv[1], sys.argv[2], torch.device(sys.argv[3]))))
