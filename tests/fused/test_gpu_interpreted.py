@@ -26,44 +26,22 @@ from hf_pdyn.fused.settings import KERNEL_SUMS
 from hf_pdyn.fused.triton_kernels import CHUNK
 from hf_pdyn.sharding import Piece
 from hf_pdyn.updates import SUMS, StepSums, Task, Update
+from tests.fused.comparison import (
+    DEFAULTS,
+    EVERYTHING,
+    EXPONENTS,
+    MEASURED,
+    SETTINGS,
+    SPECIAL,
+    STEP,
+    assert_same,
+    assert_sums,
+    copy_of,
+    exact_sums,
+    special_updates,
+    update_of,
+)
 from tests.test_optimizer import VARIANTS, assert_follows_the_scalar_reference
-
-STEP = Task.MOMENTS | Task.APPLY
-EVERYTHING = STEP | Task.GRADIENT | Task.MEASURE | Task.PARAMETER
-
-# Roundings of float32 (6e-8), some on either side, relative to the larger of what is added: m and g are of order 1.
-MOMENT = 3e-7
-# x^-p is good to 4e-7 here and to some roundings in torch; an update is a hundredth of a parameter or less.
-PARAMETER = 5e-7
-# Nearly equal numbers may be rounded apart: one unit in the last place of bf16 (8 bits) or fp16 (11).
-ROUNDING = {torch.float32: PARAMETER, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-# float32 sums over a chunk of 2048 and terms that are powers, each good to 4e-7 or a few roundings.
-SUM = 2e-6
-
-DEFAULTS: dict[str, Any] = {
-    "lr": 1e-2,
-    "betas": (0.9, 0.999),
-    "eps": 1e-16,
-    "p": 0.37,
-    "weight_decay": 0.1,
-    "amsgrad": False,
-    "maximize": False,
-    "decoupled_weight_decay": True,
-    "bias_correction": "eq18",
-}
-
-SETTINGS: dict[str, dict[str, Any]] = {
-    "decoupled decay": {},
-    "no decay": {"weight_decay": 0.0},
-    "coupled decay": {"decoupled_weight_decay": False},
-    "amsgrad": {"amsgrad": True},
-    "maximize": {"maximize": True, "decoupled_weight_decay": False},
-    "published": {"bias_correction": "padam", "eps": 1e-8},
-    "no first moment": {"betas": (0.0, 0.6)},
-    "short first moment": {"betas": (0.3, 0.0)},
-    "large eps": {"eps": 1e-3},
-}
-EXPONENTS = [-0.4, 0.0, 0.25, 0.37, 0.5, 1.0]
 
 
 @pytest.fixture(autouse=True)
@@ -71,89 +49,6 @@ def quiet() -> Iterator[None]:
     """What overflows or is NaN is meant to: numpy would warn, a device does not."""
     with np.errstate(all="ignore"):
         yield
-
-
-def update_of(
-    group: dict[str, Any],
-    numel: int,
-    *,
-    seed: int = 0,
-    theta_type: torch.dtype = torch.float32,
-    grad_type: torch.dtype | None = None,
-    t: float = 3.0,
-    offset: int = 0,
-    shape: tuple[int, ...] | None = None,
-) -> Update:
-    """Moments as after some steps, over several orders of magnitude. offset: elements before the first one."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(dtype: torch.dtype) -> Tensor:
-        values = torch.randn(offset + numel, generator=generator).to(dtype)[offset:]
-        return values if shape is None else values.view(shape)
-
-    theta, grad, m = normal(theta_type), normal(grad_type or theta_type), normal(torch.float32)
-    v = normal(torch.float32).square_() * 1e-2
-    maximum = normal(torch.float32).square_() * 1e-2 if group["amsgrad"] else None
-    return Update(group, theta, theta, grad, m, v, maximum, t)
-
-
-def copy_of(update: Update) -> Update:
-    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-    copies = {name: value if (value := getattr(update, name)) is None else value.clone() for name in names}
-    return replace(update, **copies)
-
-
-def assert_same(ours: Sequence[Update], expected: Sequence[Update]) -> None:
-    for a, b in zip(ours, expected, strict=True):
-        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
-            assert_near(getattr(a, name), getattr(b, name), MOMENT, name)
-        assert_near(a.theta, b.theta, ROUNDING[a.theta.dtype], "theta")
-        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, equal_nan=True)
-
-
-def assert_near(ours: Tensor | None, expected: Tensor | None, tolerance: float, name: str) -> None:
-    assert (ours is None) == (expected is None)
-    if ours is not None and expected is not None:
-        torch.testing.assert_close(
-            ours, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{name}: {text}"
-        )
-
-
-def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0) -> dict[str, Tensor]:
-    """All of KERNEL_SUMS in float64: of `before`'s gradient, and of `after`, with its moments and theta."""
-    group = before.group
-    options = {"times": [before.t], "beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
-    options["bias_correction"] = group["bias_correction"]
-    moments = [after.exp_avg.double()], [after.second_moment.double()]
-    direction, adam = (kernels.update_directions(*moments, p=p, **options)[0] for p in (group["p"], 0.5))
-    grad, p = before.grad.double() / clip_factor, group["p"]
-    return {
-        "grad_sq": before.grad.double().square().sum(),
-        "direction_sq": direction.square().sum(),
-        "adam_sq": adam.square().sum(),
-        "param_sq": after.theta.double().square().sum(),
-        "v_sum": after.second_moment.double().sum(),
-        "one_norm": kernels.perturbed_one_norm(grad, eps=group["eps"]),
-        "penalised": kernels.penalised_norm(grad, p=p, eps=group["eps"]) * (2 if p == 1 else 2 * (1 - p)),
-    }
-
-
-def assert_sums(
-    sums: Tensor, before: Sequence[Update], after: Sequence[Update], columns: Sequence[str], **options: float
-) -> None:
-    """`columns` to SUM, and 0 in all others."""
-    assert sums.shape == (len(before), len(KERNEL_SUMS)) and sums.dtype == torch.float64
-    for row, a, b in zip(sums, before, after, strict=True):
-        expected = exact_sums(a, b, **options)
-        for value, name in zip(row, KERNEL_SUMS, strict=True):
-            if name not in columns:
-                assert value == 0, name
-                continue
-            # Logarithms of either sign cancel: their sum is good to SUM of as many ones.
-            atol = SUM * a.theta.numel() if name == "penalised" and a.group["p"] == 1 else 0.0
-            torch.testing.assert_close(
-                value, expected[name], rtol=SUM, atol=atol, equal_nan=True, msg=lambda text, name=name: f"{name} {text}"
-            )
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
@@ -165,7 +60,7 @@ def test_a_measured_step_is_the_plain_one_and_its_sums_are_float64_s(p: float, s
     sums = gpu.advance(ours, EVERYTHING)
     plain.advance(expected, STEP)
     assert_same(ours, expected)
-    assert_sums(sums, before, ours, [name for name in KERNEL_SUMS if name != "adam_sq"])
+    assert_sums(sums, before, ours, MEASURED)
 
 
 @pytest.mark.parametrize("theta_type", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -180,7 +75,7 @@ def test_every_dtype_and_its_rounding(theta_type: torch.dtype, grad_type: torch.
     # interpreter cuts bf16 off where a device rounds, as tests/fused/test_gpu_compiles.py shows.
     different = (ours[0].theta != expected[0].theta).float().mean()
     assert theta_type != torch.float16 or different < 0.005
-    assert_sums(sums, before, ours, [name for name in KERNEL_SUMS if name != "adam_sq"])
+    assert_sums(sums, before, ours, MEASURED)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-16])
@@ -189,19 +84,11 @@ def test_every_dtype_and_its_rounding(theta_type: torch.dtype, grad_type: torch.
 def test_nan_infinity_and_subnormal_numbers_appear_where_they_do_in_the_plain_step(
     eps: float, p: float, bias_correction: str
 ) -> None:
-    """Every pair of them as gradient and second moment, with a first moment of 0 and of 1, with and without amsgrad."""
-    special = torch.tensor([0.0, 1e-40, 1e-30, 1e-20, 1.0, 1e10, math.inf, math.nan])
-    pairs = torch.cartesian_prod(special, special, torch.tensor([0.0, 1.0]))
-    for amsgrad in (False, True):
-        group = {**DEFAULTS, "eps": eps, "p": p, "bias_correction": bias_correction, "amsgrad": amsgrad, "lr": 1e-20}
-        group["weight_decay"] = 0.0
-        grad, v, m = (column.clone() for column in pairs.unbind(1))
-        theta = torch.ones_like(grad)
-        before = [Update(group, theta, theta, grad, m, v, v.flip(0).clone() if amsgrad else None, 1.0)]
-        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+    for before in special_updates(eps=eps, p=p, bias_correction=bias_correction):
+        ours, expected = [copy_of(before)], [copy_of(before)]
         gpu.advance(ours, STEP)
         plain.advance(expected, STEP)
-        assert_same(ours, expected)
+        assert_same(ours, expected, SPECIAL)
 
 
 def test_an_infinite_parameter_is_left_alone_where_nothing_decays() -> None:
@@ -254,7 +141,7 @@ def test_sizes_and_addresses(shape: str) -> None:
     sums = gpu.advance(ours, EVERYTHING)
     plain.advance(expected, STEP)
     assert_same(ours, expected)
-    assert_sums(sums, start, ours, [name for name in KERNEL_SUMS if name != "adam_sq"])
+    assert_sums(sums, start, ours, MEASURED)
 
 
 def test_nothing_beside_a_tensor_is_touched() -> None:
@@ -290,7 +177,7 @@ def test_many_tensors_of_several_groups() -> None:
     sums = gpu.advance(ours, EVERYTHING)
     plain.advance(expected, STEP)
     assert_same(ours, expected)
-    assert_sums(sums, before, ours, [name for name in KERNEL_SUMS if name != "adam_sq"])
+    assert_sums(sums, before, ours, MEASURED)
 
 
 def test_two_passes_are_one() -> None:
@@ -318,7 +205,7 @@ def test_scale_and_clip_factor() -> None:
     sums = gpu.advance(ours, EVERYTHING, scale=scale, clip_factor=clip_factor)
     plain.advance(expected, STEP, scale=scale)
     assert_same(ours, expected)
-    assert_sums(sums, before, ours, [name for name in KERNEL_SUMS if name != "adam_sq"], clip_factor=0.25)
+    assert_sums(sums, before, ours, MEASURED, clip_factor=0.25)
 
 
 @pytest.mark.parametrize("bias_correction", ["eq18", "padam"])
@@ -367,6 +254,66 @@ def test_tables_are_kept_and_the_oldest_given_up() -> None:
     assert made == [*range(gpu._MANY_TABLES + 1), 1]  # 0 was in use, so 1 was the oldest
 
 
+class Host:
+    """Stands for a table on the host; `sent` for what became of it."""
+
+    def __init__(self) -> None:
+        self.sent = torch.empty(0)
+
+    def pin_memory(self) -> "Host":
+        return self
+
+    def to(self, device: torch.device, *, non_blocking: bool) -> Tensor:
+        assert device.type == "cuda" and non_blocking
+        return self.sent
+
+
+def test_a_stream_has_its_own_tables_and_a_capture_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is a pretence: see tests/gpu for captures."""
+    stream, capturing = SimpleNamespace(cuda_stream=0), False
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    tables, device = gpu._Tables(), torch.device("cuda", 0)
+    first, second, third = Host(), Host(), Host()
+    assert tables.get("a", lambda: first, device) is first.sent
+    assert tables.get("a", lambda: second, device) is first.sent
+    stream.cuda_stream = 1
+    assert tables.get("a", lambda: second, device) is second.sent
+    assert tables.get("a", lambda: third, device) is second.sent
+    stream.cuda_stream, capturing = 2, True
+    assert tables.get("a", lambda: third, device) is second.sent
+    with pytest.raises(RuntimeError, match=r"must find its tensors where the step before had them.*set_to_none=False"):
+        tables.get("b", lambda: third, device)
+    assert tables._for_graphs == {second.sent}
+
+
+def test_tables_are_made_on_the_host_whatever_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after torch.set_default_device("cuda"): nothing is made there that would wait to be filled."""
+    monkeypatch.setattr(gpu, "_tables", gpu._Tables())
+    before = many()
+    ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+    with torch.device("meta"):
+        gpu.advance(ours, EVERYTHING)
+    gpu.advance(expected, EVERYTHING)
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(a.theta, b.theta)
+
+
+@pytest.mark.parametrize(
+    ("capability", "hip", "refused"), [((7, 5), None, True), ((8, 0), None, False), ((7, 5), "6.4", False)]
+)
+def test_gpus_that_triton_has_no_bf16_for_are_refused(
+    capability: tuple[int, int], hip: str | None, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: (9, 0) if i else capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    reason = gpu.why_not_here()
+    assert (reason is not None) == refused
+    assert reason is None or reason.endswith("compute capability 8.0 at least, this machine has one of 7.5")
+
+
 @pytest.fixture
 def through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whole optimizers on CPU tensors take the GPU's path."""
@@ -386,17 +333,12 @@ def through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert calls
 
 
-class Fused(Padam):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options, fused=True)
-
-
 @pytest.mark.usefixtures("through_triton")
 @pytest.mark.parametrize("p", [-0.25, 0.0, 0.37, 0.5, 1.0])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_an_optimizer_follows_the_scalar_reference(p: float, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.test_optimizer.Padam", Fused)
-    assert_follows_the_scalar_reference(p, variant, torch.float32)
+def test_an_optimizer_follows_the_scalar_reference(p: float, variant: str) -> None:
+    for dtype in (torch.float32, torch.float16):
+        assert_follows_the_scalar_reference(p, variant, dtype, fused=True)
 
 
 @pytest.mark.usefixtures("through_triton")
@@ -408,7 +350,7 @@ def test_an_optimizer_answers_requests(update_scale: str) -> None:
     start = holder.detach().clone()
     holder.grad, other.grad = torch.randn(100), torch.randn(3, 5)
     pieces = [Piece(holder, start=3, numel=40), Piece(other), Piece(holder, start=48, numel=32)]
-    optimizer = Fused([holder, other], p=0.25, lr=0.1, weight_decay=0.0, update_scale=update_scale)
+    optimizer = Padam([holder, other], fused=True, p=0.25, lr=0.1, weight_decay=0.0, update_scale=update_scale)
     request = StepSums(pieces, measure=True, clip_factor=torch.tensor(0.5))
     optimizer.sum_next_step(request)
     optimizer.step()
