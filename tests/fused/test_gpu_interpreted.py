@@ -159,7 +159,7 @@ def many() -> list[Update]:
     """Of several groups, dtypes, step counts and alignments, so several launches; their order is none of these."""
     groups = [
         {**DEFAULTS},
-        {**DEFAULTS, "p": 0.5, "lr": 1e-3, "weight_decay": 0.0},
+        {**DEFAULTS, "p": 0.5, "lr": 1e-3, "weight_decay": 0.0, "eps": 0.0},
         {**DEFAULTS, "p": 1.0, "eps": 1e-6, "amsgrad": True, "maximize": True},
         {**DEFAULTS, "bias_correction": "padam", "decoupled_weight_decay": False, "betas": (0.8, 0.95)},
     ]
