@@ -3,6 +3,11 @@ import os
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's kernels then run on the CPU. Their decorator reads this when it is applied, so it is set before any test
+    # module is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 # The models are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
 

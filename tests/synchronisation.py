@@ -52,10 +52,13 @@ def optimizer_of(model: nn.Module, device: str, **options: Any) -> Padam:
     return Padam(groups, **{"lr": 1e-2, "p": 0.25, "weight_decay": 0.1, **options})
 
 
-def step_alone(name: str, device: str, guard: Guard) -> Padam:
-    """Steps with everything moved between them that schedules and callbacks move; only the steps are guarded."""
+def step_alone(name: str, device: str, guard: Guard, **path: Any) -> Padam:
+    """Steps with everything moved between them that schedules and callbacks move; only the steps are guarded.
+
+    path: fused, foreach.
+    """
     model = model_on(device)
-    optimizer = optimizer_of(model, device, **OPTIONS[name])
+    optimizer = optimizer_of(model, device, **OPTIONS[name], **path)
     for step in range(STEPS):
         gradients(model, step)
         for group in optimizer.param_groups:
@@ -67,15 +70,17 @@ def step_alone(name: str, device: str, guard: Guard) -> Padam:
     return optimizer
 
 
-def accumulate(optimizer_name: str, device: str, guard: Guard, *, missing: bool = False) -> Callable[[], Reading]:
+def accumulate(
+    optimizer_name: str, device: str, guard: Guard, *, missing: bool = False, **path: Any
+) -> Callable[[], Reading]:
     """Every step measured, by the hooks of a guarded step; returns how to read the window.
 
     The first step is not guarded: it sends the host's list of columns to the device, once.
-    missing: every other step has no gradient for one parameter.
+    missing: every other step has no gradient for one parameter. path: fused, foreach, for Padam.
     """
     model = model_on(device)
     if optimizer_name == "padam":
-        optimizer: torch.optim.Optimizer = optimizer_of(model, device)
+        optimizer: torch.optim.Optimizer = optimizer_of(model, device, **path)
     else:
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9)
     statistics = StepStatistics(optimizer, model)

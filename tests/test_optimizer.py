@@ -19,8 +19,8 @@ EXPONENTS = [-0.4, -0.25, 0.0, 0.25, 0.37, 0.5, 1.0]
 
 # Relative to the size of a parameter, after 12 steps. float64 differs from the scalar reference only in the order of
 # operations; float32 rounds at 6e-8 a step, and pow of its moments at some 1e-6; a bf16 parameter, which the reference
-# rounds at every step too, may differ by one unit in the last place (2^-7).
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 8e-3}
+# rounds at every step too, may differ by one unit in the last place (2^-7), one in fp16 by 2^-10.
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
 def gradients(numel: int, steps: int, seed: int = 0) -> list[torch.Tensor]:
@@ -75,14 +75,9 @@ PATHS: dict[str, dict[str, Any]] = {
 
 
 def assert_follows_the_scalar_reference(
-    p: float,
-    variant: str,
-    dtype: torch.dtype,
-    device: str = "cpu",
-    lr: torch.Tensor | None = None,
-    path: str = "plain",
+    p: float, variant: str, dtype: torch.dtype, device: str = "cpu", lr: torch.Tensor | None = None, **path: Any
 ) -> None:
-    """lr: a tensor of 0.01, to be used instead of the number."""
+    """lr: a tensor of 0.01, to be used instead of the number. path: options of Padam that change no result."""
     options: dict[str, Any] = {"lr": 0.01, "eps": 1e-16, "weight_decay": 0.0, **VARIANTS[variant], "p": p}
     beta2 = options.pop("beta2", 0.999)
     start = torch.linspace(0.5, 1.5, 20, dtype=torch.float64).reshape(4, 5).to(dtype)
@@ -93,7 +88,7 @@ def assert_follows_the_scalar_reference(
     if lr is not None:
         assert options["lr"] == pytest.approx(lr.item())
         options["lr"] = lr
-    ours, _ = run_padam(start.to(device), grads, betas=(0.9, beta2), **options, **PATHS[path])
+    ours, _ = run_padam(start.to(device), grads, betas=(0.9, beta2), **options, **path)
     assert ours.device.type == device
     torch.testing.assert_close(ours.cpu().double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
@@ -109,7 +104,7 @@ def assert_follows_the_scalar_reference(
     ids=str,
 )
 def test_follows_the_scalar_reference(p: float, variant: str, path: str, dtype: torch.dtype) -> None:
-    assert_follows_the_scalar_reference(p, variant, dtype, path=path)
+    assert_follows_the_scalar_reference(p, variant, dtype, **PATHS[path])
 
 
 SHAPES = {

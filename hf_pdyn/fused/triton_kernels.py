@@ -1,8 +1,11 @@
 """The kernels of `gpu` in Triton: padam.cpp says what each stage means.
 
 Every program takes one chunk of one tensor. Hyper-parameters are read from a table, so none is an argument that
-another value would be compiled for. float32's log2 and exp2 keep x^q to 1e-5, relatively: log2(x) is below 128 and
-rounds at 2^-24 of that.
+another value would be compiled for.
+
+x^q is taken apart as in padam.cpp, so that its relative error does not grow with the exponent of x: 5e-7 for |q| <= 1,
+half of which is that of exp2 (NVIDIA's ex2.approx: 2 units in the last place). 2^(q log2(x)) in float32 would be up to
+8e-6 off at x = 1e-30. Triton's exp2 and sqrt take subnormal numbers for zeros; neither is given any.
 """
 
 from __future__ import annotations
@@ -10,28 +13,81 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-CHUNK = tl.constexpr(4096)
+CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
 N_RUN_COLUMNS = tl.constexpr(9)
 N_SETTINGS = tl.constexpr(14)
 N_SUMS = tl.constexpr(7)
 
 
 @triton.jit
-def _power(x, q):
-    # 0 * log2(0) is NaN, and x^0 is 1.
-    return tl.where(q == 0, 1.0, tl.exp2(q * tl.log2(x)))
+def _log2(x):
+    # The exponent of x and log2 of the rest, which lies in [sqrt(1/2), sqrt(2)), to 2e-8; for a finite x > 0.
+    subnormal = x < 1.1754943508222875e-38
+    bits = tl.where(subnormal, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    exponent = (bits - 0x3F3504F3) >> 23
+    t = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    log = t * 0.12926393747329712 - 0.20893365144729614
+    log = log * t + 0.21521231532096863
+    log = log * t - 0.23867571353912354
+    log = log * t + 0.2879391014575958
+    log = log * t - 0.3607162535190582
+    log = log * t + 0.4809102714061737
+    log = log * t - 0.7213472127914429
+    log = log * t + 1.4426950216293335
+    return (exponent - tl.where(subnormal, 24, 0)).to(tl.float32), log * t
+
+
+@triton.jit
+def _sqrt(x):
+    subnormal = x < 1.1754943508222875e-38
+    return tl.sqrt(tl.where(subnormal, x * 16777216.0, x)) * tl.where(subnormal, 0.000244140625, 1.0)
+
+
+@triton.jit
+def _power_of_two(n):
+    return ((n + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _power(x, exponent, log2_fraction, q):
+    # x^q of x >= 0 or NaN, whose `_log2` the middle two are. x^0 is 1, of NaN too.
+    n = tl.floor(q * (exponent + log2_fraction) + 0.5)
+    n = tl.minimum(tl.maximum(n, -252.0), 254.0)
+    # In one rounding: q * exponent alone would lose what the exponent has in digits.
+    remainder = tl.fma(q, exponent, -n) + q * log2_fraction
+    whole = n.to(tl.int32)
+    half = whole >> 1
+    power = tl.exp2(remainder) * _power_of_two(half) * _power_of_two(whole - half)
+    power = tl.where(x == 0.0, tl.where(q < 0, float("inf"), 0.0), power)
+    power = tl.where(x == float("inf"), tl.where(q < 0, 0.0, float("inf")), power)
+    power = tl.where(x == x, power, x)
+    return tl.where(q == 0, 1.0, power)
+
+
+@triton.jit
+def _log(x, exponent, log2_fraction):
+    log = (exponent + log2_fraction) * 0.6931471805599453
+    log = tl.where(x == 0.0, -float("inf"), log)
+    return tl.where(x < float("inf"), log, x)  # infinity or NaN
+
+
+@triton.jit
+def _one_minus_power(log_beta, time):
+    # 1 - beta^t to 1e-6: by a series where the difference would cancel. float64 is slow on most GPUs.
+    y = time * log_beta
+    series = 1.0 + y * (1.0 / 6) * (1.0 + y * (1.0 / 7) * (1.0 + y * (1.0 / 8)))
+    series = 1.0 + y * (1.0 / 3) * (1.0 + y * (1.0 / 4) * (1.0 + y * (1.0 / 5) * series))
+    return tl.where(y > -0.5, -y * (1.0 + y * 0.5 * series), 1.0 - tl.exp(y))
 
 
 @triton.jit
 def _elements(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
-    if aligned:  # without this an address out of a table is loaded element by element
-        address = tl.multiple_of(address, 16)
-    return address.to(tl.pointer_type(dtype)) + offsets
-
-
-@triton.jit
-def _scale_of_moment(time, log_beta):
-    return (1 / (1 - tl.exp(time * log_beta.to(tl.float64)))).to(tl.float32)
+    # The hint is kept on what makes the pointer, not on an argument of this function. Only with it are loads and stores
+    # vectors of 128 bits.
+    base = address.to(tl.pointer_type(dtype))
+    if aligned:
+        base = tl.multiple_of(base, 16)
+    return base + offsets
 
 
 @triton.jit
@@ -47,22 +103,21 @@ def step_chunk(
     amsgrad: tl.constexpr,
     published: tl.constexpr,
     times_on_device: tl.constexpr,
+    aligned: tl.constexpr,
     moments: tl.constexpr,
     apply: tl.constexpr,
     gradient: tl.constexpr,
     direction: tl.constexpr,
     measure: tl.constexpr,
     parameter: tl.constexpr,
-    aligned: tl.constexpr,
 ):
-    chunk = tl.program_id(0)
+    chunk = tl.program_id(0).to(tl.int64)
     run = runs + tl.load(chunks + 2 * chunk) * N_RUN_COLUMNS
-    start = tl.load(chunks + 2 * chunk + 1) * CHUNK
+    start = tl.load(chunks + 2 * chunk + 1).to(tl.int64) * CHUNK
     theta_at = tl.load(run + 0)
     grad_at = tl.load(run + 1)
     exp_avg_at = tl.load(run + 2)
     exp_avg_sq_at = tl.load(run + 3)
-    time_at = tl.load(run + 5)
     lr_at = tl.load(run + 6)
     numel = tl.load(run + 7)
     row = settings + tl.load(run + 8) * N_SETTINGS
@@ -80,14 +135,17 @@ def step_chunk(
     l2 = tl.load(row + 10)
     sign = tl.load(row + 11)
     if times_on_device:
-        time = tl.load(time_at.to(tl.pointer_type(tl.float32))).to(tl.float64)
-        m_scale = _scale_of_moment(time, tl.load(row + 12))
-        v_scale = _scale_of_moment(time, tl.load(row + 13))
+        time = tl.load(tl.load(run + 5).to(tl.pointer_type(tl.float32)))
+        m_scale = 1.0 / _one_minus_power(tl.load(row + 12), time)
+        of_v = _one_minus_power(tl.load(row + 13), time)
+        v_scale = 1.0 / of_v
         if published:
-            m_scale /= tl.sqrt(v_scale)
+            m_scale *= tl.sqrt(of_v)
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
-    offsets = tl.multiple_of(start, CHUNK) + tl.arange(0, CHUNK)
+    if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
+        numel = tl.multiple_of(numel, 16)
+    offsets = start + tl.arange(0, CHUNK)
     held = offsets < numel
     sums += chunk * N_SUMS
 
@@ -96,23 +154,32 @@ def step_chunk(
     m = tl.load(exp_avg_ptr, mask=held, other=0.0)
     v = tl.load(exp_avg_sq_ptr, mask=held, other=0.0)
     theta_ptr = _elements(theta_at, offsets, theta_type, aligned)
-    theta = tl.load(theta_ptr, mask=held, other=0.0).to(tl.float32)
+    if apply:
+        theta = tl.load(theta_ptr, mask=held, other=0.0).to(tl.float32)
+    elif moments:
+        theta = tl.load(theta_ptr, mask=offsets < tl.where(l2 != 0, numel, 0), other=0.0).to(tl.float32)
 
-    if moments or gradient or measure:
+    if (moments or gradient) or measure:  # Triton before 3.3 knows no longer chains
         g = tl.load(_elements(grad_at, offsets, grad_type, aligned), mask=held, other=0.0).to(tl.float32)
         if gradient:
             tl.store(sums + 0, tl.sum(g * g, axis=0))
         if measure:
             unclipped = g
             if clip_factor is not None:
-                unclipped = g / tl.load(clip_factor)
+                unclipped = g * (1.0 / tl.load(clip_factor))
             perturbed = unclipped * unclipped + eps
-            tl.store(sums + 5, tl.sum(tl.where(held, tl.sqrt(perturbed), 0.0), axis=0))
-            penalty = tl.where(p == 1, tl.log(perturbed), _power(perturbed, 1 - p))
+            one_norm = tl.where(held, _sqrt(perturbed), 0.0)
+            tl.store(sums + 5, tl.sum(one_norm, axis=0))
+            exponent, log2_fraction = _log2(perturbed)
+            penalty = tl.where(
+                p == 1, _log(perturbed, exponent, log2_fraction), _power(perturbed, exponent, log2_fraction, 1 - p)
+            )
             tl.store(sums + 6, tl.sum(tl.where(held, penalty, 0.0), axis=0))
         if moments:
-            g = sign * g + l2 * theta
-            m += one_minus_beta1 * (g - m)
+            # 0 times an infinite parameter would be NaN.
+            g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)
+            # Either way as torch's lerp: at beta1 = 0, m is g.
+            m = tl.where(one_minus_beta1 < 0.5, m + one_minus_beta1 * (g - m), g - (g - m) * (1 - one_minus_beta1))
             v = beta2 * v + one_minus_beta2 * (g * g)
             tl.store(exp_avg_ptr, m, mask=held)
             tl.store(exp_avg_sq_ptr, v, mask=held)
@@ -127,14 +194,15 @@ def step_chunk(
     if measure:
         tl.store(sums + 4, tl.sum(v, axis=0))
 
-    if apply or direction or measure:
+    if (apply or direction) or measure:
         if published:
-            root = tl.sqrt(v) + root_eps
+            root = _sqrt(v) + root_eps
             x = root * root
         else:
             x = v * v_scale + eps
-        m_hat = tl.where(held, m * m_scale, 0.0)
-        d = tl.where(held, m_hat * _power(x, -p), 0.0)
+        exponent, log2_fraction = _log2(x)
+        m_hat = m * m_scale
+        d = tl.where(held, m_hat * _power(x, exponent, log2_fraction, -p), 0.0)
         if direction or measure:
             tl.store(sums + 1, tl.sum(d * d, axis=0))
         if direction:
@@ -143,22 +211,27 @@ def step_chunk(
             rate = lr
             if scale is not None:
                 rate = lr * tl.load(scale)
-            theta = (theta - (rate * d + (lr * weight_decay) * theta)).to(theta_type)
+            decay = tl.where(weight_decay != 0, (lr * weight_decay) * theta, 0.0)
+            theta = (theta - (rate * d + decay)).to(theta_type)
             tl.store(theta_ptr, theta, mask=held)
             if parameter:
-                stored = theta.to(tl.float32)
+                stored = tl.where(held, theta.to(tl.float32), 0.0)
                 tl.store(sums + 3, tl.sum(stored * stored, axis=0))
 
 
 @triton.jit
-def add_chunks(chunk_sums, first_chunks, sums, tile: tl.constexpr):
-    """One column of one tensor a program, in an order that does not depend on the launch."""
+def add_chunks(chunk_sums, ends, sums, tile: tl.constexpr):
+    """One column of one tensor a program, in an order that does not depend on the launch.
+
+    ends: of every tensor, its first chunk, the one after its last, and its row of `sums`.
+    """
     run = tl.program_id(0)
     column = tl.program_id(1)
-    first = tl.load(first_chunks + run)
-    stop = tl.load(first_chunks + run + 1)
+    first = tl.load(ends + 3 * run)
+    stop = tl.load(ends + 3 * run + 1)
+    row = tl.load(ends + 3 * run + 2)
     total = tl.zeros([tile], dtype=tl.float64)
     for begin in range(first, stop, tile):
         chunk = begin + tl.arange(0, tile)
         total += tl.load(chunk_sums + chunk * N_SUMS + column, mask=chunk < stop, other=0.0).to(tl.float64)
-    tl.store(sums + run * N_SUMS + column, tl.sum(total, axis=0))
+    tl.store(sums + row * N_SUMS + column, tl.sum(total, axis=0))

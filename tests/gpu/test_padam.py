@@ -1,6 +1,7 @@
 """The update and its norms on a CUDA device, in numbers."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,11 @@ from tests.test_optimizer import VARIANTS, assert_follows_the_scalar_reference
 
 pytestmark = pytest.mark.gpu
 
+PATHS: dict[str, dict[str, Any]] = {
+    "fused": {"fused": True},
+    "foreach": {"fused": False, "foreach": True},
+    "plain": {"fused": False, "foreach": False},
+}
 LEARNING_RATES = {
     "on the CPU": lambda: torch.tensor(0.01),
     "on the device": lambda: torch.tensor(0.01, device="cuda"),
@@ -20,15 +26,25 @@ LEARNING_RATES = {
 
 @pytest.mark.parametrize("p", [-0.25, 0.0, 0.37, 0.5, 1.0])
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_follows_the_scalar_reference(p: float, variant: str, dtype: torch.dtype) -> None:
-    assert_follows_the_scalar_reference(p, variant, dtype, "cuda")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("path", PATHS)
+def test_follows_the_scalar_reference(p: float, variant: str, dtype: torch.dtype, path: str) -> None:
+    assert_follows_the_scalar_reference(p, variant, dtype, "cuda", **PATHS[path])
 
 
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("rate", LEARNING_RATES)
 @pytest.mark.parametrize("variant", ["decoupled decay", "amsgrad", "matched to adam"])
-def test_follows_it_with_a_tensor_lr(variant: str, rate: str) -> None:
-    assert_follows_the_scalar_reference(0.25, variant, torch.float32, "cuda", lr=LEARNING_RATES[rate]())
+def test_follows_it_with_a_tensor_lr(variant: str, rate: str, path: str) -> None:
+    lr = LEARNING_RATES[rate]()
+    assert_follows_the_scalar_reference(0.25, variant, torch.float32, "cuda", lr=lr, **PATHS[path])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_follows_it_with_step_counts_on_the_device(variant: str) -> None:
+    if variant != "skipping":  # which reads on the host, and is refused
+        for path in PATHS.values():
+            assert_follows_the_scalar_reference(0.25, variant, torch.float32, "cuda", capturable=True, **path)
 
 
 @pytest.mark.parametrize("numel", [1, 7, 4096, 65_537, 10_000_000])
