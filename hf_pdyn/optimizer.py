@@ -167,7 +167,8 @@ class Padam(Optimizer):
         if self._paths is None:
             params = (_local_reals(param) for group in self.param_groups for param in group["params"])
             self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
-        matched = self.param_groups[0]["update_scale"] == "adam"
+        # At p=1/2 everywhere there is nothing to match.
+        matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
         request = StepSums.joined(requests)
         self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
         if request is not None:
@@ -271,13 +272,15 @@ class Padam(Optimizer):
 
 
 def _update(group: dict[str, Any], param: Tensor, state: dict[str, Any], t: Any) -> Update:
-    assert param.grad is not None
+    grad = param.grad
+    assert grad is not None
     maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
-    if not (is_dtensor(param) or param.is_complex()):
-        return Update(group, param, param, param.grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
-    theta, grad = _local_reals(param), _local_reals(local_like(param.grad, param))
-    moments = _local_reals(state["exp_avg"]), _local_reals(state["exp_avg_sq"])
-    return Update(group, param, theta, grad, *moments, None if maximum is None else _local_reals(maximum), t)
+    update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
+    if is_dtensor(param) or param.is_complex():
+        update.theta, update.grad = _local_reals(param), _local_reals(local_like(grad, param))
+        update.exp_avg, update.exp_avg_sq = _local_reals(update.exp_avg), _local_reals(update.exp_avg_sq)
+        update.max_exp_avg_sq = None if maximum is None else _local_reals(maximum)
+    return update
 
 
 def _by_piece(updates: Sequence[Update], pieces: Sequence[Piece]) -> Iterator[Update]:

@@ -28,6 +28,7 @@ class Paths:
         numels: dict[torch.device, int] = {}
         for param in params:
             numels[param.device] = numels.get(param.device, 0) + param.numel()
+        self._devices = list(numels)
         self._fused: dict[torch.device, fused_kernels.Advance | None] = {}
         for device, numel in numels.items():
             if fused:
@@ -59,16 +60,24 @@ class Paths:
 
     def _parts(self, updates: Sequence[Update], request: StepSums | None) -> list[_Part]:
         parts: dict[tuple[torch.device, bool], list[Update]] = {}
-        for update in updates:
-            device = update.theta.device
-            fused = self._fused.get(device) is not None and self._takes(update)
-            parts.setdefault((device, fused), []).append(update)
+        for device, here in self._by_device(updates):
+            can_fuse = self._fused.get(device) is not None
+            for update in here:
+                parts.setdefault((device, can_fuse and self._takes(update)), []).append(update)
         return [
             _FusedPart(part, advance, request)
             if fused and (advance := self._fused[device])
             else _PlainPart(part, self._foreach_on(device), request)
             for (device, fused), part in parts.items()
         ]
+
+    def _by_device(self, updates: Sequence[Update]) -> Iterable[tuple[torch.device, Sequence[Update]]]:
+        if len(self._devices) == 1:
+            return [(self._devices[0], updates)]
+        by_device: dict[torch.device, list[Update]] = {}
+        for update in updates:
+            by_device.setdefault(update.theta.device, []).append(update)
+        return by_device.items()
 
     def _takes(self, update: Update) -> bool:
         if fused_kernels.takes(update):

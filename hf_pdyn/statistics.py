@@ -101,7 +101,8 @@ class StepStatistics:
         self._pieces_of: dict[Tensor, list[Piece]] = {}
         for piece in self._columns:
             self._pieces_of.setdefault(piece.holder, []).append(piece)
-        self._table: tuple[Tensor, Tensor] | None = None
+        self._table: Tensor | None = None
+        self._no_clip: Tensor | None = None
         self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
 
     def window(self) -> Window:
@@ -194,8 +195,7 @@ class StepStatistics:
                 return None
             squares = self._sums_of_squares(pieces)
             measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
-        total = self._shards.share_of_square(_beside(clip.total_norm, squares)).to(squares)
-        return torch.cat([squares, total.view(1)]), measured
+        return torch.cat([squares, self._clip_share(clip, squares)]), measured
 
     def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
         if not pieces:
@@ -210,6 +210,14 @@ class StepStatistics:
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
         rows = [self._sums_of(piece, groups[piece.holder], update_sq.get(piece)) for piece in pieces]
         return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
+
+    def _clip_share(self, clip: Clip, like: Tensor) -> Tensor:
+        """This process's share of the square of the total norm that clipping found; 0 where nothing clips."""
+        if not isinstance(clip.total_norm, Tensor) and clip.total_norm == 0:
+            if self._no_clip is None or self._no_clip.device != like.device:
+                self._no_clip = like.new_zeros(1)
+            return self._no_clip
+        return self._shards.share_of_square(_beside(clip.total_norm, like)).to(like).view(1)
 
     def _clip_factor(self, clip: Clip) -> Tensor | None:
         """By what the gradients were multiplied; None where nothing clips."""
@@ -243,19 +251,21 @@ class StepStatistics:
         return torch.stack([value.to(device=device, dtype=dtype) for value in values])
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
-        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part.
+
+        One that is not finite spreads to all scopes of its row, and what has such a row enters no mean.
+        """
         if len(pieces) < len(self._columns):
             # Zeros for the rest, so that the table is one for all steps: sending it waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
             values = torch.stack([given.get(piece, zeros) for piece in self._columns])
-        if self._table is None or self._table[0].device != values.device:
-            shares = [self._shards.share(piece.holder) for piece in self._columns]
-            columns = torch.tensor(list(self._columns.values()), device=values.device)
-            self._table = columns, torch.tensor(shares, device=values.device, dtype=values.dtype)
-        columns, shares_of = self._table
-        values = values.T * shares_of
-        sums = values.new_zeros(len(values), len(self.scopes))
-        return sums.index_add_(1, columns[:, 0], values).index_add_(1, columns[:, 1], values)
+        if self._table is None or self._table.device != values.device:
+            # A process that holds what others hold too gives its share of it.
+            table = torch.zeros(len(self._columns), len(self.scopes), dtype=values.dtype, device="cpu")
+            for row, (piece, columns) in zip(table, self._columns.items(), strict=True):
+                row[list(columns)] = self._shards.share(piece.holder)
+            self._table = table.to(values.device)
+        return values.T @ self._table
 
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device

@@ -65,16 +65,18 @@ def takes(update: Update) -> bool:
     A gradient in another order is copied.
     """
     theta, grad = update.theta, update.grad
-    dtypes = _MODULES[theta.device.type].DTYPES
+    dtypes = _MODULES["cpu" if theta.is_cpu else theta.device.type].DTYPES
     if theta.dtype not in dtypes or grad.dtype not in dtypes or update.exp_avg.dtype != torch.float32:
         return False
-    moments_contiguous = update.exp_avg.is_contiguous() and update.exp_avg_sq.is_contiguous()
-    if moments_contiguous and theta.is_contiguous() and update.second_moment.is_contiguous():
+    moments = [update.exp_avg, update.exp_avg_sq]
+    if update.max_exp_avg_sq is not None:
+        moments.append(update.max_exp_avg_sq)
+    if theta.is_contiguous() and all(moment.is_contiguous() for moment in moments):
         if not grad.is_contiguous():
             update.grad = grad.contiguous()
         return True
     strides = theta.stride()
-    if any(tensor.stride() != strides for tensor in (update.exp_avg, update.exp_avg_sq, update.second_moment)):
+    if any(moment.stride() != strides for moment in moments):
         return False
     # Without data: its strides are the tensor's own if that has neither gaps nor overlaps.
     if torch.empty_like(theta, device="meta").stride() != strides:

@@ -76,15 +76,14 @@ def advance(
 
     scale: c_t, which multiplies the learning rate in APPLY. clip_factor: divides the gradient in MEASURE's norms.
     """
-    alike: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
-    for i, update in enumerate(updates):
-        alike.setdefault((update.theta.dtype, update.grad.dtype), []).append(i)
     rescale = 1.0 if clip_factor is None else 1 / float(clip_factor)
     c = 1.0 if scale is None else float(scale)
-    if len(alike) == 1:
+    types = [(update.theta.dtype, update.grad.dtype) for update in updates]
+    if len(set(types)) == 1:
         return _advance_alike(updates, tasks, c, rescale)
     sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
-    for indices in alike.values():
+    for alike in set(types):
+        indices = [i for i, found in enumerate(types) if found == alike]
         sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c, rescale)
     return sums
 

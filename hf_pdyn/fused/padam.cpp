@@ -223,9 +223,11 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   sums[kPenalised] += sum(perturbed, n);
 }
 
-// m <- beta1 m + (1 - beta1) g and v <- beta2 v + (1 - beta2) g^2.
+// m <- beta1 m + (1 - beta1) g, in the two ways of torch's lerp (at beta1 = 0, m is g), and
+// v <- beta2 v + (1 - beta2) g^2.
 inline void take_in(float g, float& m, float& v, const Settings& s) {
-  m = (1.0f - s.one_minus_beta1) * m + s.one_minus_beta1 * g;
+  const float w = s.one_minus_beta1, difference = g - m;
+  m = w < 0.5f ? m + w * difference : g - (1.0f - w) * difference;
   v = s.beta2 * v + s.one_minus_beta2 * (g * g);
 }
 

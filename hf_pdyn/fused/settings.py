@@ -38,10 +38,12 @@ def rows_of(
     numbers: dict[tuple[int, Any], int] = {}
     rows: list[tuple[float, ...]] = []
     of_update: list[int] = []
+    on_device = bool(updates) and isinstance(updates[0].t, Tensor)
     for update in updates:
-        t = None if isinstance(update.t, Tensor) else update.t
-        number = numbers.setdefault((id(update.group), t), len(rows))
-        if number == len(rows):
+        key = id(update.group), None if on_device else update.t
+        number = numbers.get(key)
+        if number is None:
+            number = numbers[key] = len(rows)
             rows.append(row_of(update.group, update.t))
         of_update.append(number)
     return of_update, rows

@@ -67,9 +67,9 @@ GPU_LAUNCHES: dict[str, Launch] = {
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "padam p=.5": {"optim_args": "p=0.5"},
-    "padam p=.25 matched": {"optim_args": "p=0.25,update_scale=adam,lr_mult.norm=3"},
+    "padam p=.25 matched": {"optim_args": "p=0.25,update_scale=adam,lr_mult.norm=3,fused=true"},
     "sgd, shutoff": {"optim": "sgd"},
-    "clipped at every step": {"optim_args": "p=0.4", "max_grad_norm": 0.01, "logging_steps": 1},
+    "clipped at every step": {"optim_args": "p=0.4,fused=true", "max_grad_norm": 0.01, "logging_steps": 1},
     "accumulation": {"optim_args": "p=0.5", "gradient_accumulation_steps": 2},
 }
 CASES: dict[str, dict[str, Any]] = {
