@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.optim import Optimizer
 
 from benchmarks.opponents import LR, OPPONENTS, Build
 from benchmarks.shapes import SHAPES, Parameters
-from benchmarks.timing import copy_bandwidth, interleaved
+from benchmarks.timing import bandwidth, interleaved
 from hf_pdyn import Padam, StepStatistics
 
 WORDS = 7
@@ -86,7 +87,7 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
 def run(
     device: torch.device, names: Sequence[str], dtypes: Sequence[str], against: Sequence[str], seconds: float
 ) -> dict[str, Any]:
-    bandwidth = copy_bandwidth(device, numel=2**27 if seconds > 1 else 2**16)
+    bytes_a_second = bandwidth(device, numel=2**27 if seconds > 1 else 2**16)
     rows = []
     for name in names:
         for dtype in dtypes:
@@ -112,13 +113,13 @@ def run(
                         "theirs_milliseconds": round(1e3 * pair.theirs, 4),
                         "ratio": round(pair.ratio, 3),
                         "target": comparison.target and round(comparison.target, 3),
-                        "memory_limit": round(moved / bandwidth / pair.ours, 3),
+                        "memory_limit": round(moved / bytes_a_second / pair.ours, 3),
                         "rounds": pair.rounds,
                     }
                 )
                 print(line(rows[-1]), flush=True)
             del model
-    return {"copy_gigabytes_per_second": round(bandwidth / 1e9, 1), "rows": rows}
+    return {"gigabytes_per_second": round(bytes_a_second / 1e9, 1), "rows": rows}
 
 
 def _stepping(build: Build, model: nn.Module) -> Callable[[], object]:
@@ -153,7 +154,6 @@ def extremes(device: torch.device, shapes: str) -> dict[str, Any]:
 
 
 def _extremes_of_this_process(optimizer: str, shapes: str, device: torch.device) -> dict[str, float]:
-    import resource
     import time
 
     model = Parameters(SHAPES[shapes], device=device, dtype=torch.float32)
@@ -166,10 +166,14 @@ def _extremes_of_this_process(optimizer: str, shapes: str, device: torch.device)
     first = time.perf_counter() - start
     for _ in range(3):
         stepping()
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
     return {"first_step_seconds": round(first, 3), "peak_bytes": peak}
+
+
+def _peak_of_process() -> int:
+    """Not getrusage's, which a process inherits from the one that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 if __name__ == "__main__":

@@ -48,8 +48,9 @@ def timed(work: Work, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def copy_bandwidth(device: torch.device, *, numel: int) -> float:
-    """Bytes a second that copying one tensor into another reads and writes, the best of ten."""
+def bandwidth(device: torch.device, *, numel: int) -> float:
+    """Bytes a second that memory gives: the best of ten copies, and of ten sums in place (which all threads share)."""
     source, target = (torch.ones(numel, device=device) for _ in range(2))
-    best = min(timed(lambda: target.copy_(source), device) for _ in range(10))
-    return 2 * source.numel() * source.element_size() / best
+    copied = min(timed(lambda: target.copy_(source), device) for _ in range(10))
+    added = min(timed(lambda: target.add_(source), device) for _ in range(10))
+    return max(2 / copied, 3 / added) * numel * source.element_size()

@@ -11,6 +11,9 @@ from torch import Tensor
 from hf_pdyn import kernels
 from hf_pdyn.updates import Task, Update, group_lr
 
+_PART = 2**20
+"""Elements that a CPU's operations work on at a time: temporaries stay in its caches, and the allocator keeps them."""
+
 _Batch = list[Update]
 _Note = Callable[[Update, Tensor], None]
 
@@ -25,30 +28,34 @@ def advance(
 ) -> Tensor | None:
     """Do MOMENTS, DIRECTION and APPLY of `tasks`; with DIRECTION, returns (raw, at p=1/2) of each: (len(updates), 2).
 
-    scale: c_t, which multiplies the update. note: called with each update and what will be subtracted for it,
-    without weight decay. foreach: many tensors in one operation, which is faster on an accelerator and needs memory
-    for all their temporaries at once.
+    scale: c_t, which multiplies the update. note: called with each update, or part of one, and what will be subtracted
+    for it, without weight decay. foreach: many tensors in one operation, which is faster on an accelerator and needs
+    memory for all their temporaries at once.
     """
     squares: dict[int, Tensor] = {}
-    for batch in _batches(updates, foreach=foreach):
+    for batch, indices in _batches(updates, foreach=foreach):
         if tasks & Task.MOMENTS:
             _take_in_gradients(batch)
         if tasks & Task.DIRECTION:
-            squares.update(zip(map(id, batch), _squares_to_match(batch), strict=True))
+            for i, of_part in zip(indices, _squares_to_match(batch), strict=True):
+                squares[i] = squares[i] + of_part if i in squares else of_part
         if tasks & Task.APPLY:
             _apply(batch, scale, note)
-    return torch.stack([squares[id(update)] for update in updates]) if squares else None
+    return torch.stack([squares[i] for i in range(len(updates))]) if squares else None
 
 
-def _batches(updates: Sequence[Update], *, foreach: bool) -> Iterator[_Batch]:
-    """`updates` in lists that one call of a tensor function can take."""
+def _batches(updates: Sequence[Update], *, foreach: bool) -> Iterator[tuple[_Batch, list[int]]]:
+    """Lists that one call of a tensor function can take, and the numbers of the updates that they are parts of."""
     if not foreach:
-        yield from ([update] for update in updates)
+        for i, update in enumerate(updates):
+            yield from (([part], [i]) for part in update.parts(_PART if update.theta.is_cpu else None))
         return
-    alike: dict[Any, _Batch] = {}
-    for update in updates:
+    alike: dict[Any, tuple[_Batch, list[int]]] = {}
+    for i, update in enumerate(updates):
         key = (id(update.group), update.theta.dtype, update.max_exp_avg_sq is None)
-        alike.setdefault(key, []).append(update)
+        batch, indices = alike.setdefault(key, ([], []))
+        batch.append(update)
+        indices.append(i)
     yield from alike.values()
 
 
@@ -84,8 +91,11 @@ def _apply(batch: _Batch, scale: Tensor | None, note: _Note | None) -> None:
         for update, value in zip(batch, updates, strict=True):
             note(update, value)
     if weight_decay != 0 and group["decoupled_weight_decay"]:
-        decays = [update.theta.to(value.dtype) for update, value in zip(batch, updates, strict=True)]
-        torch._foreach_add_(updates, torch._foreach_mul(decays, lr * weight_decay))
+        thetas = [update.theta.to(value.dtype) for update, value in zip(batch, updates, strict=True)]
+        if isinstance(lr, Tensor):
+            torch._foreach_add_(updates, torch._foreach_mul(thetas, lr * weight_decay))
+        else:
+            torch._foreach_add_(updates, thetas, alpha=lr * weight_decay)
     for update, value in zip(batch, updates, strict=True):
         # One rounding for bf16 parameters: update and decay together, in float32.
         update.theta.sub_(value)

@@ -80,6 +80,16 @@ class Update:
             if begin < self.theta.numel():
                 yield self._cut(begin, self.theta.numel() - begin, None)
 
+    def parts(self, numel: int | None) -> Iterator[Update]:
+        """This update in parts of so many elements at most, where they lie in a row; itself if `numel` is None."""
+        tensors = (self.theta, self.grad, self.exp_avg, self.exp_avg_sq, self.second_moment)
+        whole = self.theta.numel()
+        if numel is None or whole <= numel or not all(tensor.is_contiguous() for tensor in tensors):
+            yield self
+            return
+        for start in range(0, whole, numel):
+            yield self._cut(start, min(numel, whole - start), self.piece)
+
     def _cut(self, start: int, numel: int, piece: Piece | None) -> Update:
         names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         whole = {name: getattr(self, name) for name in names}
@@ -113,7 +123,9 @@ class StepSums:
         """Learn what will be subtracted for `update`. Does not raise: the step must go on."""
         try:
             if update.piece is not None:
-                self.update_sq[update.piece] = two_norms([value])[0].square()
+                square = two_norms([value])[0].square()
+                before = self.update_sq.get(update.piece)  # of another part of it
+                self.update_sq[update.piece] = square if before is None else before + square
         except Exception as error:
             self.failure = error
 

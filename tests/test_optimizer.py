@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_pdyn import Padam
+from hf_pdyn import Padam, plain
 from hf_pdyn.paths import Paths
 from hf_pdyn.sharding import Piece
 from hf_pdyn.updates import StepSums
@@ -129,6 +129,27 @@ def test_shapes_and_layouts(shape: str, update_scale: str, path: str) -> None:
     torch.testing.assert_close(ours.double(), expected, rtol=2e-5, atol=2e-5)
     assert ours.stride() == nn.Parameter(start.clone()).stride()
     assert optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].shape == start.shape
+
+
+@pytest.mark.parametrize("update_scale", ["raw", "adam"])
+def test_large_tensors_are_worked_on_in_parts(update_scale: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the same but for c_t, whose norms are added in another order."""
+    results = []
+    for part in (7, 2**20):
+        monkeypatch.setattr(plain, "_PART", part)
+        params = [nn.Parameter(torch.linspace(-1, 1, n)) for n in (30, 6, 7)]
+        params.append(nn.Parameter(torch.linspace(-1, 1, 48).reshape(2, 3, 2, 4).to(memory_format=torch.channels_last)))
+        optimizer = Padam(params, p=0.37, amsgrad=True, update_scale=update_scale)
+        for step in range(3):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(step))
+            request = StepSums([Piece(param) for param in params], measure=True)
+            optimizer.sum_next_step(request)
+            optimizer.step()
+        results.append([*params, *(request.update_sq[piece] for piece in request.pieces)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=0)
+        assert update_scale == "adam" or a.ndim == 0 or torch.equal(a, b)
 
 
 def small_model(seed: int = 0) -> nn.Module:

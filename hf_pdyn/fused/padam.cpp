@@ -79,19 +79,19 @@ inline To bits_as(From from) {
 
 inline float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
 
-// x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 1e-7.
+// x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 7e-7, of
+// which a power takes q ln 2.
 inline float log2_of_fraction(float x, int32_t& exponent) {
   const int32_t bits = bits_as<int32_t>(x);
   exponent = (bits - 0x3f3504f3) >> 23;
   const float t = bits_as<float>(bits - (exponent << 23)) - 1.0f;
-  float q = -0.149732768535614f;
-  q = q * t + 0.23570944368839264f;
-  q = q * t - 0.24832288920879364f;
-  q = q * t + 0.2868689000606537f;
-  q = q * t - 0.360263466835022f;
-  q = q * t + 0.4809311628341675f;
-  q = q * t - 0.7213524580001831f;
-  q = q * t + 1.442694902420044f;
+  float q = 0.17616668343544006f;
+  q = q * t - 0.27097731828689575f;
+  q = q * t + 0.29509982466697693f;
+  q = q * t - 0.35918480157852173f;
+  q = q * t + 0.4806486964225769f;
+  q = q * t - 0.7213677167892456f;
+  q = q * t + 1.4426963329315186f;
   return q * t;
 }
 
@@ -107,16 +107,16 @@ inline float exp2_of_fraction(float r) {
   return q * r + 1.0f;
 }
 
-// x^q, largest relative error 2e-7 for |q| <= 1, for a normal x > 0 and a normal result, or infinity. The product of q
-// with the exponent is kept in two parts: rounded to one float it would cost up to 1e-5. NaN counts as infinity, which
-// does not show: where v is NaN, so is m, by which the result is multiplied.
+// x^q, largest relative error 7e-7 for |q| <= 1 (4e-7 for |q| <= 0.4), for a normal x > 0 and a normal result, or infinity. NaN counts as
+// infinity, which does not show: where v is NaN, so is m, by which the result is multiplied.
 inline float power_of_normal(float x, float q) {
   int32_t e;
   const float log2_fraction = log2_of_fraction(x, e);
-  const float high = q * float(e);
-  const float low = std::fma(q, float(e), -high);
-  const float shifted = std::fma(q, log2_fraction, high) + kRoundsToInteger;
-  const float r = (high - (shifted - kRoundsToInteger)) + std::fma(q, log2_fraction, low);
+  const float exponent = float(e);
+  const float shifted = std::fma(q, exponent + log2_fraction, kRoundsToInteger);
+  const float n = shifted - kRoundsToInteger;
+  // q * exponent - n in one rounding: the product alone would lose what the exponent has in digits.
+  const float r = std::fma(q, log2_fraction, std::fma(q, exponent, -n));
   // Shifting left leaves of `shifted` the integer alone, in the place of the exponent.
   const float z = bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
   return x < kInfinity ? z : (q < 0 ? 0.0f : kInfinity);
@@ -128,12 +128,10 @@ inline float power_of_any(float x, float q) {
   int32_t e;
   const float log2_fraction = log2_of_fraction(subnormal ? x * 0x1p24f : x, e);
   const float exponent = float(e - (subnormal ? 24 : 0));
-  const float high = q * exponent;
-  const float low = std::fma(q, exponent, -high);
-  float y = std::fma(q, log2_fraction, high);
+  float y = q * (exponent + log2_fraction);
   y = y < -300.f ? -300.f : (y > 300.f ? 300.f : y);
   const float n = (y + kRoundsToInteger) - kRoundsToInteger;
-  float r = (high - n) + std::fma(q, log2_fraction, low);
+  float r = std::fma(q, log2_fraction, std::fma(q, exponent, -n));
   r = r < -1.f ? -1.f : (r > 1.f ? 1.f : r);  // only where y was out of range
   int32_t k = int32_t(n);
   k = k < -252 ? -252 : (k > 254 ? 254 : k);
@@ -216,19 +214,22 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   }
   if (s.p == 1.0f) {
     for (int64_t i = 0; i < n; ++i) perturbed[i] = std::log(perturbed[i]);
-  } else if (s.p != 0.0f) {
+  } else if (gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal && one_norm == one_norm) {
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_normal(perturbed[i], 1.0f - s.p);
+  } else if (s.p != 0.0f) {  // with NaN among them, perhaps
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_any(perturbed[i], 1.0f - s.p);
   }
   sums[kPenalised] += sum(perturbed, n);
 }
 
-// m <- beta1 m + (1 - beta1) g, in the two ways of torch's lerp (at beta1 = 0, m is g), and
+// m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
+inline float lerp(float m, float g, float w) { return m + w * (g - m); }
+
 // v <- beta2 v + (1 - beta2) g^2.
-inline void take_in(float g, float& m, float& v, const Settings& s) {
-  const float w = s.one_minus_beta1, difference = g - m;
-  m = w < 0.5f ? m + w * difference : g - (1.0f - w) * difference;
-  v = s.beta2 * v + s.one_minus_beta2 * (g * g);
+inline float second_moment(float v, float grad_sq, const Settings& s) {
+  return s.beta2 * v + s.one_minus_beta2 * grad_sq;
 }
 
 struct Squares {
@@ -244,10 +245,10 @@ Squares loop(float* __restrict theta, const float* __restrict grad, float* __res
   for (int64_t i = 0; i < n; ++i) {
     float m = exp_avg[i], v = second[i];
     if constexpr (takes_in) {
-      take_in(grad[i], m, v, s);
-      exp_avg[i] = m;
-      second[i] = v;
-      grad_sq += grad[i] * grad[i];
+      const float g = grad[i], g_sq = g * g;
+      exp_avg[i] = m = lerp(m, g, s.one_minus_beta1);
+      second[i] = v = second_moment(v, g_sq, s);
+      grad_sq += g_sq;
     }
     const float x = s.v_scale * v + s.eps;
     const float m_hat = s.m_scale * m;
@@ -289,13 +290,16 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
 
   const bool published = s.root_eps >= 0;
 
+  // Else something else than v stands under the power, or m is not taken in by the common form.
+  const bool in_one_loop = !run.max_exp_avg_sq && !published && s.one_minus_beta1 < 0.5f;
+
   const float* grad = nullptr;
   bool loop_sums_gradient = false;
   if (call.tasks & (kMoments | kGradient | kMeasure)) {
     grad = as_floats(run.grad, call.grad_type, start, n, grad_scratch);
     if (call.tasks & kMeasure) add_norms(grad, n, s, sums);
     const bool changed = s.sign < 0 || s.l2 != 0;
-    loop_sums_gradient = takes_in && !changed && !run.max_exp_avg_sq && !published;
+    loop_sums_gradient = takes_in && !changed && in_one_loop;
     if (call.tasks & kGradient && !loop_sums_gradient) sums[kGradSq] += sum_of_squares(grad, n);
     if (changed) {
 #pragma omp simd
@@ -304,11 +308,16 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     }
   }
 
-  // Where something else than v stands under the power, the moments take in the gradient by themselves.
   Settings of_loop = s;
-  if (takes_in && (run.max_exp_avg_sq || published)) {
+  if (takes_in && !in_one_loop) {
+    const float w = s.one_minus_beta1;
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) take_in(grad[i], exp_avg[i], second[i], s);
+    for (int64_t i = 0; i < n; ++i) {
+      const float g = grad[i];
+      // torch's lerp has two forms; by the second, m is g at beta1 = 0.
+      exp_avg[i] = w < 0.5f ? lerp(exp_avg[i], g, w) : g - (g - exp_avg[i]) * (1.0f - w);
+      second[i] = second_moment(second[i], g * g, s);
+    }
     takes_in = false;
   }
   if (run.max_exp_avg_sq) {
