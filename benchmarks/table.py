@@ -1,0 +1,102 @@
+"""Puts the newest records into the documentation: `python -m benchmarks.table`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import step, trainer
+from benchmarks.record import FOLDER
+
+ROOT = FOLDER.parent
+DOCUMENTS = {"steps": ROOT / "docs" / "speed.md", "speed": ROOT / "README.md"}
+
+
+def newest() -> dict[str, list[dict[str, Any]]]:
+    """Of `step` and of `trainer`, the newest record of every hardware."""
+    found: dict[str, dict[str, dict[str, Any]]] = {"step": {}, "trainer": {}}
+    for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
+        record = json.loads(path.read_text())
+        if record.get("what") in found:
+            found[record["what"]][record["hardware"]] = record
+    return {what: list(records.values()) for what, records in found.items()}
+
+
+def everything(records: dict[str, list[dict[str, Any]]]) -> str:
+    """All rows, for docs/speed.md."""
+    lines: list[str] = []
+    for record in records["step"]:
+        lines += [
+            f"{_where(record)}; memory gives {record['gigabytes_per_second']:.0f} GB/s:",
+            "",
+            step.HEADER,
+            *map(step.line, record["rows"]),
+            "",
+            *_extremes(record),
+            "",
+        ]
+    for record in records["trainer"]:
+        lines += [
+            f"A Trainer's step, {record['batch'][0]} x {record['batch'][1]} tokens, with telemetry of every layer, "
+            f"control and shutoff, a record every {record['logging_steps']} steps; {_where(record)}:",
+            "",
+            trainer.HEADER,
+            *map(trainer.line, record["rows"]),
+            "",
+        ]
+    return "\n".join(lines).strip()
+
+
+def short(records: dict[str, list[dict[str, Any]]]) -> str:
+    """What the README shows: the rows against AdamW and published Padams, and the Trainer's."""
+    lines = []
+    for record in records["step"]:
+        lines += [f"{_where(record)}:", "", "| a step of | against | time | target |", "|---|---|---|---|"]
+        for row in record["rows"]:
+            if row["target"] and row["against"] != "padam":
+                name = f"{row['shapes']} {row['dtype']}, {row['ours']}"
+                lines.append(f"| {name} | {row['against']} | {row['ratio']:.2f} x | {row['target']:.2f} |")
+        for other in records["trainer"]:
+            if other["hardware"] == record["hardware"]:
+                for row in other["rows"]:
+                    name = f"a Trainer, {row['training']}, everything on"
+                    lines.append(f"| {name} | adamw | {row['ratio']:.3f} x | {row['target']:.2f} |")
+        lines.append("")
+    return "\n".join(lines).strip()
+
+
+def _where(record: dict[str, Any]) -> str:
+    return f"{record['hardware']}, torch {record['versions']['torch']}, {record['date']}"
+
+
+def _extremes(record: dict[str, Any]) -> list[str]:
+    found = record["extremes"]
+    memory = found["padam, compiled"]["peak_bytes"] / found["adamw"]["peak_bytes"]
+    first = {name: values["first_step_seconds"] for name, values in found.items()}
+    return [
+        f"Peak memory of the process {memory:.3f} x AdamW's. Seconds until the first step is done: AdamW "
+        f"{first['adamw']:.2f}, padam {first['padam, nothing compiled']:.2f} where nothing is compiled yet and "
+        f"{first['padam, compiled']:.2f} ever after."
+    ]
+
+
+def insert(document: str, name: str, table: str) -> str:
+    """`document` with `table` between its lines for `name`; ValueError where it lacks them."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, found_begin, rest = document.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise ValueError(f"The document must have the lines {begin} and {end}.")
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def documents(records: dict[str, list[dict[str, Any]]]) -> dict[Path, str]:
+    """Every document with tables, as it should be."""
+    tables = {"steps": everything(records), "speed": short(records)}
+    return {path: insert(path.read_text(), name, tables[name]) for name, path in DOCUMENTS.items()}
+
+
+if __name__ == "__main__":
+    for path, text in documents(newest()).items():
+        path.write_text(text)

@@ -1,0 +1,96 @@
+"""Each benchmark runs once at its smallest size; nothing here looks at a time."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command
+from benchmarks import record, step, table, timing
+from benchmarks.opponents import OPPONENTS
+from benchmarks.shapes import SHAPES, Parameters
+
+
+@pytest.mark.parametrize("what", ["step", "trainer"])
+def test_it_runs_and_writes_what_it_found(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "new" / "found.json"
+    command.main([what, "--tiny", "--device", "cpu", "--threads", "1", "--json", str(target)])
+    found = json.loads(target.read_text())
+    assert found["what"] == what
+    assert found["versions"]["torch"] == torch.__version__
+    assert "1 threads" in found["hardware"]
+    assert found["rows"] and all(row["ratio"] > 0 and row["milliseconds"] > 0 for row in found["rows"])
+    printed = capsys.readouterr().out
+    assert printed.count("\n| tiny") == len(found["rows"])
+    assert [path.name for path in target.parent.iterdir()] == ["found.json"]
+    if what == "step":
+        against = {row["against"] for row in found["rows"]}
+        assert against == {*OPPONENTS, "padam"}
+        assert {row["dtype"] for row in found["rows"]} == {"fp32", "bf16"}
+        assert set(found["extremes"]) == {"adamw", "padam, nothing compiled", "padam, compiled"}
+        assert all(values["peak_bytes"] > 1e6 for values in found["extremes"].values())
+
+
+def test_a_missing_device_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        command.main(["step", "--device", "cuda"])
+    assert "this torch sees none" in capsys.readouterr().err
+
+
+def test_shapes_are_those_of_the_models() -> None:
+    """124,439,808 is GPT-2's; transformers counts as many."""
+    assert sum(math.prod(shape) for shape in SHAPES["gpt2"]) == 124_439_808
+    assert 0.9e9 < sum(math.prod(shape) for shape in SHAPES["1b"]) < 1.1e9
+    assert [len(SHAPES[name]) for name in ("lora24", "lora200")] == [24, 200]
+
+
+def test_opponents_do_take_steps() -> None:
+    for build in OPPONENTS.values():
+        model = Parameters(SHAPES["tiny"], device=torch.device("cpu"), dtype=torch.float32)
+        before = [param.detach().clone() for param in model.parameters()]
+        build(model).step()
+        assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_measured_steps_are_measured() -> None:
+    """Or the benchmark would compare a cheaper step."""
+    model = Parameters(SHAPES["tiny"], device=torch.device("cpu"), dtype=torch.float32)
+    optimizer = step.padam(p=0.37, statistics="measured")(model)
+    windows = [
+        cell.cell_contents for hook in optimizer._optimizer_step_post_hooks.values() for cell in hook.__closure__ or ()
+    ]
+    for _ in range(3):
+        optimizer.step()
+    reading = next(found for found in windows if hasattr(found, "read")).read()
+    assert (reading.steps, reading.measured_steps) == (3, 2)  # asked for once the first had begun
+    assert set(reading.quantities) == {"update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p"}
+
+
+def test_interleaving_takes_turns() -> None:
+    calls: list[str] = []
+    pair = timing.interleaved(
+        lambda: calls.append("a"), lambda: calls.append("b"), seconds=0.0, device=torch.device("cpu")
+    )
+    assert "".join(calls) == "ab" * (2 + pair.rounds) and pair.rounds == 5
+
+
+def test_the_documents_show_the_newest_records() -> None:
+    records = table.newest()
+    assert records["step"] and records["trainer"]
+    for path, text in table.documents(records).items():
+        assert path.read_text() == text, f"{path.name} is not of the newest records: python -m benchmarks.table"
+
+
+def test_a_document_without_its_lines_is_refused() -> None:
+    with pytest.raises(ValueError, match="must have the lines <!-- speed: begin -->"):
+        table.insert("nothing", "speed", "")
+
+
+def test_a_record_is_named_by_what_hardware_and_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "FOLDER", tmp_path)
+    path = record.write("step", torch.device("cpu"), {"rows": []}, None)
+    assert path.name.startswith("step-") and path.name.endswith(f"{json.loads(path.read_text())['date']}.json")
