@@ -45,7 +45,8 @@ def changes(p: float, batch: int) -> Tensor:
 
 
 def main() -> None:
-    print(f"| p | batch | median | 90 % | largest |, of |c_t / c_(t-1) - 1| from step {SETTLED} to {STEPS}")
+    print(f"| p | batch | median of abs(c_t / c_(t-1) - 1), steps {SETTLED} to {STEPS} | 90 % | largest |")
+    print("|---|---|---|---|---|")
     for p in (0.37, 0.25, 0.0, -0.25):
         for batch in (4, 16):
             found = changes(p, batch)[SETTLED:]

@@ -283,12 +283,13 @@ def test_a_bf16_parameter_has_float32_moments_that_survive_a_checkpoint() -> Non
     assert restored["step"].item() == 3
 
 
-def test_complex_parameters_are_pairs_of_reals() -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_complex_parameters_are_pairs_of_reals(path: str) -> None:
     z = nn.Parameter(torch.randn(5, dtype=torch.complex64))
     pair = nn.Parameter(torch.view_as_real(z.detach()).clone())
     options: dict[str, Any] = {"lr": 0.1, "p": 0.3, "weight_decay": 0.1, "amsgrad": True, "update_scale": "adam"}
     for param in (z, pair):
-        optimizer = Padam([param], **options)
+        optimizer = Padam([param], **options, **PATHS[path])
         for seed in range(4):
             grad = torch.randn(5, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
             param.grad = grad if param.is_complex() else torch.view_as_real(grad)
@@ -357,9 +358,10 @@ def test_sparse_gradients_are_refused_with_the_cure() -> None:
 
 
 @pytest.mark.parametrize("p", [0.25, 0.5])
-def test_state_dict_continues_bit_for_bit_through_weights_only(p: float) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_state_dict_continues_bit_for_bit_through_weights_only(p: float, path: str) -> None:
     straight, resumed = small_model(), small_model()
-    options: dict[str, Any] = {"lr": 1e-2, "p": p, "amsgrad": True, "update_scale": "adam"}
+    options: dict[str, Any] = {"lr": 1e-2, "p": p, "amsgrad": True, "update_scale": "adam", **PATHS[path]}
     losses = train(straight, Padam(straight.named_parameters(), **options), 20)
 
     first = Padam(resumed.named_parameters(), **options)
@@ -372,7 +374,7 @@ def test_state_dict_continues_bit_for_bit_through_weights_only(p: float) -> None
 
     fresh = small_model(seed=5)
     fresh.load_state_dict(saved["model"])
-    second = Padam(fresh.named_parameters(), lr=9.0, p=0.0)
+    second = Padam(fresh.named_parameters(), lr=9.0, p=0.0, **PATHS[path])
     overruled = rf"overrules p=0.0 by the checkpoint's {p}, amsgrad=False by .* True, update_scale=raw by .* adam"
     with pytest.warns(UserWarning, match=overruled):
         second.load_state_dict(saved["optimizer"])
@@ -382,10 +384,11 @@ def test_state_dict_continues_bit_for_bit_through_weights_only(p: float) -> None
 
 def test_pickle_and_deepcopy_keep_the_options() -> None:
     model = small_model()
-    optimizer = Padam(model.parameters(), p=0.25, update_scale="adam")
+    optimizer = Padam(model.parameters(), p=0.25, update_scale="adam", fused=True)
     train(model, optimizer, 2)
     for duplicate in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert duplicate.param_groups[0]["p"] == 0.25
+        assert (duplicate.foreach, duplicate.fused) == (None, True)
         for param in duplicate.param_groups[0]["params"]:
             param.grad = torch.ones_like(param)
         duplicate.step()

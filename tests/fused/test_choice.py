@@ -91,6 +91,23 @@ def test_large_tensors_take_the_fused_step_whatever_is_compiled(monkeypatch: pyt
     assert calls == [1, 1]
 
 
+def test_nothing_is_compiled_or_loaded_when_hyper_parameters_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    param = nn.Parameter(torch.ones(100))
+    optimizer = Padam([param], lr=1e-3, p=0.3, fused=True)
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("compiled or loaded again")
+
+    for step in range(6):
+        param.grad = torch.ones(100)
+        optimizer.step()
+        monkeypatch.setattr("torch.utils.cpp_extension.load", fail)
+        monkeypatch.setattr("ctypes.CDLL", fail)
+        group = optimizer.param_groups[0]
+        group.update(p=0.3 + 0.05 * step, lr=1e-3 * step, weight_decay=0.1 * (step % 2), amsgrad=step > 3)
+    assert optimizer.state[param]["step"] == 6
+
+
 def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> None:
     """The whole way, through torch's loader: neither ninja nor a compiler, in an empty cache."""
     script = textwrap.dedent(
