@@ -48,7 +48,7 @@ class Padam(Optimizer):
             keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
             for all groups, since one each would undo the allocation.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
-            Padam implementations (see `kernels.published_padam_direction`).
+            Padam implementations (see `kernels.update_directions`).
         nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
             optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
             counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
@@ -56,9 +56,9 @@ class Padam(Optimizer):
             are DTensors all processes agree by one all-reduce. An attribute, in no group and no
             checkpoint: a resumed run may choose anew.
         foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
-            compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it, with
-            a ValueError that says why it cannot be had. `foreach` takes many tensors in one operation, the plain
-            form takes one after the other. Neither is in a group or a checkpoint.
+            compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it: a
+            ValueError here, or a RuntimeError at the first step, says why it cannot be had. `foreach` takes many
+            tensors in one operation, the plain form takes one after the other. Neither is in a group or a checkpoint.
         capturable: keep step counts on the device, so that a step can be captured in a CUDA graph. What changes
             between replays must be a tensor, as for every optimizer: of a group, the learning rate can be one. Also
             in no group and no checkpoint.
@@ -121,7 +121,11 @@ class Padam(Optimizer):
                 f"{self.defaults['update_scale']!r}. Set it on the optimizer."
             )
         super().add_param_group(param_group)
-        self._check_path_of(self.param_groups[-1]["params"])
+        try:
+            self._check_path_of(self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
         self._paths = None
 
     def _check_path_of(self, params: list[Tensor]) -> None:
@@ -165,13 +169,13 @@ class Padam(Optimizer):
         if self.step_was_skipped:
             return loss
         if self._paths is None:
-            params = (_local_reals(param) for group in self.param_groups for param in group["params"])
+            params = (param for group in self.param_groups for param in group["params"])
             self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
         # At p=1/2 everywhere there is nothing to match.
         matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
         request = StepSums.joined(requests)
         self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
-        if request is not None:
+        if request is not None and len(requests) > 1:
             request.pass_on(requests)
         return loss
 
@@ -205,29 +209,27 @@ class Padam(Optimizer):
 
     def _updates(self, request: StepSums | None) -> list[Update]:
         """Everything that has a gradient, its state made and its step counted; in the order of the request."""
+        pairs = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
+        if any(param.grad.is_sparse for _, param in pairs):
+            raise RuntimeError(
+                "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
+                "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
+            )
         updates: list[Update] = []
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None:
-                    state = self._state_of(group, param)
-                    step: Tensor = state["step"]
-                    if self.capturable:
-                        t: Any = step.add_(1)
-                    else:
-                        t = step.item() + 1  # of two numbers, the cheaper way
-                        step.fill_(t)
-                    updates.append(_update(group, param, state, t))
+        for group, param in pairs:
+            state = self._state_of(group, param)
+            step: Tensor = state["step"]
+            if self.capturable:
+                t: Any = step.add_(1)
+            else:
+                t = step.item() + 1  # of two numbers, the cheaper way
+                step.fill_(t)
+            updates.append(_update(group, param, state, t))
         return updates if request is None else list(_by_piece(updates, request.pieces))
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         state = self.state[param]
         if not state:
-            assert param.grad is not None
-            if param.grad.is_sparse:
-                raise RuntimeError(
-                    "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
-                    "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
-                )
             dtype = torch.promote_types(param.dtype, torch.float32)
             state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)

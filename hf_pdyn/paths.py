@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -25,16 +25,22 @@ class Paths:
 
     def __init__(self, params: Iterable[Tensor], *, foreach: bool | None, fused: bool | None) -> None:
         self._foreach, self._insists = foreach, bool(fused)
-        numels: dict[torch.device, int] = {}
-        for param in params:
-            numels[param.device] = numels.get(param.device, 0) + param.numel()
-        self._devices = list(numels)
+        self._may_fuse = fused is None and foreach is None
+        self._numels: dict[torch.device, int] = {}
+        for param in params:  # of a DTensor, the whole: all processes choose alike
+            self._numels[param.device] = self._numels.get(param.device, 0) + param.numel()
         self._fused: dict[torch.device, fused_kernels.Advance | None] = {}
-        for device, numel in numels.items():
-            if fused:
-                self._fused[device] = fused_kernels.advance_on(device)
-            elif fused is None and foreach is None:
-                self._fused[device] = fused_kernels.advance_if_worth_it(device, numel)
+
+    def _fused_on(self, device: torch.device) -> fused_kernels.Advance | None:
+        if device not in self._fused:
+            advance = None
+            if self._insists:
+                advance = fused_kernels.advance_on(device)
+            elif self._may_fuse:  # for parameters that have moved there since, by what the optimizer steps in all
+                numel = self._numels.get(device, sum(self._numels.values()))
+                advance = fused_kernels.advance_if_worth_it(device, numel)
+            self._fused[device] = advance
+        return self._fused[device]
 
     def step(self, updates: Sequence[Update], request: StepSums | None, match: Match | None) -> None:
         """Do the whole step.
@@ -55,36 +61,31 @@ class Paths:
             for part in parts:
                 part.advance(Task.APPLY | after, scale)
         if request is not None:
-            for part in parts:
-                part.answer(request, alone=len(parts) == 1)
+            try:
+                for part in parts:
+                    part.answer(request, alone=len(parts) == 1)
+            except Exception as error:  # the step is taken, and whoever asked will say what failed
+                request.failure = error
 
     def _parts(self, updates: Sequence[Update], request: StepSums | None) -> list[_Part]:
-        parts: dict[tuple[torch.device, bool], list[Update]] = {}
-        for device, here in self._by_device(updates):
-            can_fuse = self._fused.get(device) is not None
-            for update in here:
-                parts.setdefault((device, can_fuse and self._takes(update)), []).append(update)
-        return [
-            _FusedPart(part, advance, request)
-            if fused and (advance := self._fused[device])
-            else _PlainPart(part, self._foreach_on(device), request)
-            for (device, fused), part in parts.items()
-        ]
-
-    def _by_device(self, updates: Sequence[Update]) -> Iterable[tuple[torch.device, Sequence[Update]]]:
-        if len(self._devices) == 1:
-            return [(self._devices[0], updates)]
-        by_device: dict[torch.device, list[Update]] = {}
+        parts: dict[tuple[torch.device, fused_kernels.Advance | None], list[Update]] = {}
         for update in updates:
-            by_device.setdefault(update.theta.device, []).append(update)
-        return by_device.items()
+            device = update.theta.device
+            advance = self._fused_on(device)
+            if advance is not None and not self._takes(update):
+                advance = None
+            parts.setdefault((device, advance), []).append(update)
+        return [
+            _FusedPart(part, advance, request) if advance else _PlainPart(part, self._foreach_on(device), request)
+            for (device, advance), part in parts.items()
+        ]
 
     def _takes(self, update: Update) -> bool:
         if fused_kernels.takes(update):
             return True
         if self._insists:
             raise RuntimeError(
-                "fused=True needs tensors without gaps or overlaps and gradients of a dtype that the fused step knows, "
+                "fused=True needs plain tensors without gaps or overlaps, moments beside them, and dtypes it knows, "
                 f"got a parameter of {update.theta.dtype} with strides {update.theta.stride()} and a gradient of "
                 f"{update.grad.dtype}. Leave fused at None, and the plain step takes such tensors."
             )
@@ -123,9 +124,18 @@ class _FusedPart:
 
     def advance(self, tasks: Task, scale: Tensor | None = None) -> None:
         sums = self._advance(tasks, scale=scale)
+        # A kernel changes memory behind autograd's back, which must know that a graph's saved tensors are others now.
+        torch.autograd.graph.increment_version(list(self._written(tasks)))
         # Of two passes, each leaves 0 what the other gives.
         self._sums = sums if self._sums is None else self._sums + sums
         self._scale = scale
+
+    def _written(self, tasks: Task) -> Iterator[Tensor]:
+        for update in self.updates:
+            if tasks & Task.APPLY:
+                yield update.theta
+            if tasks & Task.MOMENTS:
+                yield from (update.exp_avg, update.exp_avg_sq)
 
     @property
     def squares(self) -> Tensor:

@@ -246,15 +246,12 @@ class StepStatistics:
             missing if v_hat is None else v_hat.sum(dtype=dtype),
             kernels.perturbed_one_norm(grad, eps=eps),
             missing if p is None else kernels.penalised_norm(grad, p=p, eps=eps),
-            torch.full((), float(grad.numel()), device=device),
+            torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
         )
         return torch.stack([value.to(device=device, dtype=dtype) for value in values])
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
-        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part.
-
-        One that is not finite spreads to all scopes of its row, and what has such a row enters no mean.
-        """
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
         if len(pieces) < len(self._columns):
             # Zeros for the rest, so that the table is one for all steps: sending it waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
@@ -265,14 +262,18 @@ class StepStatistics:
             for row, (piece, columns) in zip(table, self._columns.items(), strict=True):
                 row[list(columns)] = self._shards.share(piece.holder)
             self._table = table.to(values.device)
-        return values.T @ self._table
+        if values.shape[1] == 1:  # a gradient that is not finite leaves out the whole step anyway
+            return values.T @ self._table
+        finite = values.isfinite()
+        sums = torch.where(finite, values, 0).T @ self._table
+        return torch.where((~finite).to(values.dtype).T @ self._table > 0, math.nan, sums)
 
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device
         return torch.full(shape, value, device=device, dtype=kernels.accumulator_dtype(device))
 
 
-def _closure(optimizer: Optimizer, closure: Any = None, **_: Any) -> Any:
+def _closure(optimizer: Optimizer, closure: Any = None, *_: Any, **__: Any) -> Any:
     """What a step was given to compute the gradients with, if anything."""
     return closure
 

@@ -25,9 +25,9 @@ has the first alone.
 class Task(IntFlag):
     """What a path is asked to do with a list of updates; any combination.
 
-    MOMENTS: let them take in the gradient. APPLY: move theta. The others are sums: GRADIENT of the squared gradient,
-    DIRECTION of the squares of the direction and of the one at p=1/2, MEASURE of what else can be told before theta
-    moves, PARAMETER of theta squared afterwards.
+    MOMENTS: let them take in the gradient. APPLY: move theta. The others are sums: GRADIENT of the squared gradient;
+    DIRECTION, in a pass that does not APPLY, of the squares of the direction and of the one at p=1/2; MEASURE of what
+    else can be told before theta moves; PARAMETER of theta squared afterwards.
     """
 
     MOMENTS = 1
@@ -140,12 +140,17 @@ class StepSums:
         return cls(list(pieces.values()), bool(measuring), factor)
 
     def pass_on(self, requests: Sequence[StepSums]) -> None:
-        """Give what this joined request learned to those it was made of."""
+        """Give what this joined request learned to those it was made of. Does not raise."""
+        try:
+            self._pass_on(requests)
+        except Exception as error:
+            for request in requests:
+                request.failure = error
+
+    def _pass_on(self, requests: Sequence[StepSums]) -> None:
         rows = {} if self.rows is None else dict(zip((p.place for p in self.summed), self.rows, strict=True))
         update_sq = {piece.place: value for piece, value in self.update_sq.items()}
         for request in requests:
-            if request is self:
-                continue
             request.failure = self.failure
             request.update_sq = {p: update_sq[p.place] for p in request.pieces if p.place in update_sq}
             if self.rows is not None:

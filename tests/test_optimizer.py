@@ -355,6 +355,13 @@ def test_sparse_gradients_are_refused_with_the_cure() -> None:
     embedding(torch.tensor([1, 2])).sum().backward()
     with pytest.raises(RuntimeError, match=r"does not support sparse gradients.*SparseAdam"):
         Padam(embedding.parameters()).step()
+    optimizer = Padam(embedding.parameters())
+    embedding.weight.grad = torch.ones(10, 3)
+    optimizer.step()
+    embedding.weight.grad = torch.ones(10, 3).to_sparse()
+    with pytest.raises(RuntimeError, match=r"does not support sparse gradients"):
+        optimizer.step()
+    assert optimizer.state[embedding.weight]["step"] == 1
 
 
 @pytest.mark.parametrize("p", [0.25, 0.5])
@@ -420,7 +427,9 @@ def test_a_step_may_find_a_layout_that_no_kernel_can_take() -> None:
             optimizer.step()
         reordered.data = reordered.data.to(memory_format=torch.channels_last)
     torch.testing.assert_close(sliced.detach().flatten(), reordered.detach().flatten(), rtol=1e-6, atol=0)
-    with pytest.raises(RuntimeError, match=r"fused=True needs tensors without gaps or overlaps.*strides \(10, 2\)"):
+    with pytest.raises(
+        RuntimeError, match=r"fused=True needs plain tensors without gaps or overlaps.*strides \(10, 2\)"
+    ):
         run_padam_on(nn.Parameter(whole[:, ::2]), fused=True)
 
 
@@ -466,6 +475,10 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 def test_a_fused_step_that_cannot_be_had_is_refused(param: torch.Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=f"There is no fused step for these parameters: {message}"):
         Padam([nn.Parameter(param)], fused=True)
+    optimizer = Padam([nn.Parameter(torch.ones(1))], fused=True)
+    with pytest.raises(ValueError, match="There is no fused step"):
+        optimizer.add_param_group({"params": [nn.Parameter(param)]})
+    assert len(optimizer.param_groups) == 1
 
 
 def test_bad_groups_are_refused() -> None:

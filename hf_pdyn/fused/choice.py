@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_pdyn.fused import cpu, gpu
 from hf_pdyn.updates import Update
@@ -19,10 +20,15 @@ WORTH_COMPILING = 2**16
 
 _MODULES = {"cpu": cpu, "cuda": gpu}
 
+_PLAIN = (Tensor, nn.Parameter)
+"""Of other classes, which may hold their elements elsewhere, an address says nothing."""
+
 
 def why_not(params: Iterable[Tensor]) -> str | None:
     """Why parameters like these cannot take the fused step, as far as can be told without compiling it."""
     for param in params:
+        if type(param) not in _PLAIN:
+            return f"it takes plain tensors and nn.Parameter, got a parameter that is a {type(param).__name__}"
         module = _MODULES.get(param.device.type)
         if module is None:
             return f"it runs on {' and '.join(_MODULES)}, got a parameter on {param.device}"
@@ -37,10 +43,13 @@ def why_not(params: Iterable[Tensor]) -> str | None:
 
 def advance_on(device: torch.device) -> Advance:
     """The fused `advance` of `device`, compiled if need be; RuntimeError where that fails."""
+    module = _MODULES.get(device.type)
+    if module is None:
+        raise RuntimeError(f"The fused step runs on {' and '.join(_MODULES)}, got parameters on {device}.")
     failure = _failure(device.type)
     if failure is not None:
         raise RuntimeError(failure)
-    return _MODULES[device.type].advance
+    return module.advance
 
 
 def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
@@ -60,21 +69,30 @@ def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
 
 
 def takes(update: Update) -> bool:
-    """Whether the fused step can take this one: dtypes that it knows, and elements in one order in one piece.
+    """Whether the fused step can take this one: its tensors are what their addresses say.
 
-    A gradient in another order is copied.
+    Plain tensors of one shape on one device, of dtypes that the kernel knows, with their elements in one order and in
+    one piece. A gradient in another order is copied.
     """
     theta, grad = update.theta, update.grad
-    dtypes = _MODULES["cpu" if theta.is_cpu else theta.device.type].DTYPES
-    if theta.dtype not in dtypes or grad.dtype not in dtypes or update.exp_avg.dtype != torch.float32:
-        return False
+    device, shape = theta.device, theta.shape
+    module = _MODULES.get(device.type)
     moments = [update.exp_avg, update.exp_avg_sq]
     if update.max_exp_avg_sq is not None:
         moments.append(update.max_exp_avg_sq)
+    if module is None or theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
+        return False
+    for tensor in (theta, grad, *moments):
+        if type(tensor) not in _PLAIN or tensor.device != device or tensor.shape != shape:
+            return False
+    if any(moment.dtype != torch.float32 for moment in moments):
+        return False
     if theta.is_contiguous() and all(moment.is_contiguous() for moment in moments):
         if not grad.is_contiguous():
             update.grad = grad.contiguous()
         return True
+    if theta.layout != torch.strided or grad.layout != torch.strided:
+        return False
     strides = theta.stride()
     if any(moment.stride() != strides for moment in moments):
         return False
@@ -89,16 +107,26 @@ def takes(update: Update) -> bool:
 @cache
 def _failure(device_type: str) -> str | None:
     """Compiles what a step on such a device needs; what to tell the user where that fails."""
+    module = _MODULES[device_type]
     try:
-        _MODULES[device_type].prepare()
+        module.prepare()
+    except torch.OutOfMemoryError:
+        raise  # no reason for another step
     except Exception as error:
         return (
-            f"The fused step for {device_type} could not be compiled, and needs {_MODULES[device_type].NEEDS}: "
-            f"{' '.join(str(error).split())[:300]}. fused=False takes the plain step, which is slower, without asking."
+            f"The fused step for {device_type} could not be compiled, which needs {module.NEEDS}: {_essence(error)}. "
+            "fused=False takes the plain step, which is slower, without asking."
         )
     return None
 
 
+def _essence(error: Exception) -> str:
+    """What went wrong, of a text that begins with the whole command line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    telling = [line for line in lines if re.search("error:|not found|no such|denied|no space", line, re.IGNORECASE)]
+    return " ".join(" ".join((telling or lines[-2:])[:2]).split())[:300]
+
+
 @cache
 def _warn_once(failure: str) -> None:
-    warnings.warn(f"{failure} So does this run.", stacklevel=2)
+    warnings.warn(f"{failure} This run takes the plain step.", stacklevel=2)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
+import platform
 import sys
 import tempfile
 from array import array
@@ -51,7 +53,12 @@ class _Call(ctypes.Structure):
 
 def why_not_here() -> str | None:
     """Why there can be no fused step on this machine's CPU, as far as can be told without a compiler."""
-    return None if sys.platform == "linux" else f"on CPUs it is built on Linux only, this is {sys.platform}"
+    if sys.platform != "linux":
+        return f"on CPUs it is built on Linux only, this is {sys.platform}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() == "x86_64" and capability not in _VECTORS:
+        return f"on x86 it needs {' or '.join(_VECTORS)}, torch found {capability}"
+    return None
 
 
 @cache
@@ -76,7 +83,8 @@ def advance(
 
     scale: c_t, which multiplies the learning rate in APPLY. clip_factor: divides the gradient in MEASURE's norms.
     """
-    rescale = 1.0 if clip_factor is None else 1 / float(clip_factor)
+    factor = 1.0 if clip_factor is None else float(clip_factor)
+    rescale = 1 / factor if factor else math.inf  # clipped by an infinite norm
     c = 1.0 if scale is None else float(scale)
     types = [(update.theta.dtype, update.grad.dtype) for update in updates]
     if len(set(types)) == 1:
@@ -173,7 +181,8 @@ def _build() -> Path:
 def _scripts_on_path() -> Iterator[None]:
     """For ninja, which torch's loader calls: pip puts it beside python, which need not be on the PATH."""
     before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([before, str(Path(sys.executable).parent)])
+    own = str(Path(sys.executable).parent) if sys.executable else ""
+    os.environ["PATH"] = os.pathsep.join(filter(None, [before, own]))
     try:
         yield
     finally:

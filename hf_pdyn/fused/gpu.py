@@ -35,18 +35,31 @@ def why_not_here() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "on GPUs it is written in Triton, which is not installed (pip install triton)"
     if torch.version.hip is None and torch.cuda.is_available():
-        oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-        if oldest < (8, 0):  # Triton 3.2 cannot compile bf16 for them
-            return f"it needs GPUs of compute capability 8.0 at least, this machine has one of {oldest[0]}.{oldest[1]}"
+        major, minor = torch.cuda.get_device_capability()
+        if major < 8:  # Triton 3.2 cannot compile bf16 for them
+            return f"it needs GPUs of compute capability 8.0 at least, this is one of {major}.{minor}"
     return None
 
 
 def prepare() -> None:
-    """Compile and launch the smaller kernel: it fails where anything that Triton calls is missing."""
+    """Compile and launch both kernels: it fails where anything that Triton calls is missing, or cannot compile them."""
     device = torch.device("cuda", torch.cuda.current_device())
-    chunk_sums = torch.zeros(1, len(KERNEL_SUMS), device=device)
-    ends = torch.zeros(1, 3, dtype=torch.int64, device=device)
-    _add_chunks(chunk_sums, ends, torch.zeros(1, len(KERNEL_SUMS), dtype=torch.float64, device=device))
+    advance([_example(device)], Task.MOMENTS | Task.APPLY | Task.GRADIENT | Task.MEASURE | Task.PARAMETER)
+
+
+def _example(device: torch.device) -> Update:
+    group = {
+        "lr": 0.0,
+        "betas": (0.9, 0.999),
+        "eps": 1e-16,
+        "p": 0.5,
+        "weight_decay": 0.0,
+        "decoupled_weight_decay": True,
+        "maximize": False,
+        "bias_correction": "eq18",
+    }
+    theta, grad, exp_avg, exp_avg_sq = (torch.zeros(_VECTOR, device=device) for _ in range(4))
+    return Update(group, theta, theta, grad, exp_avg, exp_avg_sq, None, 1.0)
 
 
 class _Variant(NamedTuple):

@@ -255,7 +255,7 @@ Squares loop(float* __restrict theta, const float* __restrict grad, float* __res
     const float d = m_hat * power<gain>(x, -s.p);
     direction_sq += d * d;
     // Update and decay together, so that bf16 parameters are rounded once.
-    if constexpr (moves) theta[i] -= s.lr * d + s.decay * theta[i];
+    if constexpr (moves) theta[i] -= s.lr * d + (s.decay != 0 ? s.decay * theta[i] : 0.0f);
     if constexpr (!moves) adam_sq += m_hat * m_hat / x;
   }
   return {grad_sq, direction_sq, adam_sq};
@@ -303,7 +303,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     if (call.tasks & kGradient && !loop_sums_gradient) sums[kGradSq] += sum_of_squares(grad, n);
     if (changed) {
 #pragma omp simd
-      for (int64_t i = 0; i < n; ++i) taken_in[i] = s.sign * grad[i] + s.l2 * theta[i];
+      for (int64_t i = 0; i < n; ++i) taken_in[i] = s.sign * grad[i] + (s.l2 != 0 ? s.l2 * theta[i] : 0.0f);
       grad = taken_in;
     }
   }

@@ -25,7 +25,7 @@ COLUMNS = (
     "l2",
     "sign",
 )
-"""What `row_of` gives; padam.cpp says what each means, but for lr and weight_decay, which a kernel multiplies."""
+"""What `row` gives; padam.cpp says what each means, but for lr and weight_decay, which a kernel multiplies."""
 
 KERNEL_SUMS = ("grad_sq", "direction_sq", "adam_sq", "param_sq", "v_sum", "one_norm", "penalised")
 """Columns of what the kernels sum: of Eq. 18's direction, not of the update, and without constant factors."""
@@ -87,7 +87,7 @@ def step_sums(updates: Sequence[Update], sums: Tensor, scale: Tensor | None, *, 
     rates = [group_lr(update.group) for update in updates]
     column["update_sq"] = _times(_times(column["direction_sq"], rates), rates)
     if scale is not None:
-        column["update_sq"] = column["update_sq"] * scale.square()
+        column["update_sq"] = column["update_sq"] * scale.to(column["update_sq"]).square()
     corrections = [bias_corrections(_time(update), beta1=0.0, beta2=update.group["betas"][1])[1] for update in updates]
     column["v_hat_sum"] = _times(column["v_sum"], corrections)
     exponents = [update.group["p"] for update in updates]

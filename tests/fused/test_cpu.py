@@ -130,7 +130,7 @@ def test_every_sum_equals_float64(name: str, amsgrad: bool, p: float) -> None:
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_two_passes_are_one_with_c_between(name: str, amsgrad: bool, p: float) -> None:
-    """Bit for bit in theta: the second pass computes what the one pass would have."""
+    """To one rounding: the second pass computes what the one pass would have."""
     options = group(p=p, **{"lr": 1e-4, **OPTIONS[name]})
     once, twice = (update(3_001, options, amsgrad=amsgrad) for _ in range(2))
     exact = doubled(once)
@@ -171,10 +171,7 @@ SPECIAL = (0.0, 1e-45, 1e-40, 1e-30, 1e-19, 1.0, 1e19, 1e38, math.inf, -math.inf
 @pytest.mark.parametrize("amsgrad", [False, True])
 @pytest.mark.parametrize("p", EXPONENTS)
 def test_nan_and_infinity_appear_where_the_plain_step_has_them(p: float, amsgrad: bool, eps: float) -> None:
-    """Gradients whose squares underflow or overflow, zero, infinity and NaN, among numbers.
-
-    After a second step an infinite parameter may be NaN: a decay of 0 is multiplied by it here, left out there.
-    """
+    """Gradients whose squares underflow or overflow, zero, infinity and NaN, among numbers; and again after a step."""
     grads = torch.tensor(SPECIAL).repeat(60)
     pairs = []
     for path in (cpu.advance, plain.advance):
@@ -187,8 +184,7 @@ def test_nan_and_infinity_appear_where_the_plain_step_has_them(p: float, amsgrad
         after_one = one.theta.clone()
         one.grad, one.t = torch.full_like(grads, 0.5), 2
         path([one], Task.MOMENTS | Task.APPLY)
-        lost = ~one.theta.isfinite()
-        pairs.append((after_one, one.exp_avg, one.exp_avg_sq, one.theta.masked_fill(lost, math.inf)))
+        pairs.append((after_one, one.exp_avg, one.exp_avg_sq, one.theta))
     for ours, theirs in zip(*pairs, strict=True):
         # Subnormal squares are rounded otherwise where the product is fused with the sum.
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-37, equal_nan=True)
