@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -16,7 +17,7 @@ from torch import nn
 from hf_pdyn import __version__
 from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
 from hf_pdyn.launcher import launch
-from hf_pdyn.optim_args import parse_optim_args
+from hf_pdyn.optim_args import STEP_OPTIONS, parse_optim_args
 from hf_pdyn.registration import labelled_padam
 
 
@@ -60,6 +61,9 @@ def show_groups(options: argparse.Namespace) -> None:
     """Print pathway, component, tensors, parameters, decay and p of every group that training would have."""
     optim_args = parse_optim_args(options.optim_args)
     model = _load(options)
+    # How steps will be computed shows in no group, and may not be possible on this machine.
+    settings = {name: value for name, value in optim_args.settings.items() if name not in STEP_OPTIONS}
+    optim_args = dataclasses.replace(optim_args, settings=settings)
     optimizer = labelled_padam(model, stock_groups(model, options.weight_decay), optim_args, lr=options.learning_rate)
     console = Console()
     console.print(_groups_table(optimizer.param_groups, options))

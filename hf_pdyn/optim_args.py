@@ -18,6 +18,9 @@ from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label, select
 from hf_pdyn.hyperparameters import BiasCorrection, Nonfinite, UpdateScale
 from hf_pdyn.suggest import check_choice, did_you_mean
 
+STEP_OPTIONS = ("foreach", "fused", "capturable")
+"""Settings that say how a step is computed, not what it is."""
+
 _LABELS = (*PATHWAYS, *COMPONENTS)
 
 
@@ -148,9 +151,7 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     "decoupled_weight_decay": _boolean,
     "amsgrad": _boolean,
     "maximize": _boolean,
-    "foreach": _boolean,
-    "fused": _boolean,
-    "capturable": _boolean,
+    **dict.fromkeys(STEP_OPTIONS, _boolean),
 }
 _OVERRIDES: dict[str, Callable[[str, str], float]] = {
     "p": _finite,

@@ -30,6 +30,8 @@ class Paths:
         for param in params:  # of a DTensor, the whole: all processes choose alike
             self._numels[param.device] = self._numels.get(param.device, 0) + param.numel()
         self._fused: dict[torch.device, fused_kernels.Advance | None] = {}
+        for device in self._numels:  # now, before a step has begun
+            self._fused_on(device)
 
     def _fused_on(self, device: torch.device) -> fused_kernels.Advance | None:
         if device not in self._fused:

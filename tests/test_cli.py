@@ -30,7 +30,15 @@ def rows(output: str) -> dict[tuple[str, str], list[str]]:
 
 
 def test_the_groups_of_a_checkpoint(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    output = shown(capsys, "--model", checkpoint, "--weight_decay", "0.1", "--optim_args", "p=0.3,p.norm=0")
+    output = shown(
+        capsys,
+        "--model",
+        checkpoint,
+        "--weight_decay",
+        "0.1",
+        "--optim_args",
+        "p=0.3,p.norm=0,fused=true,capturable=true",
+    )
     assert rows(output) == {
         ("weight", "attention"): ["4", "2,048", "0.1", "0.3", "5e-05"],
         ("weight", "embedding"): ["2", "1,280", "0.1", "0.3", "5e-05"],
