@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -71,20 +71,20 @@ class Paths:
 
     def _parts(self, updates: Sequence[Update], request: StepSums | None) -> list[_Part]:
         parts: dict[tuple[torch.device, fused_kernels.Advance | None], list[Update]] = {}
+        here = advance = None
         for update in updates:
             device = update.theta.device
-            advance = self._fused_on(device)
-            if advance is not None and not self._takes(update):
-                advance = None
-            parts.setdefault((device, advance), []).append(update)
+            if device != here:
+                here, advance = device, self._fused_on(device)
+            taken = advance if advance is not None and (fused_kernels.takes(update) or self._refuse(update)) else None
+            parts.setdefault((device, taken), []).append(update)
         return [
             _FusedPart(part, advance, request) if advance else _PlainPart(part, self._foreach_on(device), request)
             for (device, advance), part in parts.items()
         ]
 
-    def _takes(self, update: Update) -> bool:
-        if fused_kernels.takes(update):
-            return True
+    def _refuse(self, update: Update) -> bool:
+        """False, unless the user insists."""
         if self._insists:
             raise RuntimeError(
                 "fused=True needs plain tensors without gaps or overlaps, moments beside them, and dtypes it knows, "
@@ -126,18 +126,12 @@ class _FusedPart:
 
     def advance(self, tasks: Task, scale: Tensor | None = None) -> None:
         sums = self._advance(tasks, scale=scale)
-        # A kernel changes memory behind autograd's back, which must know that a graph's saved tensors are others now.
-        torch.autograd.graph.increment_version(list(self._written(tasks)))
+        if tasks & Task.APPLY:
+            # Behind autograd's back, which must know that what a graph has saved is no more.
+            torch.autograd.graph.increment_version([update.theta for update in self.updates])
         # Of two passes, each leaves 0 what the other gives.
         self._sums = sums if self._sums is None else self._sums + sums
         self._scale = scale
-
-    def _written(self, tasks: Task) -> Iterator[Tensor]:
-        for update in self.updates:
-            if tasks & Task.APPLY:
-                yield update.theta
-            if tasks & Task.MOMENTS:
-                yield from (update.exp_avg, update.exp_avg_sq)
 
     @property
     def squares(self) -> Tensor:

@@ -71,23 +71,26 @@ def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
 def takes(update: Update) -> bool:
     """Whether the fused step can take this one: its tensors are what their addresses say.
 
-    Plain tensors of one shape on one device, of dtypes that the kernel knows, with their elements in one order and in
+    Plain tensors of one size on one device, of dtypes that the kernel knows, with their elements in one order and in
     one piece. A gradient in another order is copied.
     """
-    theta, grad = update.theta, update.grad
-    device, shape = theta.device, theta.shape
-    module = _MODULES.get(device.type)
-    moments = [update.exp_avg, update.exp_avg_sq]
-    if update.max_exp_avg_sq is not None:
-        moments.append(update.max_exp_avg_sq)
+    # Once a tensor and step: numel and is_cpu cost a third of shape and device.
+    theta, grad, maximum = update.theta, update.grad, update.max_exp_avg_sq
+    is_cpu, numel = theta.is_cpu, theta.numel()
+    module = cpu if is_cpu and _MODULES["cpu"] is cpu else _MODULES.get(theta.device.type)
     if module is None or theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
         return False
-    for tensor in (theta, grad, *moments):
-        if type(tensor) not in _PLAIN or tensor.device != device or tensor.shape != shape:
-            return False
-    if any(moment.dtype != torch.float32 for moment in moments):
+    moments = (update.exp_avg, update.exp_avg_sq) if maximum is None else (update.exp_avg, update.exp_avg_sq, maximum)
+    if type(theta) not in _PLAIN or type(grad) not in _PLAIN or grad.numel() != numel or grad.is_cpu != is_cpu:
         return False
-    if theta.is_contiguous() and all(moment.is_contiguous() for moment in moments):
+    contiguous = theta.is_contiguous()
+    for moment in moments:
+        if type(moment) not in _PLAIN or moment.dtype != torch.float32:
+            return False
+        if moment.numel() != numel or moment.is_cpu != is_cpu or (not is_cpu and moment.device != theta.device):
+            return False
+        contiguous = contiguous and moment.is_contiguous()
+    if contiguous:
         if not grad.is_contiguous():
             update.grad = grad.contiguous()
         return True
