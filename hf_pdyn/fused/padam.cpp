@@ -2,15 +2,19 @@
 // written once, and the sums that statistics need are taken on the way.
 //
 // Built by cpu.py, which calls `hf_pdyn_step` and mirrors the three structs. No header of torch is included, so it
-// compiles in less than a second. Work is cut into chunks whose sums are stored apart: results do not depend on the
-// number of threads. A chunk goes through the stages below block by block, so that what they hand on stays in L1;
-// every stage is a plain loop that the compiler vectorises. NaN and infinity behave as in torch: no -ffast-math, only
-// -fno-math-errno and -fno-trapping-math, without which neither sqrt nor a select is vectorised.
+// compiles in two or three seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
+// number of threads. A chunk goes through the stages below block by block, so that what they hand on stays in L1. The
+// stages are plain loops that the compiler vectorises; with AVX-512 the last and longest is written with vectors. NaN
+// and infinity behave as in torch: no -ffast-math, only -fno-math-errno and -fno-trapping-math, without which neither
+// sqrt nor a select is vectorised.
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -107,8 +111,8 @@ inline float exp2_of_fraction(float r) {
   return q * r + 1.0f;
 }
 
-// x^q, largest relative error 7e-7 for |q| <= 1 (4e-7 for |q| <= 0.4), for a normal x > 0 and a normal result, or infinity. NaN counts as
-// infinity, which does not show: where v is NaN, so is m, by which the result is multiplied.
+// x^q, largest relative error 7e-7 for |q| <= 1 (4e-7 for |q| <= 0.4), for a normal x > 0 and a normal result, or
+// infinity. NaN counts as infinity, which does not show: where v is NaN, so is m, by which the result is multiplied.
 inline float power_of_normal(float x, float q) {
   int32_t e;
   const float log2_fraction = log2_of_fraction(x, e);
@@ -142,17 +146,94 @@ inline float power_of_any(float x, float q) {
   return x != x ? x : z;
 }
 
+template <class T>
+inline T load(const float* x) {
+  return *x;
+}
+
+inline void store(float* x, float value) { *x = value; }
+
+inline float root(float x) { return std::sqrt(x); }
+
+#ifdef __AVX512F__
+
+// Tables fit into registers here, so that polynomials can be short; no compiler makes such look-ups of a plain loop.
+using Lanes = float __attribute__((vector_size(64)));
+constexpr int64_t kLanes = 16;
+
+struct Tables {
+  alignas(64) float reciprocal[16];         // of the middle of each sixteenth of [1, 2)
+  alignas(64) float log2_of_middle[16];     // of one over that
+  alignas(64) int32_t exp2_less_index[32];  // bits of 2^(i/32), less the i << 18 that `power_of_normal` adds
+
+  Tables() {
+    for (int32_t i = 0; i < 16; ++i) {
+      reciprocal[i] = float(1 / (1 + (i + 0.5) / 16));
+      log2_of_middle[i] = float(-std::log2(double(reciprocal[i])));
+    }
+    for (int32_t i = 0; i < 32; ++i) exp2_less_index[i] = bits_as<int32_t>(float(std::exp2(i / 32.0))) - (i << 18);
+  }
+};
+const Tables kTables;
+
+inline Lanes spread(float x) { return _mm512_set1_ps(x); }
+
+// As the other one, largest relative error 4e-7 for |q| <= 1.
+inline Lanes power_of_normal(Lanes x, float q) {
+  const __m512 reciprocals = _mm512_load_ps(kTables.reciprocal);
+  const __m512 log2_of_middles = _mm512_load_ps(kTables.log2_of_middle);
+  const __m512i low = _mm512_load_si512(kTables.exp2_less_index);
+  const __m512i high = _mm512_load_si512(kTables.exp2_less_index + 16);
+
+  // log2 x = exponent + fraction: of the middle of the sixteenth, and log2(1 + t) for |t| <= 1/32, by Taylor to 3e-7.
+  const __m512i sixteenth = _mm512_srli_epi32(_mm512_castps_si512(x), 19);  // in the low four bits
+  const Lanes exponent = _mm512_getexp_ps(x);
+  const Lanes mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+  const Lanes t = _mm512_fmsub_ps(mantissa, _mm512_permutexvar_ps(sixteenth, reciprocals), spread(1.0f));
+  const Lanes fraction =
+      ((0.48089835f * t - 0.72134752f) * t + 1.442695f) * t + Lanes(_mm512_permutexvar_ps(sixteenth, log2_of_middles));
+
+  // q log2 x = n + r, n in 32nds, |r| <= 1/64.
+  constexpr float kRoundsTo32nds = kRoundsToInteger / 32;
+  const Lanes factor = spread(q);
+  const Lanes shifted = _mm512_fmadd_ps(factor, exponent + fraction, spread(kRoundsTo32nds));
+  const Lanes n = shifted - kRoundsTo32nds;
+  const Lanes r = _mm512_fmadd_ps(factor, fraction, _mm512_fmsub_ps(factor, exponent, n));
+
+  // 2^n: shifting left leaves of `shifted` n's integer in the place of the exponent, and its 32nds below, which the
+  // table has taken off.
+  const __m512i bits = _mm512_castps_si512(shifted);
+  const Lanes exp2_n = _mm512_castsi512_ps(
+      _mm512_add_epi32(_mm512_permutex2var_epi32(low, bits, high), _mm512_slli_epi32(bits, 18)));
+  const Lanes z = exp2_n + exp2_n * r * (0.24022651f * r + 0.6931472f);  // 2^r by Taylor to 2e-7
+  const __mmask16 finite = _mm512_cmp_ps_mask(x, spread(kInfinity), _CMP_LT_OQ);
+  return _mm512_mask_mov_ps(spread(q < 0 ? 0.0f : kInfinity), finite, z);
+}
+
+template <>
+inline Lanes load<Lanes>(const float* x) {
+  return _mm512_loadu_ps(x);
+}
+
+inline void store(float* x, Lanes values) { _mm512_storeu_ps(x, values); }
+
+inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
+
+inline float total(Lanes x) { return _mm512_reduce_add_ps(x); }
+
+#endif
+
 // How x^-p is computed.
 enum class Gain { kOne, kReciprocalRoot, kReciprocalFourthRoot, kReciprocal, kPowerOfNormal, kPowerOfAny };
 
-template <Gain gain>
-inline float power(float x, float q) {
-  if constexpr (gain == Gain::kOne) return 1.0f;
-  if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / std::sqrt(x);
-  if constexpr (gain == Gain::kReciprocalFourthRoot) return 1.0f / std::sqrt(std::sqrt(x));
+// For all but kOne.
+template <Gain gain, class T>
+inline T power(T x, float q) {
+  if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / root(x);
+  if constexpr (gain == Gain::kReciprocalFourthRoot) return 1.0f / root(root(x));
   if constexpr (gain == Gain::kReciprocal) return 1.0f / x;
   if constexpr (gain == Gain::kPowerOfNormal) return power_of_normal(x, q);
-  return power_of_any(x, q);
+  if constexpr (gain == Gain::kPowerOfAny) return power_of_any(x, q);
 }
 
 // For x >= smallest. Exponents of normal numbers lie within 127, so at |q| < 0.98 those of their powers do too.
@@ -215,8 +296,12 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   if (s.p == 1.0f) {
     for (int64_t i = 0; i < n; ++i) perturbed[i] = std::log(perturbed[i]);
   } else if (gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal && one_norm == one_norm) {
+    int64_t i = 0;
+#ifdef __AVX512F__
+    for (; i + kLanes <= n; i += kLanes) store(perturbed + i, power_of_normal(load<Lanes>(perturbed + i), 1.0f - s.p));
+#endif
 #pragma omp simd
-    for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_normal(perturbed[i], 1.0f - s.p);
+    for (int64_t j = i; j < n; ++j) perturbed[j] = power_of_normal(perturbed[j], 1.0f - s.p);
   } else if (s.p != 0.0f) {  // with NaN among them, perhaps
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_any(perturbed[i], 1.0f - s.p);
@@ -225,10 +310,14 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
 }
 
 // m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
-inline float lerp(float m, float g, float w) { return m + w * (g - m); }
+template <class T>
+inline T lerp(T m, T g, float w) {
+  return m + w * (g - m);
+}
 
 // v <- beta2 v + (1 - beta2) g^2.
-inline float second_moment(float v, float grad_sq, const Settings& s) {
+template <class T>
+inline T second_moment(T v, T grad_sq, const Settings& s) {
   return s.beta2 * v + s.one_minus_beta2 * grad_sq;
 }
 
@@ -236,54 +325,94 @@ struct Squares {
   double grad, direction, adam;
 };
 
-// The update of a block in one loop. takes_in: the moments take in `grad`. moves: theta moves, else adam_sq is summed.
-template <bool takes_in, bool moves, Gain gain>
-Squares loop(float* __restrict theta, const float* __restrict grad, float* __restrict exp_avg, float* __restrict second,
-             int64_t n, const Settings& s) {
-  float grad_sq = 0, direction_sq = 0, adam_sq = 0;
-#pragma omp simd reduction(+ : grad_sq, direction_sq, adam_sq)
-  for (int64_t i = 0; i < n; ++i) {
-    float m = exp_avg[i], v = second[i];
-    if constexpr (takes_in) {
-      const float g = grad[i], g_sq = g * g;
-      exp_avg[i] = m = lerp(m, g, s.one_minus_beta1);
-      second[i] = v = second_moment(v, g_sq, s);
-      grad_sq += g_sq;
-    }
-    const float x = s.v_scale * v + s.eps;
-    const float m_hat = s.m_scale * m;
-    const float d = m_hat * power<gain>(x, -s.p);
-    direction_sq += d * d;
-    // Update and decay together, so that bf16 parameters are rounded once.
-    if constexpr (moves) theta[i] -= s.lr * d + (s.decay != 0 ? s.decay * theta[i] : 0.0f);
-    if constexpr (!moves) adam_sq += m_hat * m_hat / x;
-  }
-  return {grad_sq, direction_sq, adam_sq};
+// The larger, or v if that is NaN, as torch's maximum has it.
+template <class T>
+inline T larger(T v, T than) {
+  return (v > than) | (v != v) ? v : than;
 }
 
-template <bool takes_in, bool moves>
-Squares loop(float* theta, const float* grad, float* exp_avg, float* second, int64_t n, const Settings& s) {
+// The update of what T holds. takes_in: the moments take in `grad`. amsgrad: then `maximum` takes in v
+// and stands under the power. moves: theta moves, else adam_sq is summed.
+template <class T, bool takes_in, bool moves, bool amsgrad, Gain gain>
+inline void update(float* theta, const float* grad, float* exp_avg, float* second, float* maximum, const Settings& s,
+                   T& grad_sq, T& direction_sq, T& adam_sq) {
+  T m = load<T>(exp_avg), v = load<T>(second);
+  if constexpr (takes_in) {
+    const T g = load<T>(grad), g_sq = g * g;
+    m = lerp(m, g, s.one_minus_beta1);
+    v = second_moment(v, g_sq, s);
+    store(exp_avg, m);
+    store(second, v);
+    grad_sq += g_sq;
+    if constexpr (amsgrad) {
+      v = larger(v, load<T>(maximum));
+      store(maximum, v);
+    }
+  }
+  const T x = s.v_scale * v + s.eps;
+  const T m_hat = s.m_scale * m;
+  T d = m_hat;
+  if constexpr (gain != Gain::kOne) d *= power<gain>(x, -s.p);
+  direction_sq += d * d;
+  if constexpr (moves) {
+    // Update and decay together, so that bf16 parameters are rounded once.
+    T step = s.lr * d;
+    if (s.decay != 0) step += s.decay * load<T>(theta);
+    store(theta, load<T>(theta) - step);
+  }
+  if constexpr (!moves) adam_sq += m_hat * m_hat / x;
+}
+
+// The update of a block in one loop.
+template <bool takes_in, bool moves, bool amsgrad, Gain gain>
+Squares loop(float* __restrict theta, const float* __restrict grad, float* __restrict exp_avg, float* __restrict second,
+             float* __restrict maximum, int64_t n, const Settings& s) {
+  Squares squares = {0, 0, 0};
+  int64_t start = 0;
+#ifdef __AVX512F__
+  if constexpr (gain != Gain::kPowerOfAny) {
+    Lanes grad_sq = {}, direction_sq = {}, adam_sq = {};
+    for (; start + kLanes <= n; start += kLanes) {
+      update<Lanes, takes_in, moves, amsgrad, gain>(theta + start, grad + start, exp_avg + start, second + start,
+                                           maximum + start, s, grad_sq, direction_sq, adam_sq);
+    }
+    squares = {total(grad_sq), total(direction_sq), total(adam_sq)};
+  }
+#endif
+  float grad_sq = 0, direction_sq = 0, adam_sq = 0;
+#pragma omp simd reduction(+ : grad_sq, direction_sq, adam_sq)
+  for (int64_t i = start; i < n; ++i) {
+    update<float, takes_in, moves, amsgrad, gain>(theta + i, grad + i, exp_avg + i, second + i, maximum + i, s, grad_sq,
+                                                  direction_sq, adam_sq);
+  }
+  return {squares.grad + grad_sq, squares.direction + direction_sq, squares.adam + adam_sq};
+}
+
+template <bool takes_in, bool moves, bool amsgrad>
+Squares loop(float* theta, const float* grad, float* exp_avg, float* second, float* maximum, int64_t n,
+             const Settings& s) {
   switch (gain_of(-s.p, s.eps)) {
     case Gain::kOne:
-      return loop<takes_in, moves, Gain::kOne>(theta, grad, exp_avg, second, n, s);
+      return loop<takes_in, moves, amsgrad, Gain::kOne>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kReciprocalRoot:
-      return loop<takes_in, moves, Gain::kReciprocalRoot>(theta, grad, exp_avg, second, n, s);
+      return loop<takes_in, moves, amsgrad, Gain::kReciprocalRoot>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kReciprocalFourthRoot:
-      return loop<takes_in, moves, Gain::kReciprocalFourthRoot>(theta, grad, exp_avg, second, n, s);
+      return loop<takes_in, moves, amsgrad, Gain::kReciprocalFourthRoot>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kReciprocal:
-      return loop<takes_in, moves, Gain::kReciprocal>(theta, grad, exp_avg, second, n, s);
+      return loop<takes_in, moves, amsgrad, Gain::kReciprocal>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kPowerOfNormal:
-      return loop<takes_in, moves, Gain::kPowerOfNormal>(theta, grad, exp_avg, second, n, s);
+      return loop<takes_in, moves, amsgrad, Gain::kPowerOfNormal>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kPowerOfAny:
       break;
   }
-  return loop<takes_in, moves, Gain::kPowerOfAny>(theta, grad, exp_avg, second, n, s);
+  return loop<takes_in, moves, amsgrad, Gain::kPowerOfAny>(theta, grad, exp_avg, second, maximum, n, s);
 }
 
 void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
   alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], under_power[kBlock];
   float* exp_avg = run.exp_avg + start;
   float* second = run.exp_avg_sq + start;
+  float* maximum = run.max_exp_avg_sq ? run.max_exp_avg_sq + start : nullptr;
   float* theta = const_cast<float*>(as_floats(run.theta, call.theta_type, start, n, theta_scratch));
   bool takes_in = call.tasks & kMoments;
   const bool moves = call.tasks & kApply;
@@ -291,7 +420,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
   const bool published = s.root_eps >= 0;
 
   // Else something else than v stands under the power, or m is not taken in by the common form.
-  const bool in_one_loop = !run.max_exp_avg_sq && !published && s.one_minus_beta1 < 0.5f;
+  const bool in_one_loop = !published && s.one_minus_beta1 < 0.5f;
 
   const float* grad = nullptr;
   bool loop_sums_gradient = false;
@@ -317,21 +446,15 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
       // torch's lerp has two forms; by the second, m is g at beta1 = 0.
       exp_avg[i] = w < 0.5f ? lerp(exp_avg[i], g, w) : g - (g - exp_avg[i]) * (1.0f - w);
       second[i] = second_moment(second[i], g * g, s);
+      if (maximum) maximum[i] = larger(second[i], maximum[i]);
     }
     takes_in = false;
   }
-  if (run.max_exp_avg_sq) {
-    float* __restrict maximum = run.max_exp_avg_sq + start;
-    if (call.tasks & kMoments) {
-#pragma omp simd
-      for (int64_t i = 0; i < n; ++i) {
-        const float v = second[i];
-        maximum[i] = v > maximum[i] || v != v ? v : maximum[i];
-      }
-    }
+  const float* v = maximum ? maximum : second;
+  if (maximum && !takes_in) {
     second = maximum;
+    maximum = nullptr;
   }
-  const float* v = second;
   if (published) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) {
@@ -343,9 +466,10 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     of_loop.eps = 0;
   }
 
-  const auto run_loop = takes_in ? (moves ? loop<true, true> : loop<true, false>)
-                                 : (moves ? loop<false, true> : loop<false, false>);
-  const Squares squares = run_loop(theta, grad, exp_avg, second, n, of_loop);
+  const auto run_loop = !takes_in ? (moves ? loop<false, true, false> : loop<false, false, false>)
+                        : maximum ? (moves ? loop<true, true, true> : loop<true, false, true>)
+                                  : (moves ? loop<true, true, false> : loop<true, false, false>);
+  const Squares squares = run_loop(theta, grad, exp_avg, second, maximum, n, of_loop);
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad;
   if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += squares.direction;
   if (call.tasks & kDirection) sums[kAdamSq] += squares.adam;
