@@ -113,10 +113,10 @@ def step_chunk(
 ):
     """One chunk's part of a step, as `step_block` of padam.cpp.
 
-    runs: (tensors, N_RUN_COLUMNS) int64: addresses of theta, g, m, v, max v, t and lr (0 where there is none), elements,
-    row of settings. chunks: (chunks, 2) int32: the tensor, and the number within it. settings: (rows, N_SETTINGS)
-    float32: the columns of settings.py and the logarithms of the betas. scale, clip_factor: a float32 each, or None.
-    sums: (chunks, N_SUMS) float32, zeros.
+    runs: (tensors, N_RUN_COLUMNS) int64: addresses of theta, g, m, v, max v, t and lr (0 where there is none), then
+    elements and row of settings. chunks: (chunks, 2) int32: the tensor, and the number within it. settings: (rows,
+    N_SETTINGS) float32: the columns of settings.py and the logarithms of the betas. scale, clip_factor: a float32 each,
+    or None. sums: (chunks, N_SUMS) float32, zeros.
     """
     chunk = tl.program_id(0).to(tl.int64)
     run = runs + tl.load(chunks + 2 * chunk) * N_RUN_COLUMNS
