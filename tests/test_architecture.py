@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control", "checkpoints"),
+    ("suggest", "resilience", "kernels", "control", "checkpoints", "records"),
     ("schedules", "grouping", "sharding", "clipping", "hyperparameters"),
     ("updates",),
     ("windows", "plain", "fused"),
