@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_pdyn.callbacks.recording import Recorder
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
@@ -66,6 +67,8 @@ class PdynCallback(TrainerCallback):
     run: Run
     writes: str | None = None
     """The field of the groups that it writes, if any."""
+    recorder: Recorder | None = None
+    """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
@@ -102,7 +105,27 @@ class PdynCallback(TrainerCallback):
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
                 self._say_what_stays(state)
+        if self.recorder is not None:
+            self.recorder.begin(args, state)
         self.begin(args, state)
+
+    def before_checkpoint(self, state: TrainerState) -> None:
+        """What must be on the disk before the checkpoint of this step is: called in every process."""
+        self._flush()
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._flush()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._flush()
+
+    def _flush(self) -> None:
+        if self.recorder is not None:
+            self.recorder.flush()
 
     def _say_what_stays(self, state: TrainerState) -> None:
         """Of fields that a callback of the checkpoint's run has moved and none of this run writes."""
@@ -174,7 +197,7 @@ class RememberingCallback(PdynCallback, ABC):
         """Continue from what `remember` returned; ValueError where that cannot be."""
 
     @abstractmethod
-    def metrics(self) -> dict[str, float] | None:
+    def metrics(self, state: TrainerState) -> dict[str, float] | None:
         """What to add to the coming training log record, if anything; starts the next interval."""
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *event: Any, **kwargs: Any) -> None:
@@ -204,6 +227,7 @@ class RememberingCallback(PdynCallback, ABC):
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """Put the state of this step where the checkpoint that is about to be written has it."""
+        super().before_checkpoint(state)
         remembered = self.remember()
         if remembered is not None:
             _memory(state)[self.memory_name] = {"step": state.global_step, **remembered}
@@ -217,12 +241,13 @@ class RememberingCallback(PdynCallback, ABC):
         **kwargs: Any,
     ) -> None:
         if logs is not None and is_training_log(logs):
-            finite = {name: value for name, value in (self.metrics() or {}).items() if math.isfinite(value)}
+            finite = {name: value for name, value in (self.metrics(state) or {}).items() if math.isfinite(value)}
             add_to_log(logs, state, finite)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        super().on_train_end(args, state, control, **kwargs)
         self.stop_measuring()
 
 

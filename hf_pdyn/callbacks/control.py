@@ -11,9 +11,11 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
+from hf_pdyn.callbacks.recording import Recorder
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
+from hf_pdyn.records import DECISIONS
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.sharding import agreed, first_param
 from hf_pdyn.statistics import StepStatistics
@@ -47,6 +49,7 @@ class PControlCallback(RememberingCallback):
             raise ValueError(f"interval must be 'epoch' or a number of optimizer steps >= 1, got {interval!r}.")
         self.config = config or ControlConfig()
         self.interval = interval
+        self.recorder = self._decisions = Recorder(DECISIONS)
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []
         self._unfinished: tuple[Optimizer, list[float]] | None = None
@@ -112,13 +115,14 @@ class PControlCallback(RememberingCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._steps += not step_was_skipped(self.run.optimizer)
         if self._interval_ends(state):
-            self._decide(state.global_step)
+            self._decide(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if self.interval == "epoch" and self.run.steps_per_epoch is None:
-            self._decide(state.global_step)
+            self._decide(state)
+        super().on_epoch_end(args, state, control, **kwargs)
 
     def _interval_ends(self, state: TrainerState) -> bool:
         # Counted apart from the window, which stays empty where measuring failed: every process must come to `agreed`.
@@ -128,7 +132,7 @@ class PControlCallback(RememberingCallback):
         per_epoch = self.run.steps_per_epoch
         return per_epoch is not None and state.global_step % per_epoch == 0
 
-    def _decide(self, step: int) -> None:
+    def _decide(self, state: TrainerState) -> None:
         self._steps = 0
         weight_norm, bias_norm = agreed(self._read() or _NOTHING, first_param(self.run.groups).device)
         if not (math.isfinite(weight_norm) and math.isfinite(bias_norm)):
@@ -136,7 +140,8 @@ class PControlCallback(RememberingCallback):
         before = self._state.p
         self._state = next_p(self._state, weight_norm=weight_norm, bias_norm=bias_norm, config=self.config)
         self._unlogged.append(self._state)
-        logger.info("step %d: %s, p %.4g -> %.4g", step, self._state.branch, before, self._state.p)
+        self._decisions.add(state, [self._state.to_dict()])
+        logger.info("step %d: %s, p %.4g -> %.4g", state.global_step, self._state.branch, before, self._state.p)
         self._apply()
 
     @never_fatal
@@ -166,7 +171,7 @@ class PControlCallback(RememberingCallback):
             )
         return free
 
-    def metrics(self) -> dict[str, float]:
+    def metrics(self, state: TrainerState) -> dict[str, float]:
         decided, self._unlogged = self._unlogged, []
         if not decided:
             return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
+from hf_pdyn.callbacks.recording import Recorder
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.records import LAYERS
 from hf_pdyn.resilience import never_fatal
 from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
@@ -35,7 +38,7 @@ class TelemetryCallback(RememberingCallback):
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
             completes a logging interval.
-        per_layer: every mean also by layer, as `pdyn/layer/<layer>/<name>/<pathway>`; and p,
+        per_layer: every mean also by layer, as rows of `records.LAYERS` in the output directory; and p,
             weight_decay and a_t also by label, as `pdyn/p/weight`, `pdyn/p/weight/attention`, where
             the optimizer's groups are labelled.
     """
@@ -48,6 +51,7 @@ class TelemetryCallback(RememberingCallback):
             raise ValueError(f"every must be at least 1 optimizer step, got {every}.")
         self.every = every
         self.per_layer = per_layer
+        self.recorder = Recorder(LAYERS) if per_layer else None
         self._window: Window | None = None
         self._undecided: list[tuple[Tensor | None, dict[str, float | Tensor]]] = []
 
@@ -137,7 +141,7 @@ class TelemetryCallback(RememberingCallback):
                 self._decay(rates)
 
     @never_fatal
-    def metrics(self) -> dict[str, float] | None:
+    def metrics(self, state: TrainerState) -> dict[str, float] | None:
         self._settle()
         # A record of skipped steps alone has nothing but their count, and that one is wanted.
         if self._window is None or not (len(self._window) or self._skipped_steps > self._logged_skips):
@@ -148,8 +152,8 @@ class TelemetryCallback(RememberingCallback):
             reading = self._window.read()
             self._count_nonfinite(reading.nonfinite_steps)
             collected = _global_metrics(reading)
-            if self.per_layer:
-                collected |= _layer_metrics(reading)
+            if self.recorder is not None:
+                self.recorder.add(state, _layer_rows(reading))
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps
@@ -215,13 +219,13 @@ def _global_metrics(reading: Reading) -> dict[str, float]:
     return metrics
 
 
-def _layer_metrics(reading: Reading) -> dict[str, float]:
-    return {
-        f"pdyn/layer/{scope.layer or '(model)'}/{name}/{scope.pathway}": value
+def _layer_rows(reading: Reading) -> list[dict[str, Any]]:
+    return [
+        {"layer": scope.layer or "(model)", "part": scope.pathway, "name": name, "value": value}
         for name, values in (("grad_norm", reading.grad_norm), *reading.quantities.items())
         for scope, value in values.items()
-        if scope.layer is not None
-    }
+        if scope.layer is not None and math.isfinite(value)
+    ]
 
 
 def _by_label(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:

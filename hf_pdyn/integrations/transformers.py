@@ -19,7 +19,7 @@ import transformers.trainer_optimizer
 import transformers.trainer_utils
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_optimizer import OptimizerContext
 from transformers.training_args import OptimizerNames
@@ -139,6 +139,14 @@ def processes_train_apart() -> bool:
     averages = any(isinstance(module, DistributedDataParallel) for module in trainer.model_wrapped.modules())
     has_dtensors = any(local(param) is not param for param in trainer.model.parameters())
     return not averages and not has_dtensors
+
+
+def run_directory(args: TrainingArguments) -> str:
+    """Where the Trainer that delivers this event puts its checkpoints: of a hyperparameter search, the trial's own."""
+    from transformers import Trainer
+
+    trainer = _on_the_stack(Trainer)
+    return args.output_dir if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
 
 
 def watch_mixed_mesh_clipping() -> None:

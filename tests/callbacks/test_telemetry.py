@@ -17,6 +17,7 @@ from hf_pdyn import (
     label_parameters,
 )
 from hf_pdyn.callbacks.base import Run
+from hf_pdyn.records import LAYERS, read
 from tests.synchronisation import meta_guard
 from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
 
@@ -153,15 +154,21 @@ def test_layers_on_request_add_up_to_the_whole(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[TelemetryCallback(per_layer=True)], logging_steps=1, max_steps=2)
     run.train()
     record = training_logs(run.state.log_history)[-1]
-    layers = {key: value for key, value in record.items() if key.startswith("pdyn/layer/")}
-    assert "pdyn/layer/transformer.h.0.attn.c_attn/grad_norm/weight" in layers
-    assert "pdyn/layer/transformer.h.1.ln_1/update_norm/bias_like" in layers
+    assert not any("layer" in key for key in record)
+    table, problems = read(tmp_path, LAYERS)
+    assert not problems
+    assert set(table["step"].to_pylist()) == {1, 2}
+    rows = [row for row in table.to_pylist() if row["step"] == 2]
+    found = {(row["layer"], row["part"], row["name"]): row["value"] for row in rows}
+    assert len(found) == len(rows)
+    assert ("transformer.h.0.attn.c_attn", "weight", "grad_norm") in found
+    assert ("transformer.h.1.ln_1", "bias_like", "update_norm") in found
     for letter, pathway in (("w", "weight"), ("b", "bias_like")):
-        parts = [v for k, v in layers.items() if k.endswith(f"/grad_norm/{pathway}")]
+        parts = [v for (_, part, name), v in found.items() if (part, name) == (pathway, "grad_norm")]
         assert math.sqrt(sum(v**2 for v in parts)) == pytest.approx(record[f"pdyn/D_{letter}"], rel=1e-6)
-    plain = trainer(tmp_path, callbacks=[TelemetryCallback()], max_steps=2)
+    plain = trainer(tmp_path / "plain", callbacks=[TelemetryCallback()], max_steps=2)
     plain.train()
-    assert not any("layer" in key for record in plain.state.log_history for key in record)
+    assert not (tmp_path / "plain" / "pdyn").exists()
 
 
 def test_every_reporter_sees_every_metric(tmp_path: Path) -> None:
