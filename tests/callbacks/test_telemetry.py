@@ -1,5 +1,10 @@
 import json
 import math
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +24,7 @@ from hf_pdyn import (
 from hf_pdyn.callbacks.base import Run
 from hf_pdyn.records import LAYERS, read
 from tests.synchronisation import meta_guard
-from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
+from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 
 OPTIMIZERS = ["padam", "adamw_torch", "adamw_torch_fused", "sgd"]
 
@@ -169,6 +174,34 @@ def test_layers_on_request_add_up_to_the_whole(tmp_path: Path) -> None:
     plain = trainer(tmp_path / "plain", callbacks=[TelemetryCallback()], max_steps=2)
     plain.train()
     assert not (tmp_path / "plain" / "pdyn").exists()
+
+
+TRACKED = """
+import sys
+from hf_pdyn import TelemetryCallback
+from tests.training import trainer
+
+local = {"report_to": ["trackio"], "run_name": "of a test", "trackio_space_id": None}  # transformers 5.2 would upload
+run = trainer(sys.argv[1], callbacks=[TelemetryCallback(per_layer=True)], **local)
+run.train()
+run.save_state()
+"""
+
+
+def test_trackio_s_local_store_has_the_metrics(tmp_path: Path) -> None:
+    """Read from its database: its Python interface lists runs, not what they logged (0.43)."""
+    pytest.importorskip("trackio")
+    environment = os.environ | {"TRACKIO_DIR": str(tmp_path / "trackio")}  # read where it is imported
+    subprocess.run([sys.executable, "-c", TRACKED, str(tmp_path / "run")], check=True, env=environment, timeout=200)
+    (database,) = (tmp_path / "trackio").glob("*.db")
+    with closing(sqlite3.connect(database)) as connection:
+        stored = [json.loads(text) for (text,) in connection.execute("SELECT metrics FROM metrics ORDER BY id")]
+    logs = training_logs(saved_state(tmp_path / "run")["log_history"])
+    written = [record for record in stored if "train/loss" in record]
+    assert len(written) == len(logs) == 6
+    for record, logged in zip(written, logs, strict=True):
+        ours = {f"train/{name}": value for name, value in logged.items() if name.startswith("pdyn/")}
+        assert {name: value for name, value in record.items() if "pdyn" in name} == ours
 
 
 def test_every_reporter_sees_every_metric(tmp_path: Path) -> None:
