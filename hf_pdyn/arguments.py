@@ -50,8 +50,8 @@ class PdynArguments:
     spectra: str = field(
         default="none",
         metadata={
-            "help": "epoch, or a number of optimizer steps: how often nuclear / Frobenius norm and ranks of attention's "
-            "K^T Q and of LoRA's B A are taken."
+            "help": "How often nuclear / Frobenius norm and ranks of attention's K^T Q and LoRA's B A are measured: "
+            "none, epoch, or a number of optimizer steps."
         },
     )
     p_control: str = field(

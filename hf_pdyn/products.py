@@ -1,10 +1,9 @@
 """The products of a model's weights whose spectra are worth watching: K^T Q of attention, scaling * B A of LoRA.
 
-Attention's logits are x^T K^T Q x for the weights K and Q, (out, in) each, up to biases, 1/sqrt(d), rotary embeddings and
-norms in between, which are left out here. The whole product is the sum of those of its heads. Where heads share keys
-(grouped-query attention), head h of Q goes with head h // group of K in both.
-
-Adapters that a forward pass adds are part of K and Q.
+Attention's logits are x^T K^T Q x for the weights K and Q, (out, in) each, up to biases, 1/sqrt(d), rotary embeddings
+and norms in between, which are left out here. The whole product is the sum of those of its heads. Where heads share
+keys (grouped-query attention), head h of Q goes with head h // group of K in both. Adapters that a forward pass adds
+are part of K and Q.
 """
 
 from __future__ import annotations
@@ -94,9 +93,11 @@ class AttentionProduct(Product):
     head_size: int | None
 
     def tensors(self) -> list[Tensor]:
+        """Once each, also of a fused layer."""
         return list(dict.fromkeys([*self.query.tensors(), *self.key.tensors()]))
 
     def measure(self, whole: Whole) -> list[Measured]:
+        """The whole product and those of the heads, in their order."""
         query, key = self.query.weight(whole), self.key.weight(whole)
         if self.head_size is None:
             return [_whole_attention(query, key)]
@@ -126,9 +127,11 @@ class LoraProduct(Product):
     module: nn.Module
 
     def tensors(self) -> list[Tensor]:
+        """Without magnitudes, which are no factor of it."""
         return [tensor for lora in peft.active_loras(self.module) for tensor in (lora.a, lora.b)]
 
     def measure(self, whole: Whole) -> list[Measured]:
+        """One spectrum an adapter."""
         loras = peft.active_loras(self.module)
         return [
             Measured(
@@ -205,7 +208,11 @@ def _attention(layer: str, attention: nn.Module, query: Projection, key: Project
     if size is None and heads:
         size = rows // heads
     if size is None:
-        return AttentionProduct(layer, query, key, None) if rows == key_rows else f"{rows} rows of Q, {key_rows} of K"
+        return (
+            AttentionProduct(layer, query, key, None)
+            if rows == key_rows
+            else (f"nothing tells how its {rows} rows of Q go with {key_rows} of K")
+        )
     # Q's rows may hold more than queries (Qwen3-Next has gates there), and heads that do not pair up have no product.
     if rows % size or key_rows % size or (rows // size) % (key_rows // size) or rows != (heads or rows // size) * size:
         return f"{rows} rows of Q and {key_rows} of K are not heads of {size}"

@@ -74,7 +74,7 @@ def base_layer(module: nn.Module) -> nn.Module:
 
 
 def why_unlike_lora(module: nn.Module) -> str | None:
-    """Why its adapters do not just add scaling * B A, perhaps with DoRA's magnitudes; None where they do or are none."""
+    """Why its adapters do more than add scaling * B A, with DoRA's magnitudes perhaps; None where they do not."""
     if not _is_a(module, "peft.tuners.tuners_utils", "BaseTunerLayer"):
         return None
     if not is_lora(module) or module.base_layer is not base_layer(module):
