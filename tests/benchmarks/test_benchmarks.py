@@ -13,7 +13,7 @@ from benchmarks.opponents import OPPONENTS
 from benchmarks.shapes import SHAPES, Parameters
 
 
-@pytest.mark.parametrize("what", ["step", "trainer"])
+@pytest.mark.parametrize("what", ["step", "trainer", "spectral"])
 def test_it_runs_and_writes_what_it_found(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "new" / "found.json"
     command.main([what, "--tiny", "--device", "cpu", "--threads", "1", "--json", str(target)])

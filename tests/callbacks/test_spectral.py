@@ -124,7 +124,8 @@ def test_training_is_the_same_with_it(tmp_path: Path) -> None:
         assert torch.equal(a, b)
 
 
-# Step 16 is the last, step 8 has a measurement that no record has yet. Step 7's checkpoint is inside an epoch: there transformers 5.2 loses the order of the batches, with stock AdamW too.
+# Step 16 is the last, step 8 has a measurement that no record has yet. Step 7 is inside an epoch: there transformers
+# 5.2 loses the order of the batches, with stock AdamW too.
 INSIDE = [(4, 7)] if Version(transformers.__version__) >= Version("5.23") else []
 
 

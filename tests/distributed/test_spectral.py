@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.launching import launch
-from tests.distributed.matrix import LAUNCHES, why_impossible
+from tests.distributed.matrix import LAUNCHES, why_impossible, zero
 
 pytestmark = pytest.mark.distributed
 
@@ -47,21 +47,26 @@ def test_spectra_are_those_of_one_process(tmp_path: Path, name: str, alone: dict
     assert not first["failing"]["rows"] and not any(map(spectra, first["failing"]["logs"]))
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "said"),
-    [
-        ("FSDP1", LAUNCHES["FSDP1"].options, "FSDP1 keeps flat pieces of weights; use FSDP2"),
-    ],
-)
-def test_where_nothing_is_whole_the_main_process_says_so(
-    tmp_path: Path, name: str, options: dict[str, Any], said: str
-) -> None:
-    reason = why_impossible(name)
+def test_deepspeed_has_whole_weights_until_stage_3(tmp_path: Path, alone: dict[str, Any]) -> None:
+    pytest.importorskip("deepspeed")
+    first, second = launch(2, "spectral_worker", tmp_path / "out", {"ZeRO-2": zero(2), "ZeRO-3": zero(3)})
+    assert not first["ZeRO-2"]["said"]
+    assert spectra(first["ZeRO-2"]["logs"][-1]) == pytest.approx(spectra(alone["logs"][-1]), rel=TOLERANCE)
+    assert_unavailable(first["ZeRO-3"], second["ZeRO-3"], "DeepSpeed ZeRO-3 leaves no process a whole weight")
+
+
+def test_fsdp1_is_said_to_have_none(tmp_path: Path) -> None:
+    reason = why_impossible("FSDP1")
     if reason:
         pytest.skip(reason)
-    first, second = launch(2, "spectral_worker", tmp_path / "out", {name: options})
-    assert [said in text for text in first[name]["said"]] == [True] and not second[name]["said"]
-    assert first[name]["steps"] == 6 and not first[name]["rows"]
+    first, second = launch(2, "spectral_worker", tmp_path / "out", {"FSDP1": LAUNCHES["FSDP1"].options})
+    assert_unavailable(first["FSDP1"], second["FSDP1"], "FSDP1 keeps flat pieces of weights; use FSDP2")
+
+
+def assert_unavailable(first: dict[str, Any], second: dict[str, Any], reason: str) -> None:
+    """The main process says so, once, and the training goes on."""
+    assert [reason in text for text in first["said"]] == [True] and not second["said"]
+    assert first["steps"] == 6 and not first["rows"]
 
 
 def spectra(record: dict[str, Any]) -> dict[str, float]:
