@@ -41,11 +41,12 @@ class SpectralCallback(RememberingCallback):
         self.every = every
         self.recorder = self._layers = Recorder(LAYERS)
         self._products: Sequence[Product] = ()
+        self._sharded = False
         self._unlogged: dict[str, float] = {}
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
-        self._products, self._unlogged = (), {}
+        self._products, self._sharded, self._unlogged = (), False, {}
         self._find(state)
         # A resumed run has the measurement of its checkpoint's step, if there was one.
         self._measured_at = state.global_step if state.global_step > 0 else None
@@ -60,6 +61,7 @@ class SpectralCallback(RememberingCallback):
             problem = "FSDP1 keeps flat pieces of weights; use FSDP2 (fsdp_config version 2) or DDP"
         else:
             found = find_products(self.run.model)
+            self._sharded = any(is_dtensor(tensor) for product in found.products for tensor in product.tensors())
             self._products = found.products
             if found.unavailable:
                 layer, reason = next(iter(found.unavailable.items()))
@@ -107,16 +109,15 @@ class SpectralCallback(RememberingCallback):
         if self._measured_at == state.global_step:
             return
         self._measured_at = state.global_step
-        sharded = any(is_dtensor(tensor) for product in self._products for tensor in product.tensors())
         main = state.is_world_process_zero
-        if sharded and agreed([self.gave_up], first_param(self.run.groups).device)[0]:
+        if self._sharded and agreed([self.gave_up], first_param(self.run.groups).device)[0]:
             return
         found: list[tuple[Product, Measured]] = []
-        for product in self._products if sharded or main else ():
-            gathered = self._gather(product) if sharded else None
+        for product in self._products if self._sharded or main else ():
+            gathered = self._gather(product) if self._sharded else None
             if main:
                 found += [(product, measured) for measured in self._spectra(product, gathered) or ()]
-        if main and not self.gave_up:
+        if main:
             self._note(state, found)
 
     def _gather(self, product: Product) -> dict[Tensor, Tensor]:
@@ -134,6 +135,7 @@ class SpectralCallback(RememberingCallback):
     def _spectra(self, product: Product, gathered: dict[Tensor, Tensor] | None) -> list[Measured]:
         return product.measure(Tensor.detach if gathered is None else gathered.__getitem__)
 
+    @never_fatal
     def _note(self, state: TrainerState, found: list[tuple[Product, Measured]]) -> None:
         self._layers.add(
             state,

@@ -80,7 +80,7 @@ def test_interleaving_takes_turns() -> None:
 
 def test_the_documents_show_the_newest_records() -> None:
     records = table.newest()
-    assert records["step"] and records["trainer"]
+    assert all(records[what] for what in ("step", "trainer", "spectral"))
     for path, text in table.documents(records).items():
         assert path.read_text() == text, f"{path.name} is not of the newest records: python -m benchmarks.table"
 
