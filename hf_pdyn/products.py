@@ -208,11 +208,9 @@ def _attention(layer: str, attention: nn.Module, query: Projection, key: Project
     if size is None and heads:
         size = rows // heads
     if size is None:
-        return (
-            AttentionProduct(layer, query, key, None)
-            if rows == key_rows
-            else (f"nothing tells how its {rows} rows of Q go with {key_rows} of K")
-        )
+        if rows != key_rows:
+            return f"nothing tells how its {rows} rows of Q go with {key_rows} of K"
+        return AttentionProduct(layer, query, key, None)
     # Q's rows may hold more than queries (Qwen3-Next has gates there), and heads that do not pair up have no product.
     if rows % size or key_rows % size or (rows // size) % (key_rows // size) or rows != (heads or rows // size) * size:
         return f"{rows} rows of Q and {key_rows} of K are not heads of {size}"
@@ -221,8 +219,9 @@ def _attention(layer: str, attention: nn.Module, query: Projection, key: Project
 
 def _why_unknown(layer: nn.Module) -> str | None:
     module = peft.running(layer)
-    if not _own_weight(module).is_floating_point():
-        return f"its weights are quantised ({_own_weight(module).dtype})"
+    dtype = _own_weight(module).dtype
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        return f"its weights are quantised ({dtype})"
     return peft.why_unlike_lora(module)
 
 
