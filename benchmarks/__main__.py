@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 
-from benchmarks import record, step, trainer
+from benchmarks import record, spectral, step, trainer
 from benchmarks.opponents import OPPONENTS
 from benchmarks.shapes import SHAPES
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="scripts/benchmark", description=__doc__)
-    parser.add_argument("what", choices=("step", "trainer"))
+    parser.add_argument("what", choices=tuple(_RUN))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument(
         "--shapes", nargs="+", choices=SHAPES, help="of `step`; default: what the device is measured with"
     )
     parser.add_argument("--dtypes", nargs="+", choices=step.DTYPES, help="of `step`")
     parser.add_argument("--against", nargs="+", choices=[*OPPONENTS, "padam"], default=[*OPPONENTS, "padam"])
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each comparison of `step`")
+    parser.add_argument("--seconds", type=float, default=12.0, help="for each comparison of `step` and `spectral`")
     parser.add_argument("--steps", type=int, default=32, help="of each training of `trainer`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     parser.add_argument("--json", help="file to write instead of benchmarks/<what>-<hardware>-<date>.json; - for none")
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda needs a CUDA device, and this torch sees none. Leave it out, or take cpu.")
     torch.set_num_threads(options.threads)
-    found = _step(options, device) if options.what == "step" else _trainer(options, device)
+    found = _RUN[options.what](options, device)
     if options.json != "-":
         print(f"\nwritten to {record.write(options.what, device, found, options.json)}")
 
@@ -51,6 +51,14 @@ def _step(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
 def _trainer(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     print(f"{record.hardware(device)}\n\n{trainer.HEADER}")
     return trainer.run(device, "tiny" if options.tiny else "gpt2", 8 if options.tiny else options.steps)
+
+
+def _spectral(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    print(f"{record.hardware(device)}\n\n{spectral.HEADER}")
+    return spectral.run(device, "tiny" if options.tiny else "gpt2", 0.05 if options.tiny else options.seconds)
+
+
+_RUN = {"step": _step, "trainer": _trainer, "spectral": _spectral}
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import step, trainer
+from benchmarks import spectral, step, trainer
 from benchmarks.record import FOLDER
 
 ROOT = FOLDER.parent
-DOCUMENTS = {"steps": ROOT / "docs" / "speed.md", "speed": ROOT / "README.md"}
+DOCUMENTS = {"steps": ROOT / "docs" / "speed.md", "spectra": ROOT / "docs" / "speed.md", "speed": ROOT / "README.md"}
 
 
 def newest() -> dict[str, list[dict[str, Any]]]:
-    """Of `step` and of `trainer`, the newest record of every hardware."""
-    found: dict[str, dict[str, dict[str, Any]]] = {"step": {}, "trainer": {}}
+    """Of `step`, `trainer` and `spectral`, the newest record of every hardware."""
+    found: dict[str, dict[str, dict[str, Any]]] = {"step": {}, "trainer": {}, "spectral": {}}
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
         record = json.loads(path.read_text())
         if record.get("what") in found:
@@ -24,7 +24,7 @@ def newest() -> dict[str, list[dict[str, Any]]]:
 
 
 def everything(records: dict[str, list[dict[str, Any]]]) -> str:
-    """All rows, for docs/speed.md."""
+    """All rows of steps and trainings, for docs/speed.md."""
     lines: list[str] = []
     for record in records["step"]:
         lines += [
@@ -43,6 +43,24 @@ def everything(records: dict[str, list[dict[str, Any]]]) -> str:
             "",
             trainer.HEADER,
             *map(trainer.line, record["rows"]),
+            "",
+        ]
+    return "\n".join(lines).strip()
+
+
+def spectra(records: dict[str, list[dict[str, Any]]]) -> str:
+    """What spectra cost, for docs/speed.md."""
+    lines: list[str] = []
+    for record in records["spectral"]:
+        batch = f"{record['batch'][0]} x {record['batch'][1]}"
+        lines += [
+            f"{_where(record)}; the training step is of {batch} tokens:",
+            "",
+            spectral.HEADER,
+            *map(spectral.line, record["rows"]),
+            "",
+            f"So all that is measured takes at most {record['share']:.0%} of this training where an interval has "
+            f"{record['steps_for_share']} steps or more.",
             "",
         ]
     return "\n".join(lines).strip()
@@ -93,8 +111,11 @@ def insert(document: str, name: str, table: str) -> str:
 
 def documents(records: dict[str, list[dict[str, Any]]]) -> dict[Path, str]:
     """Every document with tables, as it should be."""
-    tables = {"steps": everything(records), "speed": short(records)}
-    return {path: insert(path.read_text(), name, tables[name]) for name, path in DOCUMENTS.items()}
+    tables = {"steps": everything(records), "spectra": spectra(records), "speed": short(records)}
+    texts = {path: path.read_text() for path in DOCUMENTS.values()}
+    for name, path in DOCUMENTS.items():
+        texts[path] = insert(texts[path], name, tables[name])
+    return texts
 
 
 if __name__ == "__main__":

@@ -76,16 +76,16 @@ class _TakesTurns(TrainerCallback):
             self.seconds.append(time.perf_counter() - self._start)
 
 
-def _model(size: str, *, lora: bool) -> nn.Module:
+def model(size: str, *, lora: bool) -> nn.Module:
     torch.manual_seed(0)
     config = GPT2Config(**SIZES[size], n_positions=LENGTH, bos_token_id=0, eos_token_id=0)
-    model = GPT2LMHeadModel(config)
+    plain = GPT2LMHeadModel(config)
     if not lora:
-        return model
-    return get_peft_model(model, LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True, bias="all"))
+        return plain
+    return get_peft_model(plain, LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True, bias="all"))
 
 
-def _data(vocabulary: int, steps: int) -> list[dict[str, Tensor]]:
+def data(vocabulary: int, steps: int) -> list[dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (BATCH * steps, LENGTH), generator=generator)
     return [{"input_ids": row, "labels": row} for row in tokens]
@@ -111,9 +111,9 @@ def _trainer(size: str, *, lora: bool, ours: bool, steps: int, turns: _TakesTurn
         pdyn = PdynArguments(telemetry="layers", p_control="gradient", p_interval=str(LOGGING), wd_off="0.5")
         callbacks += pdyn.callbacks()
     trainer = Trainer(
-        _model(size, lora=lora),
+        model(size, lora=lora),
         arguments,
-        train_dataset=_data(SIZES[size]["vocab_size"], steps),
+        train_dataset=data(SIZES[size]["vocab_size"], steps),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)

@@ -9,6 +9,7 @@ from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
     ScheduleCallback,
+    SpectralCallback,
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Padam",
     "PdynArguments",
     "ScheduleCallback",
+    "SpectralCallback",
     "StepStatistics",
     "TelemetryCallback",
     "WeightDecayShutoffCallback",

@@ -12,6 +12,7 @@ from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
     ScheduleCallback,
+    SpectralCallback,
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
@@ -44,6 +45,13 @@ class PdynArguments:
         default=None,
         metadata={
             "help": "Take update norms, second moments and N_p every so many steps (default: once a log record)."
+        },
+    )
+    spectra: str = field(
+        default="none",
+        metadata={
+            "help": "How often nuclear / Frobenius norm and ranks of attention's K^T Q and LoRA's B A are measured: "
+            "none, epoch, or a number of optimizer steps."
         },
     )
     p_control: str = field(
@@ -134,9 +142,11 @@ class PdynArguments:
         if self.nonfinite == "skip":
             callbacks.append(NonfiniteCallback("skip"))
         if self.p_control == "gradient":
-            callbacks.append(PControlCallback(self._control_config(), _interval(self.p_interval)))
+            callbacks.append(PControlCallback(self._control_config(), _interval("p_interval", self.p_interval)))
         if self.telemetry != "none":
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
+        if self.spectra != "none":
+            callbacks.append(SpectralCallback(_interval("spectra", self.spectra, "none")))
         return callbacks
 
     def _control_config(self) -> ControlConfig:
@@ -171,13 +181,13 @@ class PdynArguments:
             raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")
 
 
-def _interval(text: str | int) -> int | str:
+def _interval(option: str, text: str | int, *others: str) -> int | str:
     if text == "epoch":
         return "epoch"
     try:
         return int(text)
     except ValueError:
         raise ValueError(
-            f"p_interval must be epoch or a number of optimizer steps, got {text!r}."
-            f"{did_you_mean(str(text), ['epoch'])}"
+            f"{option} must be {', '.join([*others, 'epoch'])} or a number of optimizer steps, got {text!r}."
+            f"{did_you_mean(str(text), ['epoch', *others])}"
         ) from None

@@ -40,7 +40,7 @@ def _kind(folder: str, /, **columns: pa.DataType) -> Kind:
 
 
 LAYERS = _kind("layers", layer=pa.string(), part=pa.string(), name=pa.string(), value=pa.float64())
-"""Quantities of one layer. part: the pathway, or of spectra the product (`attention`, `attention/head 3`, `q_proj`)."""
+"""Quantities of one layer. part: the pathway, or of spectra the product (`attention`, `attention/head 3`, `lora`)."""
 
 DECISIONS = _kind(
     "decisions",

@@ -37,7 +37,7 @@ def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
             # Of an error about a tensor the text may be all of its numbers.
             warnings.warn(
                 f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "
-                "its metrics are missing and Algorithm 1 leaves p where it is from here.",
+                "its metrics are missing from here, and Algorithm 1, if it needs them, leaves p where it is.",
                 stacklevel=2,
             )
             return None

@@ -74,6 +74,21 @@ def local_like(tensor: Tensor, param: Tensor) -> Tensor:
     return local(tensor)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a DTensor, detached, which every process of its mesh must ask for; any other tensor itself, detached."""
+    tensor = tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor
+    # Shards that are offloaded to the CPU cannot be sent from there by the mesh of an accelerator.
+    on_mesh: DTensor = tensor.to(tensor.device_mesh.device_type)  # type: ignore[assignment]
+    return on_mesh.full_tensor()
+
+
+def has_fsdp1(model: nn.Module) -> bool:
+    """Whether FSDP1 wraps `model` or a part of it: its parameters are flat between passes."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
 def declare_shard(tensor: Tensor, processes: int) -> None:
     """Say that `tensor`, although no DTensor, is a shard of something spread over so many processes."""
     setattr(tensor, _SHARD_COUNT, processes)

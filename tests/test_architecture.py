@@ -9,14 +9,14 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control", "checkpoints", "records"),
+    ("suggest", "resilience", "kernels", "control", "checkpoints", "records", "spectra"),
     ("schedules", "grouping", "sharding", "clipping", "hyperparameters"),
     ("updates",),
     ("windows", "plain", "fused"),
     ("paths",),
     ("optimizer",),
     ("optim_args", "integrations"),
-    ("registration", "statistics"),
+    ("registration", "statistics", "products"),
     ("callbacks",),
     ("arguments",),
     ("launcher",),

@@ -8,6 +8,7 @@ from hf_pdyn import (
     PControlCallback,
     PdynArguments,
     ScheduleCallback,
+    SpectralCallback,
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
@@ -39,6 +40,13 @@ def test_options_become_callbacks_beside_training_arguments() -> None:
     assert (telemetry.every, telemetry.per_layer) == (7, True)
 
 
+@pytest.mark.parametrize(("given", "every"), [("epoch", "epoch"), ("50", 50), (50, 50)])
+def test_spectra_are_measured_when_asked_for(given: str, every: int | str) -> None:
+    _, spectral = PdynArguments(spectra=given).callbacks()
+    assert isinstance(spectral, SpectralCallback)
+    assert spectral.every == every
+
+
 def test_shutoff_options() -> None:
     shutoff, _ = PdynArguments(wd_off="0.6", wd_on="0.9", wd_off_labels=["mlp", "lora_A"]).callbacks()
     assert isinstance(shutoff, WeightDecayShutoffCallback)
@@ -67,6 +75,8 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"p_control": "gradient", "p_threshold": 0.9}, r"\(tau_b\) must be greater than 1, got 0.9"),
         ({"p_control": "gradient", "p_interval": "epochs"}, "p_interval must be epoch or a number.*got 'epochs'"),
         ({"p_control": "gradient", "p_interval": "0"}, "number of optimizer steps >= 1, got 0"),
+        ({"spectra": "epochs"}, "spectra must be none, epoch or a number.*got 'epochs'. Did you mean 'epoch'"),
+        ({"spectra": "0"}, "every must be 'epoch' or a number of optimizer steps >= 1, got 0"),
         ({"p_min": 0.1}, "p_min would have no effect: set --p_control gradient too"),
         ({"wd_on": "0.9"}, "wd_on would have no effect: set --wd_off too"),
         ({"p_control": "gradient", "p_schedule": "0.4"}, "would both write p"),

@@ -4,12 +4,14 @@ from hf_pdyn.callbacks.control import PControlCallback
 from hf_pdyn.callbacks.nonfinite import NonfiniteCallback
 from hf_pdyn.callbacks.schedule import ScheduleCallback
 from hf_pdyn.callbacks.shutoff import WeightDecayShutoffCallback
+from hf_pdyn.callbacks.spectral import SpectralCallback
 from hf_pdyn.callbacks.telemetry import TelemetryCallback
 
 __all__ = [
     "NonfiniteCallback",
     "PControlCallback",
     "ScheduleCallback",
+    "SpectralCallback",
     "TelemetryCallback",
     "WeightDecayShutoffCallback",
 ]

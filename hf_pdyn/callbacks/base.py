@@ -56,6 +56,13 @@ class Run:
         """The number of optimizer steps done when `moment` comes."""
         return moment.resolve(total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether that step is the last of its epoch; False where the dataset has no length.
+
+        What is due then is done at that step rather than in on_epoch_end, which a run resumed from it does not get.
+        """
+        return self.steps_per_epoch is not None and step % self.steps_per_epoch == 0
+
 
 class PdynCallback(TrainerCallback):
     """Base of our callbacks. A subclass overrides `begin` and the Trainer events it needs.
@@ -255,6 +262,12 @@ def _memory(state: TrainerState) -> dict[str, Any]:
     """What of ours goes into trainer_state.json, or came from there."""
     memory: dict[str, Any] = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
     return memory
+
+
+def check_interval(name: str, interval: int | str) -> None:
+    """ValueError unless it is "epoch" or a number of optimizer steps."""
+    if interval != "epoch" and not (isinstance(interval, int) and interval >= 1):
+        raise ValueError(f"{name} must be 'epoch' or a number of optimizer steps >= 1, got {interval!r}.")
 
 
 def check_keys(found: Mapping[str, Any], expected: Collection[str], what: str) -> None:

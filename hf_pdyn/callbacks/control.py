@@ -10,7 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback, check_keys
+from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
 from hf_pdyn.callbacks.recording import Recorder
 from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
@@ -45,8 +45,7 @@ class PControlCallback(RememberingCallback):
     without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
     def __init__(self, config: ControlConfig | None = None, interval: int | str = "epoch") -> None:
-        if interval != "epoch" and not (isinstance(interval, int) and interval >= 1):
-            raise ValueError(f"interval must be 'epoch' or a number of optimizer steps >= 1, got {interval!r}.")
+        check_interval("interval", interval)
         self.config = config or ControlConfig()
         self.interval = interval
         self.recorder = self._decisions = Recorder(DECISIONS)
@@ -128,9 +127,7 @@ class PControlCallback(RememberingCallback):
         # Counted apart from the window, which stays empty where measuring failed: every process must come to `agreed`.
         if self.interval != "epoch":
             return self._steps >= int(self.interval)
-        # At the epoch's last step rather than in on_epoch_end, which a run resumed from that step does not get.
-        per_epoch = self.run.steps_per_epoch
-        return per_epoch is not None and state.global_step % per_epoch == 0
+        return self.run.ends_epoch(state.global_step)
 
     def _decide(self, state: TrainerState) -> None:
         self._steps = 0

@@ -13,7 +13,7 @@ from benchmarks.opponents import OPPONENTS
 from benchmarks.shapes import SHAPES, Parameters
 
 
-@pytest.mark.parametrize("what", ["step", "trainer"])
+@pytest.mark.parametrize("what", ["step", "trainer", "spectral"])
 def test_it_runs_and_writes_what_it_found(what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "new" / "found.json"
     command.main([what, "--tiny", "--device", "cpu", "--threads", "1", "--json", str(target)])
@@ -80,7 +80,7 @@ def test_interleaving_takes_turns() -> None:
 
 def test_the_documents_show_the_newest_records() -> None:
     records = table.newest()
-    assert records["step"] and records["trainer"]
+    assert all(records[what] for what in ("step", "trainer", "spectral"))
     for path, text in table.documents(records).items():
         assert path.read_text() == text, f"{path.name} is not of the newest records: python -m benchmarks.table"
 

@@ -1,0 +1,174 @@
+"""`SpectralCallback`: how nearly low-rank attention's K^T Q and LoRA's B A are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
+from hf_pdyn.callbacks.recording import Recorder
+from hf_pdyn.integrations.transformers import shards_every_parameter
+from hf_pdyn.products import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
+from hf_pdyn.records import LAYERS
+from hf_pdyn.resilience import never_fatal
+from hf_pdyn.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
+from hf_pdyn.spectra import QUANTITIES, summary
+
+
+class SpectralCallback(RememberingCallback):
+    """Follows the singular values of products of weights, which weight decay moves (TMF, section 5).
+
+    Measured are K^T Q of every attention layer, whole and of every head, and scaling * B A of every LoRA
+    module: before the first step, at every interval's end, and after the last step. The next training record has
+    `pdyn/spectrum/KIND/QUANTITY` over all layers, KIND one of `attention`, `attention_heads`, `lora`, QUANTITY
+    one of `spectra.QUANTITIES`, and `pdyn/spectrum/step`, the step of the measurement. Each layer's are rows of
+    `records.LAYERS` in the output directory. Products that are zero are missing.
+
+    Args:
+        every: "epoch", or a number of optimizer steps.
+    """
+
+    memory_name = "spectra"
+    without_memory = "The record of spectra starts"
+
+    def __init__(self, every: int | str = "epoch") -> None:
+        check_interval("every", every)
+        self.every = every
+        self.recorder = self._layers = Recorder(LAYERS)
+        self._products: Sequence[Product] = ()
+        self._sharded = False
+        self._unlogged: dict[str, float] = {}
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        self.gave_up = False
+        self._products, self._sharded, self._unlogged = (), False, {}
+        self._find(state)
+        # A resumed run has the measurement of its checkpoint's step, if there was one.
+        self._measured_at = state.global_step if state.global_step > 0 else None
+        self._measure(state)
+
+    @never_fatal
+    def _find(self, state: TrainerState) -> None:
+        problem = None
+        if shards_every_parameter():
+            problem = "DeepSpeed ZeRO-3 leaves no process a whole weight; use ZeRO-2, DDP or FSDP2"
+        elif has_fsdp1(self.run.model):
+            problem = "FSDP1 keeps flat pieces of weights; use FSDP2 (fsdp_config version 2) or DDP"
+        else:
+            found = find_products(self.run.model)
+            self._sharded = any(is_dtensor(tensor) for product in found.products for tensor in product.tensors())
+            self._products = found.products
+            if found.unavailable:
+                layer, reason = next(iter(found.unavailable.items()))
+                problem = f"missing for {len(found.unavailable)} layers, the first is {layer}: {reason}"
+            elif not found.products:
+                problem = (
+                    f"{type(self.run.model).__name__} has no LoRA module and no attention layer that hf_pdyn knows "
+                    "(c_attn, or pairs such as q_proj and k_proj, query and key); drop SpectralCallback or --spectra"
+                )
+        if problem and state.is_world_process_zero:
+            warnings.warn(f"pdyn spectra: {problem}.", stacklevel=2)
+
+    def stop_measuring(self) -> None:
+        """Log nothing from here on. Products stay: while they are sharded, other processes wait for their parts."""
+        self._unlogged = {}
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.every == "epoch":
+            due = self.run.ends_epoch(state.global_step)
+        else:
+            due = state.global_step % int(self.every) == 0
+        # The last step's here, so that its record and its checkpoint have it.
+        if due or state.global_step >= state.max_steps:
+            self._measure(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.every == "epoch" and self.run.steps_per_epoch is None:
+            self._measure(state)
+        super().on_epoch_end(args, state, control, **kwargs)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._measure(state)  # of a training that was stopped before its last step
+        super().on_train_end(args, state, control, **kwargs)
+
+    @torch.no_grad()
+    def _measure(self, state: TrainerState) -> None:
+        """Take all spectra on the main process, unless this step has them.
+
+        Sharded weights are gathered a layer at a time. All processes come to every gathering, also one that failed.
+        """
+        if self._measured_at == state.global_step:
+            return
+        self._measured_at = state.global_step
+        main = state.is_world_process_zero
+        if self._sharded and agreed([self.gave_up], first_param(self.run.groups).device)[0]:
+            return
+        found: list[tuple[Product, Measured]] = []
+        for product in self._products if self._sharded or main else ():
+            gathered = self._gather(product) if self._sharded else None
+            if main:
+                found += [(product, measured) for measured in self._spectra(product, gathered) or ()]
+        if main:
+            self._note(state, found)
+
+    def _gather(self, product: Product) -> dict[Tensor, Tensor]:
+        try:
+            return {tensor: whole(tensor) for tensor in product.tensors()}
+        except Exception as error:
+            self._fail(error)
+            return {}
+
+    @never_fatal
+    def _fail(self, error: Exception) -> None:
+        raise error
+
+    @never_fatal
+    def _spectra(self, product: Product, gathered: dict[Tensor, Tensor] | None) -> list[Measured]:
+        return product.measure(Tensor.detach if gathered is None else gathered.__getitem__)
+
+    @never_fatal
+    def _note(self, state: TrainerState, found: list[tuple[Product, Measured]]) -> None:
+        self._layers.add(
+            state,
+            [
+                {
+                    "layer": product.layer,
+                    "part": measured.part,
+                    "name": name,
+                    "value": getattr(measured.spectrum, name),
+                }
+                for product, measured in found
+                if measured.spectrum is not None
+                for name in QUANTITIES
+            ],
+        )
+        values = {
+            f"pdyn/spectrum/{kind}/{name}": value
+            for kind in (ATTENTION, ATTENTION_HEADS, LORA)
+            for name, value in summary([measured.spectrum for _, measured in found if measured.kind == kind]).items()
+        }
+        self._unlogged = {**values, "pdyn/spectrum/step": state.global_step} if values else {}
+
+    def metrics(self, state: TrainerState) -> dict[str, float]:
+        unlogged, self._unlogged = self._unlogged, {}
+        return unlogged
+
+    def remember(self) -> dict[str, Any]:
+        return {"unlogged": self._unlogged}
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        try:
+            check_keys(memory, ("step", "unlogged"), "The state of spectra")
+        except ValueError as error:
+            warnings.warn(f"{error} {self.without_memory} anew at this step.", stacklevel=2)
+            return
+        self._unlogged = dict(memory["unlogged"])
