@@ -4,10 +4,12 @@ Importing this package makes `TrainingArguments(optim="padam")` and `--optim pad
 `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted; nothing else happens.
 """
 
+from hf_pdyn import sample_loss
 from hf_pdyn.arguments import PdynArguments
 from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
+    SampleLossCallback,
     ScheduleCallback,
     TelemetryCallback,
     WeightDecayShutoffCallback,
@@ -23,12 +25,14 @@ __all__ = [
     "PControlCallback",
     "Padam",
     "PdynArguments",
+    "SampleLossCallback",
     "ScheduleCallback",
     "StepStatistics",
     "TelemetryCallback",
     "WeightDecayShutoffCallback",
     "build_param_groups",
     "label_parameters",
+    "sample_loss",
 ]
 
 __version__ = "0.1.0"

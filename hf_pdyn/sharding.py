@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ else:  # builds without distributed support have none of these
     class FullyShardedDataParallel(nn.Module):  # type: ignore[no-redef]
         """Stands for a class of which no instance can exist."""
 
+
+T = TypeVar("T")
 
 _SHARD_COUNT = "_hf_pdyn_shard_count"
 
@@ -88,6 +90,11 @@ def declare_fsdp1_shards(model: nn.Module) -> None:
                 declare_shard(param, dist.get_world_size(handle.process_group))
 
 
+def is_fsdp1(model: nn.Module) -> bool:
+    """Whether `model` is wrapped in FullyShardedDataParallel, or a part of it is."""
+    return any(isinstance(module, FullyShardedDataParallel) for module in model.modules())
+
+
 def is_known_shard(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor or declared to be a shard."""
     return isinstance(tensor, DTensor) or hasattr(tensor, _SHARD_COUNT)
@@ -141,12 +148,39 @@ class Shards:
 
 def agreed(values: Sequence[float], device: torch.device) -> list[float]:
     """Rank 0's `values` on every process, so that all of them decide alike; `values` without a process group."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _process_count() == 1:
         return list(values)
     device = _communication_device(device)
     shared = torch.tensor(values, device=device, dtype=accumulator_dtype(device))
     dist.broadcast(shared, src=0)
     return shared.tolist()
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """What of `items` (at least one) this process takes, in turn with the others and as many as each of them.
+
+    Where they do not come out even, several have the last item.
+    """
+    processes = _process_count()
+    missing = -len(items) % processes
+    padded = [*items, *[items[-1]] * missing]
+    return padded[dist.get_rank() :: processes] if processes > 1 else padded
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's `value` by rank, on all of them; `[value]` without a process group.
+
+    They are pickled, and a tensor's device would be another process's: give numbers, text or numpy arrays.
+    """
+    if _process_count() == 1:
+        return [value]
+    values: list[Any] = [None] * _process_count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _process_count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _shard_count(param: Tensor) -> int:
