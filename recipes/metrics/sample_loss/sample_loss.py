@@ -11,7 +11,7 @@ dynamics in neural network optimization". Shares are fractions, quantiles are in
 _INPUTS = """
 Args:
     losses: the loss of every sample, in nats. NaN and infinity count as larger than every other.
-    correct: whether each is classified right; may be left out.
+    correct: whether each is classified right, all at once to `compute`; may be left out.
 
 Returns:
     count, mean, std, p50, p95, p99, share_above_5, nonfinite and, with `correct`, accuracy.
@@ -20,15 +20,12 @@ Returns:
 
 class SampleLoss(evaluate.Metric):
     def _info(self):
-        losses = {"losses": datasets.Value("float64")}
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=[
-                datasets.Features({**losses, "correct": datasets.Value("bool")}),
-                datasets.Features(losses),
-            ],
+            # `correct` is no feature: evaluate (0.4.6) has none that may be left out.
+            features=datasets.Features({"losses": datasets.Value("float64")}),
         )
 
     def _compute(self, losses, correct=None):
