@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -112,7 +113,7 @@ class SampleLossCallback(PdynCallback):
         metrics: dict[str, float] = {}
         for split in list(self._indices):
             # A reading of this split, or a reason: the same on every process, so that all of them go on alike.
-            reading = _reading_of_all(trainer, probing.data_sets(trainer)[split], self._indices[split])
+            reading = _reading_of_all(trainer, split, self._indices[split])
             if isinstance(reading, str):
                 del self._indices[split]
                 self._say(state, reading, split)
@@ -137,9 +138,9 @@ class SampleLossCallback(PdynCallback):
             warnings.warn(f"pdyn sample losses{f' of {split}' if split else ''}: {reason}.", stacklevel=2)
 
 
-def _reading_of_all(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str:
+def _reading_of_all(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str:
     """The losses of those samples, ascending, on every process; or why there are none, also on every process."""
-    parts = gathered(_own_reading_or_reason(trainer, data_set, indices))
+    parts = gathered(_own_reading_or_reason(trainer, split, indices))
     reasons = [f"{part}, on process {rank}" for rank, part in enumerate(parts) if isinstance(part, str)]
     if reasons:
         return f"{reasons[0]}. Training goes on without them"
@@ -154,10 +155,10 @@ def _reading_of_all(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Los
     )
 
 
-def _own_reading_or_reason(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str | None:
+def _own_reading_or_reason(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str | None:
     """None where the reason is another process's."""
     try:
-        return _own_reading(trainer, data_set, own_share(indices))
+        return _own_reading(trainer, split, own_share(indices))
     except _FailedElsewhereError:
         return None
     except Exception as error:
@@ -165,24 +166,25 @@ def _own_reading_or_reason(trainer: Any, data_set: Any, indices: Sequence[int]) 
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _own_reading(trainer: Any, data_set: Any, share: list[int]) -> _Losses:
+def _own_reading(trainer: Any, split: str, share: list[int]) -> _Losses:
     """The losses of this process's share, in its order."""
     together = probing.forwards_together(trainer)
     shifted = probing.shifts_labels(trainer)
     found: list[SampleCrossEntropy] = []
     problem: Exception | None = None
     with probing.evaluating(trainer):
-        loader = probing.loader(trainer, data_set, share)
-        loaded = iter(loader)
+        loader = probing.loader(trainer, probing.data_sets(trainer)[split], share)
+        loaded = chain.from_iterable(
+            [loader]
+        )  # iter(loader), which may fail in one process, comes with the first batch
         for _ in range(len(loader)):
             batch = None
             try:
                 batch = next(loaded) if problem is None else None
             except Exception as error:
                 problem = error
-            # Whoever could not load its batch says so before the others wait for it in a forward pass.
-            failed = any(gathered(problem is not None)) if together else problem is not None
-            if failed:
+            # Whoever cannot go on says so before the others wait for it in a forward pass.
+            if any(gathered(problem is not None)) if together else problem is not None:
                 break
             try:
                 found.append(sample_cross_entropy(*probing.logits_and_labels(trainer, batch), shifted=shifted))
