@@ -4,10 +4,12 @@ Importing this package makes `TrainingArguments(optim="padam")` and `--optim pad
 `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted; nothing else happens.
 """
 
+from hf_pdyn import sample_loss
 from hf_pdyn.arguments import PdynArguments
 from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
+    SampleLossCallback,
     ScheduleCallback,
     SpectralCallback,
     TelemetryCallback,
@@ -24,6 +26,7 @@ __all__ = [
     "PControlCallback",
     "Padam",
     "PdynArguments",
+    "SampleLossCallback",
     "ScheduleCallback",
     "SpectralCallback",
     "StepStatistics",
@@ -31,6 +34,7 @@ __all__ = [
     "WeightDecayShutoffCallback",
     "build_param_groups",
     "label_parameters",
+    "sample_loss",
 ]
 
 __version__ = "0.1.0"

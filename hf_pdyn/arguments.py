@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
+    SampleLossCallback,
     ScheduleCallback,
     SpectralCallback,
     TelemetryCallback,
@@ -29,6 +30,7 @@ _P_CONTROL = ("none", "gradient")
 _ONLY_WITH = {
     "p_control": ("p_min", "p_max", "p_step", "p_threshold", "p_interval"),
     "wd_off": ("wd_on", "wd_off_labels"),
+    "sample_losses": ("sample_losses_test",),
 }
 """Options that only mean something once another one is set."""
 
@@ -90,6 +92,14 @@ class PdynArguments:
         metadata={"help": "skip: padam leaves out a step whose gradients hold NaN or infinity, with no scaler too."},
     )
 
+    sample_losses: int = field(
+        default=0,
+        metadata={"help": "After every epoch, record the loss of N training samples and of the test set (0: off)."},
+    )
+    sample_losses_test: int | None = field(
+        default=None, metadata={"help": "Of the test set, record N samples only (default: all)."}
+    )
+
     def __post_init__(self) -> None:
         """Raise ValueError for options that cannot be meant, before anything is built."""
         check_choice("telemetry", self.telemetry, _TELEMETRY)
@@ -147,6 +157,8 @@ class PdynArguments:
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
         if self.spectra != "none":
             callbacks.append(SpectralCallback(_interval("spectra", self.spectra, "none")))
+        if self.sample_losses:
+            callbacks.append(SampleLossCallback(self.sample_losses, self.sample_losses_test))
         return callbacks
 
     def _control_config(self) -> ControlConfig:
@@ -175,7 +187,9 @@ class PdynArguments:
                 continue
             given = [name for name in companions if getattr(self, name) != defaults[name]]
             if given:
-                example = "--p_control gradient" if leader == "p_control" else f"--{leader}"
+                example = {"p_control": "--p_control gradient", "sample_losses": "--sample_losses 1000"}.get(
+                    leader, f"--{leader}"
+                )
                 raise ValueError(f"{', '.join(given)} would have no effect: set {example} too, or drop it.")
         if self.telemetry == "none" and self.telemetry_every is not None:
             raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")

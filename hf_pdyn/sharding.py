@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,8 @@ else:  # builds without distributed support have none of these
     class FullyShardedDataParallel(nn.Module):  # type: ignore[no-redef]
         """Stands for a class of which no instance can exist."""
 
+
+T = TypeVar("T")
 
 _SHARD_COUNT = "_hf_pdyn_shard_count"
 
@@ -156,12 +158,39 @@ class Shards:
 
 def agreed(values: Sequence[float], device: torch.device) -> list[float]:
     """Rank 0's `values` on every process, so that all of them decide alike; `values` without a process group."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if _process_count() == 1:
         return list(values)
     device = _communication_device(device)
     shared = torch.tensor(values, device=device, dtype=accumulator_dtype(device))
     dist.broadcast(shared, src=0)
     return shared.tolist()
+
+
+def own_share(items: Sequence[T]) -> list[T]:
+    """What of `items` (at least one) this process takes, in turn with the others and as many as each of them.
+
+    Where they do not come out even, several have the last item.
+    """
+    processes = _process_count()
+    missing = -len(items) % processes
+    padded = [*items, *[items[-1]] * missing]
+    return padded[dist.get_rank() :: processes] if processes > 1 else padded
+
+
+def gathered(value: T) -> list[T]:
+    """Every process's `value` by rank, on all of them; `[value]` without a process group.
+
+    They are pickled, and a tensor's device would be another process's: give numbers, text or numpy arrays.
+    """
+    if _process_count() == 1:
+        return [value]
+    values: list[Any] = [None] * _process_count()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _process_count() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _shard_count(param: Tensor) -> int:

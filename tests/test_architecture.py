@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control", "checkpoints", "records", "spectra"),
-    ("schedules", "grouping", "sharding", "clipping", "hyperparameters"),
+    ("suggest", "resilience", "kernels", "control", "checkpoints", "records", "spectra", "randomness"),
+    ("schedules", "grouping", "sharding", "clipping", "hyperparameters", "sample_loss", "cross_entropy"),
     ("updates",),
     ("windows", "plain", "fused"),
     ("paths",),

@@ -7,6 +7,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from hf_pdyn import (
     PControlCallback,
     PdynArguments,
+    SampleLossCallback,
     ScheduleCallback,
     SpectralCallback,
     TelemetryCallback,
@@ -53,6 +54,12 @@ def test_shutoff_options() -> None:
     assert (str(shutoff.at), str(shutoff.until), shutoff.labels) == ("0.6", "0.9", ["mlp", "lora_A"])
 
 
+def test_sample_loss_options() -> None:
+    _, samples = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
+    assert isinstance(samples, SampleLossCallback)
+    assert (samples.train_probe, samples.test_probe) == (50, 20)
+
+
 def test_callbacks_are_fresh_for_every_trainer() -> None:
     arguments = PdynArguments(p_schedule="linear:0.5..0.4")
     assert not set(map(id, arguments.callbacks())) & set(map(id, arguments.callbacks()))
@@ -85,6 +92,8 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"wd_off": "soon"}, "'soon' is no moment of training"),
         ({"wd_off": "0.5", "wd_off_labels": ["mpl"]}, "wd_off_labels must be one of .*got 'mpl'. Did you mean 'mlp'"),
         ({"p_schedule": "0.4", "schedule": ["p=0.3"]}, "p has two schedules"),
+        ({"sample_losses": -1}, "train_probe must be a number of samples >= 0, got -1"),
+        ({"sample_losses_test": 5}, "sample_losses_test would have no effect: set --sample_losses 1000 too"),
         ({"schedule": ["weight_decay"]}, r"schedule takes FIELD\[.LABEL\]=SCHEDULE, got 'weight_decay'"),
         ({"schedule": ["p.nrom=0.1"]}, "got 'nrom'. Did you mean 'norm'"),
         ({"schedule": ["lr=0.1"]}, "The learning rate is the Trainer's"),

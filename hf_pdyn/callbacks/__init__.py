@@ -2,6 +2,7 @@
 
 from hf_pdyn.callbacks.control import PControlCallback
 from hf_pdyn.callbacks.nonfinite import NonfiniteCallback
+from hf_pdyn.callbacks.samples import SampleLossCallback
 from hf_pdyn.callbacks.schedule import ScheduleCallback
 from hf_pdyn.callbacks.shutoff import WeightDecayShutoffCallback
 from hf_pdyn.callbacks.spectral import SpectralCallback
@@ -10,6 +11,7 @@ from hf_pdyn.callbacks.telemetry import TelemetryCallback
 __all__ = [
     "NonfiniteCallback",
     "PControlCallback",
+    "SampleLossCallback",
     "ScheduleCallback",
     "SpectralCallback",
     "TelemetryCallback",

@@ -38,12 +38,16 @@ class Recorder:
 
     def add(self, state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of this moment, without step and epoch."""
-        if self._writer is None:
-            return
-        moment = {"step": state.global_step, "epoch": state.epoch}
-        self._writer.add([{**moment, **row} for row in rows])
-        if len(self._writer) >= _FLUSH_AT and not self._warned:
-            self.flush()
+        if self._writer is not None:
+            self._writer.add(_at(state, rows))
+            if len(self._writer) >= _FLUSH_AT and not self._warned:
+                self.flush()
+
+    def write(self, state: TrainerState, rows: Iterable[Mapping[str, Any]], name: str) -> None:
+        """Rows of this moment, at once, to a file of that name, however many there are."""
+        if self._writer is not None:
+            self._writer.add(_at(state, rows))
+            self.flush(name)
 
     def flush(self, name: str | None = None) -> None:
         """Write what was added since the last flush, to a file of that name or of the last step."""
@@ -61,3 +65,7 @@ class Recorder:
                     stacklevel=2,
                 )
             self._warned = True
+
+
+def _at(state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{"step": state.global_step, "epoch": state.epoch, **row} for row in rows]

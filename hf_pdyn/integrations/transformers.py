@@ -125,6 +125,26 @@ def all_callbacks(callback: TrainerCallback) -> list[TrainerCallback]:
     return [callback] if handler is None else list(handler.callbacks)
 
 
+def running_trainer() -> Any | None:
+    """The Trainer that delivers this event; None where something else does."""
+    from transformers import Trainer
+
+    return _on_the_stack(Trainer)
+
+
+def log_apart(trainer: Any, metrics: dict[str, float]) -> None:
+    """A log record of its own, at this step, for reporters and trainer_state.json.
+
+    A Trainer's own `log`, in a subclass, may take it for the training record that is due (TRL's empties its means
+    into it), and every record clears `should_log`, which may announce that one.
+    """
+    from transformers import Trainer
+
+    due = trainer.control.should_log
+    Trainer.log(trainer, metrics)
+    trainer.control.should_log = due
+
+
 def processes_train_apart() -> bool:
     """Whether the Trainer that delivers this event has several processes and nothing that averages their gradients.
 

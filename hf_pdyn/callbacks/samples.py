@@ -1,0 +1,225 @@
+"""`SampleLossCallback`: the loss of single samples at the end of every epoch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from hf_pdyn.callbacks.base import PdynCallback
+from hf_pdyn.callbacks.recording import Recorder
+from hf_pdyn.cross_entropy import SampleCrossEntropy, sample_cross_entropy
+from hf_pdyn.integrations import probing
+from hf_pdyn.integrations.transformers import log_apart, running_trainer
+from hf_pdyn.records import SAMPLE_LOSSES
+from hf_pdyn.sample_loss import even_spread, summary
+from hf_pdyn.sharding import gathered, own_share
+
+
+@dataclass(frozen=True, eq=False)
+class _Losses:
+    """Of the same samples, (n,) each. loss: NaN is a loss too. correct: None where nothing is classified."""
+
+    index: NDArray[np.int64]
+    loss: NDArray[np.float64]
+    labelled: NDArray[np.bool_]
+    correct: NDArray[np.bool_] | None
+
+
+class _FailedElsewhereError(Exception):
+    """Another process could not go on, and says why."""
+
+
+class SampleLossCallback(PdynCallback):
+    """Records the loss of every sample of a train probe and of the test set at the end of every epoch (IAD 4.1.2).
+
+    The cross-entropy in nats of a class, or the mean over a sample's labelled tokens, by the model in evaluation
+    mode: neither label smoothing nor a loss function of the Trainer's is in it. Rows of `records.SAMPLE_LOSSES`, one
+    file an epoch (`epoch-0001.parquet`), and a log record with Table 2's summary of each split,
+    `pdyn/samples/train/p95`. The evaluation set is the split test; of several, each is test/NAME.
+
+    The training stays what it is without: bit for bit, on one process and on many. What is drawn at random on the
+    way (masked tokens, crops) is drawn alike after every epoch and in every run.
+
+    What cannot be measured is said once, and left out: data without an index, regression, tensor parallelism. So is
+    what fails on any process, for all of them. Where a forward pass takes every process (FSDP, ZeRO-3) and fails in
+    one alone, the others wait, as they would in training.
+
+    Args:
+        train_probe: how many samples of the train set, evenly spread: the same for every run and process. 0: none.
+        test_probe: how many of the test set, of each if there are several; None: all. 0: none.
+    """
+
+    def __init__(self, train_probe: int = 1000, test_probe: int | None = None) -> None:
+        for name, size in (("train_probe", train_probe), ("test_probe", test_probe)):
+            if size is not None and size < 0:
+                raise ValueError(f"{name} must be a number of samples >= 0, got {size}.")
+        self.train_probe = train_probe
+        self.test_probe = test_probe
+        self.recorder = self._records = Recorder(SAMPLE_LOSSES)
+        self._indices: dict[str, list[int]] = {}
+        self._measured_at: int | None = None
+        self._file: str | None = None
+
+    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+        self._indices, self._measured_at, self._file = {}, None, None
+        self._unlabelled: set[str] = set()
+        trainer = running_trainer()
+        if trainer is None:
+            self._say(state, "no Trainer delivers this event")
+            return
+        reason = probing.why_not_by_process(trainer)
+        if reason:
+            self._say(state, reason)
+            return
+        for split, data_set in probing.data_sets(trainer).items():
+            size = self.train_probe if split == "train" else self.test_probe
+            reason = probing.why_not_indexed(data_set) if size != 0 else None
+            if reason:
+                self._say(state, reason, split)
+            elif size != 0:
+                self._indices[split] = even_spread(len(data_set), size)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # At the epoch's last step rather than in on_epoch_end, so that the file is there before this step's checkpoint:
+        # a run resumed from that one does not come to the end of this epoch.
+        if self.run.steps_per_epoch is not None and state.global_step % self.run.steps_per_epoch == 0:
+            self._measure(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._measured_at != state.global_step:  # the end of training within an epoch, or no length
+            self._measure(state)
+        super().on_epoch_end(args, state, control, **kwargs)
+
+    def _flush(self) -> None:
+        self._records.flush(self._file)
+
+    def _measure(self, state: TrainerState) -> None:
+        self._measured_at = state.global_step
+        trainer = running_trainer()
+        if trainer is None:
+            return
+        rows: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
+        for split in list(self._indices):
+            # A reading of this split, or a reason: the same on every process, so that all of them go on alike.
+            reading = _reading_of_all(trainer, split, self._indices[split])
+            if isinstance(reading, str):
+                del self._indices[split]
+                self._say(state, reading, split)
+                continue
+            self._note_unlabelled(state, split, reading)
+            rows += _rows(split, reading)
+            metrics |= _metrics(split, reading)
+        if rows:
+            self._file = f"epoch-{math.ceil(state.epoch or 0):04d}"
+            self._records.write(state, rows, self._file)
+        if metrics:
+            log_apart(trainer, metrics)
+
+    def _note_unlabelled(self, state: TrainerState, split: str, reading: _Losses) -> None:
+        missing = len(reading.index) - int(reading.labelled.sum())
+        if missing and split not in self._unlabelled:
+            self._unlabelled.add(split)
+            self._say(state, f"{missing} of {len(reading.index)} samples have no label, and no loss", split)
+
+    def _say(self, state: TrainerState, reason: str, split: str = "") -> None:
+        if state.is_world_process_zero:
+            warnings.warn(f"pdyn sample losses{f' of {split}' if split else ''}: {reason}.", stacklevel=2)
+
+
+def _reading_of_all(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str:
+    """The losses of those samples, ascending, on every process; or why there are none, also on every process."""
+    parts = gathered(_own_reading_or_reason(trainer, split, indices))
+    reasons = [f"{part}, on process {rank}" for rank, part in enumerate(parts) if isinstance(part, str)]
+    if reasons:
+        return f"{reasons[0]}. Training goes on without them"
+    readings = [part for part in parts if isinstance(part, _Losses)]
+    index, first = np.unique(np.concatenate([part.index for part in readings]), return_index=True)
+    correct = [part.correct for part in readings if part.correct is not None]
+    return _Losses(
+        index,
+        np.concatenate([part.loss for part in readings])[first],
+        np.concatenate([part.labelled for part in readings])[first],
+        np.concatenate(correct)[first] if correct else None,
+    )
+
+
+def _own_reading_or_reason(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str | None:
+    """None where the reason is another process's."""
+    try:
+        return _own_reading(trainer, split, own_share(indices))
+    except _FailedElsewhereError:
+        return None
+    except Exception as error:
+        # Of an error about a tensor the text may be all of its numbers.
+        return f"{type(error).__name__}: {str(error)[:300]}"
+
+
+def _own_reading(trainer: Any, split: str, share: list[int]) -> _Losses:
+    """The losses of this process's share, in its order."""
+    together = probing.forwards_together(trainer)
+    shifted = probing.shifts_labels(trainer)
+    found: list[SampleCrossEntropy] = []
+    problem: Exception | None = None
+    with probing.evaluating(trainer):
+        loader = probing.loader(trainer, probing.data_sets(trainer)[split], share)
+        loaded = chain.from_iterable(
+            [loader]
+        )  # iter(loader), which may fail in one process, comes with the first batch
+        for _ in range(len(loader)):
+            batch = None
+            try:
+                batch = next(loaded) if problem is None else None
+            except Exception as error:
+                problem = error
+            # Whoever cannot go on says so before the others wait for it in a forward pass.
+            if any(gathered(problem is not None)) if together else problem is not None:
+                break
+            try:
+                found.append(sample_cross_entropy(*probing.logits_and_labels(trainer, batch), shifted=shifted))
+            except Exception as error:
+                problem = error
+    if problem is not None:
+        raise problem
+    if len(found) < len(loader):
+        raise _FailedElsewhereError
+    loss, labelled, correct = zip(*found, strict=True)
+    return _Losses(
+        np.array(share),
+        torch.cat(loss).double().cpu().numpy(),
+        torch.cat(labelled).cpu().numpy(),
+        None if correct[0] is None else torch.cat(correct).cpu().numpy(),
+    )
+
+
+def _rows(split: str, reading: _Losses) -> list[dict[str, Any]]:
+    correct = [None] * len(reading.index) if reading.correct is None else reading.correct.tolist()
+    columns = zip(reading.index.tolist(), reading.loss.tolist(), correct, reading.labelled.tolist(), strict=True)
+    return [
+        {"split": split, "index": index, "loss": loss if labelled else None, "correct": right if labelled else None}
+        for index, loss, right, labelled in columns
+    ]
+
+
+def _metrics(split: str, reading: _Losses) -> dict[str, float]:
+    """Table 2's row, without what is infinite or not there."""
+    if not reading.labelled.any():
+        return {}
+    correct = None if reading.correct is None else reading.correct[reading.labelled]
+    row = summary(reading.loss[reading.labelled], correct).to_dict()
+    return {
+        f"pdyn/samples/{split}/{name}": float(value)
+        for name, value in row.items()
+        if name != "count" and value is not None and math.isfinite(value)
+    }

@@ -1,0 +1,141 @@
+"""Forward passes of a Trainer's model over chosen samples that leave its training as it was.
+
+Not with its evaluation dataloader: with persistent workers that is one for all data sets, it may reorder
+(group_by_length) or drop samples, accelerate keeps every one it prepares, and iterating over it takes from torch's
+generator and is noted in accelerate's gradient state (transformers 5.23, accelerate 1.15).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from hf_pdyn.integrations.transformers import shards_every_parameter
+from hf_pdyn.randomness import apart
+from hf_pdyn.sharding import has_fsdp1, is_dtensor
+
+_SEED = 0
+"""Of what a collator or data set draws (masked tokens, crops): the same after every epoch and in every run."""
+
+
+def data_sets(trainer: Any) -> dict[str, Any]:
+    """By split: train, and test for the evaluation set, or test/NAME for each of several."""
+    test = trainer.eval_dataset
+    tests = {f"test/{name}": one for name, one in test.items()} if isinstance(test, dict) else {"test": test}
+    found = {"train": trainer.train_dataset, **tests}
+    return {split: data_set for split, data_set in found.items() if data_set is not None}
+
+
+def why_not_indexed(data_set: Any) -> str | None:
+    """Why a data set has no samples that an index names; None where it has."""
+    if isinstance(data_set, IterableDataset) or not (hasattr(data_set, "__len__") and hasattr(data_set, "__getitem__")):
+        return f"{type(data_set).__name__} is read in order only: its samples have no index"
+    return None if len(data_set) else "it is empty"
+
+
+def why_not_by_process(trainer: Any) -> str | None:
+    """Why the processes cannot each take samples of their own; None where they can."""
+    layout = getattr(trainer.accelerator, "parallelism_config", None)
+    sizes = [getattr(layout, f"{kind}_size", None) or 1 for kind in ("tp", "cp", "sp")]
+    # 5.23 and 5.2; None where a model was not loaded with a plan
+    sizes += [getattr(trainer.model, name, None) or 1 for name in ("_tp_size", "tp_size")]
+    return "with tensor, context or sequence parallelism several processes share a sample" if max(sizes) > 1 else None
+
+
+def forwards_together(trainer: Any) -> bool:
+    """Whether a forward pass takes every process, because it gathers parameters."""
+    sharded = any(is_dtensor(param) for param in trainer.model.parameters()) or has_fsdp1(trainer.model)
+    return sharded or (trainer.is_deepspeed_enabled and shards_every_parameter())
+
+
+def loader(trainer: Any, data_set: Any, indices: Sequence[int]) -> DataLoader[Any]:
+    """Batches of those samples, in that order, as the Trainer's data collator makes them."""
+    collate = trainer.data_collator
+    with contextlib.suppress(Exception):  # what cannot be copied is used as it is
+        collate = copy.deepcopy(collate)  # it may hold a generator, whose next numbers are the training's
+    if isinstance(data_set, getattr(sys.modules.get("datasets"), "Dataset", ())):
+        data_set = trainer._remove_unused_columns(data_set, description="sample losses")
+    else:
+        collate = trainer._get_collator_with_removed_columns(collate, description="sample losses")
+    size = trainer.args.per_device_eval_batch_size
+    workers = trainer.args.dataloader_num_workers
+    return DataLoader(
+        data_set,
+        batch_sampler=[list(indices[start : start + size]) for start in range(0, len(indices), size)],
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context=getattr(trainer.args, "dataloader_multiprocessing_context", None) if workers else None,
+        generator=torch.Generator().manual_seed(_SEED),
+    )
+
+
+@contextlib.contextmanager
+def evaluating(trainer: Any) -> Iterator[None]:
+    """Within: the model as the Trainer evaluates it, without gradients. After: modes and generators as before."""
+    model, optimizer = trainer.model, trainer.optimizer
+    training = {module: module.training for module in model.modules()}
+    # no_grad, as the Trainer: a tensor that a module keeps from inference_mode can never be part of a backward.
+    with apart(_SEED), torch.no_grad():
+        _switch(optimizer, "eval")  # of schedule-free optimizers, which evaluate other weights than they train
+        model.eval()
+        try:
+            yield
+        finally:
+            _switch(optimizer, "train")
+            for module, mode in training.items():
+                module.training = mode
+
+
+def logits_and_labels(trainer: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    """One forward pass; ValueError where there are no labels, or no logits.
+
+    Not through DDP, whose forward sends buffers, but under the Trainer's autocast, as its evaluation.
+    """
+    inputs = dict(trainer._prepare_inputs(batch))
+    names = trainer.label_names
+    if len(names) != 1 or not isinstance(inputs.get(names[0]), Tensor):
+        raise ValueError(
+            f"sample losses need one tensor of labels in a batch, got {', '.join(inputs)} where the Trainer's "
+            f"label_names are {', '.join(names) or 'none'}"
+        )
+    labels = inputs[names[0]]
+    makes_inputs_of_labels = _is_encoder_decoder(trainer.model) and "decoder_input_ids" not in inputs
+    if not makes_inputs_of_labels:  # else a loss would be computed, with all logits in float32 at once
+        del inputs[names[0]]
+    with trainer.compute_loss_context_manager():
+        outputs = trainer.model(**inputs)
+    if isinstance(outputs, dict):
+        logits = outputs.get("logits")
+    elif isinstance(outputs, tuple):
+        logits = outputs[makes_inputs_of_labels]  # behind the loss
+    else:
+        logits = outputs
+    if not isinstance(logits, Tensor):
+        raise ValueError(f"sample losses need logits, which {type(trainer.model).__name__} does not return")
+    return logits, labels
+
+
+def shifts_labels(trainer: Any) -> bool:
+    """Whether the logits at one token are about the next.
+
+    So it is for models that generate and have no encoder: in transformers 5.23 these are just those of its mapping of
+    causal language models, by whose names the Trainer's label smoothing decides, with their subclasses and PEFT's.
+    """
+    generates = getattr(trainer.model, "can_generate", None)
+    return bool(generates and generates()) and not _is_encoder_decoder(trainer.model)
+
+
+def _is_encoder_decoder(model: Any) -> bool:
+    return bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
+
+
+def _switch(optimizer: Any, mode: str) -> None:
+    if callable(getattr(optimizer, mode, None)):
+        getattr(optimizer, mode)()

@@ -1,0 +1,46 @@
+"""Sample losses of two processes are those of one, in the order of the data set."""
+
+from pathlib import Path
+
+import pytest
+
+from hf_pdyn.records import SAMPLE_LOSSES
+from hf_pdyn.sample_loss import epochs, read_epoch
+from tests.distributed.launching import launch
+from tests.distributed.matrix import LAUNCHES, TOLERANCE, why_impossible
+from tests.distributed.samples_worker import train
+
+pytestmark = pytest.mark.distributed
+
+SPLITS = {"train": [0, 9, 18, 27, 36, 45, 54], "test/many": list(range(13)), "test/one": [0]}
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP2"])
+def test_two_processes_measure_what_one_does(tmp_path: Path, name: str) -> None:
+    reason = why_impossible(name)
+    if reason:
+        pytest.skip(reason)
+    options = LAUNCHES[name].options
+    cases = {"whole": options, "without": {**options, "measures": False}, "failing": {**options, "fails": True}}
+    ranks = launch(2, "samples_worker", tmp_path / "out", cases)
+    train(tmp_path / "expected", {})
+    for split, indices in SPLITS.items():
+        ours, expected = (read_epoch(tmp_path / run, split) for run in ("out/whole", "expected"))
+        assert ours.index.tolist() == indices
+        assert ours.loss == pytest.approx(expected.loss, rel=TOLERANCE)
+    assert epochs(tmp_path / "out" / "whole") == [1.0, 1.5]
+    assert len(list(SAMPLE_LOSSES.folder(tmp_path / "out" / "whole").iterdir())) == 2
+    assert ranks[0]["whole"]["logged"] == ranks[1]["whole"]["logged"] != []
+    for rank in ranks:
+        assert rank["whole"]["weights"] == rank["without"]["weights"] == rank["failing"]["weights"]
+
+    # What one process cannot read, none of them goes on with: said once, and the others' splits are whole.
+    assert [rank["failing"]["steps"] for rank in ranks] == [12, 12]
+    assert ranks[1]["failing"]["said"] == []
+    (said,) = ranks[0]["failing"]["said"]
+    assert "of test/many: OSError: no such sample, on process 1" in said
+    for split in ("train", "test/one"):
+        failing, whole = (read_epoch(tmp_path / "out" / run, split) for run in ("failing", "whole"))
+        assert failing.loss.tolist() == whole.loss.tolist()
+    with pytest.raises(ValueError, match="test/many"):
+        read_epoch(tmp_path / "out" / "failing", "test/many")
