@@ -4,18 +4,31 @@ Importing this package makes `TrainingArguments(optim="padam")` and `--optim pad
 `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted; nothing else happens.
 """
 
-from hf_pdyn.arguments import PdynArguments
-from hf_pdyn.callbacks import (
-    NonfiniteCallback,
-    PControlCallback,
-    ScheduleCallback,
-    TelemetryCallback,
-    WeightDecayShutoffCallback,
-)
-from hf_pdyn.grouping import Label, build_param_groups, label_parameters
-from hf_pdyn.optimizer import Padam
-from hf_pdyn.registration import register
-from hf_pdyn.statistics import StepStatistics
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+
+def _only_reads_runs() -> bool:
+    """Whether this process is `hf-pdyn report` or `compare`, which need neither torch nor transformers."""
+    return Path(sys.argv[0]).stem == "hf-pdyn" and sys.argv[1:2] in (["report"], ["compare"])
+
+
+if TYPE_CHECKING or not _only_reads_runs():
+    from hf_pdyn.arguments import PdynArguments
+    from hf_pdyn.callbacks import (
+        NonfiniteCallback,
+        PControlCallback,
+        ScheduleCallback,
+        TelemetryCallback,
+        WeightDecayShutoffCallback,
+    )
+    from hf_pdyn.grouping import Label, build_param_groups, label_parameters
+    from hf_pdyn.optimizer import Padam
+    from hf_pdyn.registration import register
+    from hf_pdyn.statistics import StepStatistics
+
+    register()
 
 __all__ = [
     "Label",
@@ -32,5 +45,3 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
-register()

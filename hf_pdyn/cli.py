@@ -1,4 +1,7 @@
-"""The `hf-pdyn` command: `run` a script with the plugin, and show the parameter `groups` before training."""
+"""The `hf-pdyn` command: `run` a script with the plugin, show `groups` before training, `report` on runs after it.
+
+Each subcommand imports what it needs: `report` and `compare` start without torch.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,25 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from hf_pdyn import __version__
-from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
-from hf_pdyn.launcher import launch
-from hf_pdyn.optim_args import STEP_OPTIONS, parse_optim_args
-from hf_pdyn.registration import labelled_padam
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hf_pdyn.report.run import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; exits with status 2 and one line for bad input."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["run"]:
+        from hf_pdyn.launcher import launch
+
         launch(arguments[1:], prog="hf-pdyn run")
         return
     parser = _build_parser()
@@ -54,11 +59,61 @@ def _build_parser() -> argparse.ArgumentParser:
     lora.add_argument("--lora_bias", choices=["none", "all", "lora_only"], default="none")
     lora.add_argument("--lora_modules_to_save", metavar="MODULES", help="trained in full: ln_1,ln_2,ln_f")
     lora.add_argument("--dora", action="store_true", help="use_dora=True")
+
+    report = commands.add_parser("report", help="write one HTML page about runs, which opens offline")
+    report.set_defaults(command=write_report)
+    compare = commands.add_parser("compare", help="print final values of runs and the settings that differ")
+    compare.set_defaults(command=show_comparison)
+    for command in (report, compare):
+        command.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output_dir of a Trainer with our callbacks")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
+    report.add_argument("--png", type=Path, metavar="DIR", help="write every chart as an image too")
     return parser
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Write the page, and the images where they are wanted; problems of runs are on the page and go to stderr."""
+    from hf_pdyn.report.conversion import images
+    from hf_pdyn.report.files import write_all, write_whole
+    from hf_pdyn.report.page import page
+    from hf_pdyn.report.run import read_runs
+
+    runs = read_runs(options.runs)
+    _say_problems(runs)
+    write_whole(options.output, page(runs).encode())
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{options.output}")
+    if options.png is not None:
+        written = write_all(options.png, images(runs))
+        console.print(f"{len(written)} charts in {options.png}")
+
+
+def show_comparison(options: argparse.Namespace) -> None:
+    """Print the tables that compare runs."""
+    from hf_pdyn.report.run import read_runs
+    from hf_pdyn.report.terminal import comparison
+
+    runs = read_runs(options.runs)
+    _say_problems(runs)
+    console = Console()
+    for part in comparison(runs):
+        # A number that is cut off is worse than a line that the terminal wraps.
+        console.print(part, width=max(console.width, console.measure(part).minimum), crop=False)
+
+
+def _say_problems(runs: Sequence[Run]) -> None:
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    for run in runs:
+        for problem in run.problems:
+            console.print(f"hf-pdyn: {run.name}: {problem}")
 
 
 def show_groups(options: argparse.Namespace) -> None:
     """Print pathway, component, tensors, parameters, decay and p of every group that training would have."""
+    from hf_pdyn.integrations.transformers import stock_groups
+    from hf_pdyn.optim_args import STEP_OPTIONS, parse_optim_args
+    from hf_pdyn.registration import labelled_padam
+
     optim_args = parse_optim_args(options.optim_args)
     model = _load(options)
     # How steps will be computed shows in no group, and may not be possible on this machine.
@@ -80,6 +135,8 @@ def show_groups(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> nn.Module:
+    from hf_pdyn.integrations.transformers import build_without_weights
+
     if (Path(options.model) / "adapter_config.json").is_file():
         from peft import PeftConfig, get_peft_model
 

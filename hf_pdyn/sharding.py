@@ -88,6 +88,11 @@ def declare_fsdp1_shards(model: nn.Module) -> None:
                 declare_shard(param, dist.get_world_size(handle.process_group))
 
 
+def has_fsdp1_shards(model: nn.Module) -> bool:
+    """Whether FSDP1 has made flat parameters of `model`, whose own then have the sizes of this process's shards."""
+    return dist.is_available() and bool(FullyShardedDataParallel.fsdp_modules(model))
+
+
 def is_known_shard(tensor: Tensor) -> bool:
     """Whether `tensor` is a DTensor or declared to be a shard."""
     return isinstance(tensor, DTensor) or hasattr(tensor, _SHARD_COUNT)
