@@ -95,6 +95,13 @@ class Run:
         return f"finished ({where})" if self.finished else f"not finished ({where})"
 
     @cached_property
+    def log(self) -> tuple[str, ...]:
+        """When it was started, resumed and finished, a line each."""
+        lines = [f"{'resumed' if i else 'started'} {_moment(start)}" for i, start in enumerate(self.starts)]
+        finish = (self.info or {}).get("finished")
+        return (*lines, f"finished {_moment(finish)}") if isinstance(finish, dict) else tuple(lines)
+
+    @cached_property
     def _all_series(self) -> dict[str, Series]:
         found: dict[str, dict[int, tuple[float | None, float]]] = {}
         for record in self.history:
@@ -108,6 +115,12 @@ class Run:
                 tuple(steps), tuple(points[step][0] for step in steps), tuple(points[step][1] for step in steps)
             )
         return series
+
+
+def _moment(entry: dict[str, Any]) -> str:
+    time = printable(str(entry.get("time", "at an unknown time"))).replace("T", " ").replace("+00:00", " UTC")
+    step = _whole(entry.get("step"))
+    return f"{time} at step {step:,}" if step else time
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

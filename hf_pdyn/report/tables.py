@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,13 @@ def final_values(runs: Sequence[Run]) -> list[Column]:
         columns.append(Column(heading, tuple(run.last(metric) for run in runs)))
         if metric == "eval_loss":
             best = tuple(min(run.series(metric).values, default=None) for run in runs)
-            columns.append(Column("best eval loss", best))
-    return [column for column in columns if any(value is not None for value in column.values)]
+            columns.append(Column("best eval", best))
+    return [column for column in columns if any(map(_says_something(column), column.values))]
+
+
+def _says_something(column: Column) -> Callable[[float | None], bool]:
+    """Whether a value of it is worth a column: of a count of what went wrong, only one that is not 0."""
+    return bool if column.heading in ("skipped", "non-finite") else lambda value: value is not None
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VERSION}.json"
 Spec = dict[str, Any]
 
 # Okabe and Ito's colours, which stay apart under every form of colour blindness, without yellow and black, which vanish
-# on a white and on a dark page; and a grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C")
+# on a white and on a dark page, with a blue that is lighter for the same reason; and a grey.
+COLOURS = ("#1A7FC4", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C8C8C")
 
 _INK = {"light": "#1c2330", "dark": "#e7eaf0"}
 _SOFT = {"light": "#5b6575", "dark": "#a3adbd"}
@@ -86,6 +86,8 @@ def config(theme: str) -> Spec:
             "titleFontSize": 11,
             "labelLimit": 260,
             "symbolStrokeColor": soft,
+            "symbolBaseFillColor": soft,
+            "symbolBaseStrokeColor": soft,
         },
         "title": {"color": ink, "subtitleColor": soft, "anchor": "start", "fontSize": 14, "fontWeight": 600},
         "text": {"color": ink},
@@ -124,7 +126,7 @@ def lines(
             "type": "quantitative",
             "title": y_title,
             "scale": scale,
-            "axis": {"format": "~g", "tickCount": 5, "labelOverlap": True},
+            "axis": _value_axis(values, logarithmic="type" in scale),
         },
         "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
         "tooltip": [
@@ -198,7 +200,7 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
                 "type": "quantitative",
                 "title": "p for the coming interval",
                 "scale": {"zero": False},
-                "axis": {"format": "~g", "tickCount": 5},
+                "axis": _value_axis([row["p"] for row in rows]),
             },
             "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
         },
@@ -210,7 +212,8 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
                     "shape": {
                         "field": "branch",
                         "type": "nominal",
-                        "title": "branch",
+                        "title": None,
+                        "legend": {"columns": {"signal": "max(1, floor(width / 82))"}},
                         "scale": {"domain": list(branches), "range": [_SHAPES[branch] for branch in branches]},
                     },
                     "tooltip": tooltip,
@@ -235,12 +238,15 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
 
     rows: `run`, `epoch`, `step`, `q05`, `q25`, `median`, `q75`, `q95`, `mean`.
     """
-    low = [row["q05"] for row in rows]
-    scale: Spec = (
-        {"type": "log", "nice": False} if spans_decades([*low, *(r["q95"] for r in rows)]) else {"zero": False}
-    )
+    ends = [row[end] for row in rows for end in ("q05", "q95")]
+    scale: Spec = {"type": "log", "nice": False} if spans_decades(ends) else {"zero": False}
     names = {"q05": "5 %", "q25": "25 %", "median": "median", "q75": "75 %", "q95": "95 %", "mean": "mean"}
-    y = {"type": "quantitative", "scale": scale, "title": y_title, "axis": {"format": "~g", "tickCount": 5}}
+    y = {
+        "type": "quantitative",
+        "scale": scale,
+        "title": y_title,
+        "axis": _value_axis(ends, logarithmic="type" in scale),
+    }
     return _spec(
         list(rows),
         [_only_shown()],
@@ -429,6 +435,21 @@ def _columns(line: Line) -> Spec:
 
 def _steps_axis() -> Spec:
     return {"format": ",d", "tickMinStep": 1, "tickCount": 6, "labelOverlap": True, "labelFlush": True}
+
+
+def _value_axis(values: Sequence[float], *, logarithmic: bool = False) -> Spec:
+    axis: Spec = {"labelExpr": _LABEL, "tickCount": 5, "labelOverlap": True}
+    if logarithmic:  # Vega would draw a grid line for each of 2, 3, ... 9
+        low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+        digits = (1, 2, 5) if high - low <= 2 else (1,)
+        axis["values"] = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in digits]
+    return axis
+
+
+_LABEL = (
+    "datum.value != 0 && (abs(datum.value) < 1e-3 || abs(datum.value) >= 1e6)"
+    " ? format(datum.value, '.2~e') : format(datum.value, ',~g')"
+)
 
 
 def _on_viridis() -> Spec:
