@@ -19,6 +19,7 @@ _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)
 _CELLS_OF_A_REPORT = 300_000
 _COLUMNS_OF_A_HEAT_MAP = (12, 120)
+_EPOCHS_OF_A_CHART = 60
 _OTHER_CHARTS = 24
 
 _PATHWAYS = ("weight", "bias_like")
@@ -56,7 +57,7 @@ class Thinned:
 
     def __init__(self) -> None:
         self.lines = False
-        self.heat_maps = False
+        self.evenly = False
 
 
 def sections(runs: Sequence[Run]) -> tuple[list[Section], Thinned]:
@@ -194,6 +195,7 @@ class _Charts:
         self.palette = Palette(tuple(run.name for run in runs))
         self.thinned = Thinned()
         self._charted: set[str] = set()
+        self._sample_losses = [(run, sample_losses(run)) for run in runs]
 
     def of_scalars(self, wanted: Iterable[_Scalars]) -> tuple[Chart, ...]:
         """The charts of those for which any run has a value."""
@@ -272,11 +274,10 @@ class _Charts:
             layers = sorted(values, key=natural)
             steps = sorted({step for by_step in values.values() for step in by_step})
             columns = min(max(cells // len(layers), fewest), most)
-            self.thinned.heat_maps |= len(steps) > columns
             spec = vega.heat_map(
                 {layer: values[layer] for layer in layers},
                 run=run.name,
-                steps=evenly(steps, columns),
+                steps=self._evenly(steps, columns),
                 value_title=title.lower(),
                 labels=_short_labels(layers),
             )
@@ -288,14 +289,12 @@ class _Charts:
     def of_sample_losses(self) -> tuple[Chart, ...]:
         """Quantiles of the losses of a split over epochs."""
         rows: dict[str, list[dict[str, Any]]] = {}
-        for run in self.runs:
-            for (split, step), (epoch, losses) in sample_losses(run).items():
-                ordered = sorted(losses.values())
-                if ordered:
-                    quantiles = {name: vega.short(samples.quantile(ordered, q)) for name, q in _QUANTILES.items()}
-                    mean = vega.short(math.fsum(ordered) / len(ordered))
-                    row = {"run": run.name, "step": step, "epoch": epoch, "mean": mean, **quantiles}
-                    rows.setdefault(split, []).append(row)
+        for run, by_split in self._sample_losses:
+            for split, by_step in by_split.items():
+                for step in self._evenly(list(by_step), _EPOCHS_OF_A_CHART):
+                    epoch, losses = by_step[step]
+                    moment = {"run": run.name, "step": step, "epoch": epoch}
+                    rows.setdefault(split, []).append(moment | _quantiles(losses.values()))
         return tuple(
             Chart(
                 f"sample_losses-{_file_name(split)}",
@@ -309,9 +308,9 @@ class _Charts:
     def of_hard_samples(self) -> tuple[Chart, ...]:
         """How far runs agree on the hardest tenth of a split, after their last epochs."""
         last: dict[str, dict[str, dict[int, float]]] = {}
-        for run in self.runs:
-            for (split, _), (_, losses) in sample_losses(run).items():  # by step: the last stays
-                last.setdefault(split, {})[run.name] = losses
+        for run, by_split in self._sample_losses:
+            for split, by_step in by_split.items():
+                last.setdefault(split, {})[run.name] = by_step[max(by_step)][1]
         charts = []
         for split, by_run in sorted(last.items()):
             if len(by_run) < 2:
@@ -326,6 +325,10 @@ class _Charts:
             charts.append(Chart(f"jaccard-{_file_name(split)}", f"Shared hard samples of {split}", note, spec))
         return tuple(charts)
 
+    def _evenly(self, steps: list[int], most: int) -> list[int]:
+        self.thinned.evenly |= len(steps) > most
+        return evenly(steps, most)
+
     def of_other_scalars(self) -> tuple[Chart, ...]:
         """Whatever else the log records hold, but timings and what a chart has already."""
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
@@ -336,7 +339,7 @@ class _Charts:
             and not _MADE_OF_RUNS.search(name)
             and not name.startswith(("pdyn/control/", "pdyn/spectrum/"))
             and name.count("/") < 3
-            and any(len(run.series(name)) > 1 for run in self.runs)
+            and any(len(run.series(name)) > 1 and any(run.series(name).values) for run in self.runs)
         ]
         return self.of_scalars(
             _Scalars(f"other-{i:02d}-{_file_name(name)}", name, name, {"": name})
@@ -357,14 +360,14 @@ def decision_rows(run: Run) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES]
 
 
-def sample_losses(run: Run) -> dict[tuple[str, int], tuple[float | None, dict[int, float]]]:
-    """By split and step, in their order: the epoch, and finite losses by index."""
-    found: dict[tuple[str, int], tuple[float | None, dict[int, float]]] = {}
+def sample_losses(run: Run) -> dict[str, dict[int, tuple[float | None, dict[int, float]]]]:
+    """By split, by step, in their order: the epoch, and the finite losses by index."""
+    found: dict[str, dict[int, tuple[float | None, dict[int, float]]]] = {}
     columns = [run.sample_losses[name].to_pylist() for name in ("split", "step", "epoch", "index", "loss")]
     for split, step, epoch, index, loss in zip(*columns, strict=True):
         if None not in (split, step, index, loss) and math.isfinite(loss):
-            found.setdefault((split, step), (_finite_or_none(epoch), {}))[1][index] = loss
-    return dict(sorted(found.items()))
+            found.setdefault(split, {}).setdefault(step, (_finite_or_none(epoch), {}))[1][index] = loss
+    return found
 
 
 def natural(text: str) -> list[tuple[int, int | str]]:
@@ -406,6 +409,12 @@ def _short_labels(layers: Sequence[str]) -> dict[str, str]:
         shared -= 1  # h.3 says more than 3
     short = {layer: ".".join(layer.split(".")[shared:]) if "." in layer else layer for layer in layers}
     return short if len(set(short.values())) == len(layers) else {layer: layer for layer in layers}
+
+
+def _quantiles(losses: Iterable[float]) -> dict[str, float]:
+    ordered = sorted(losses)
+    found = {name: samples.quantile(ordered, q) for name, q in _QUANTILES.items()}
+    return {name: vega.short(value) for name, value in {**found, "mean": math.fsum(ordered) / len(ordered)}.items()}
 
 
 def _overlap(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:

@@ -86,8 +86,6 @@ def config(theme: str) -> Spec:
             "titleFontSize": 11,
             "labelLimit": 260,
             "symbolStrokeColor": soft,
-            "symbolBaseFillColor": soft,
-            "symbolBaseStrokeColor": soft,
         },
         "title": {"color": ink, "subtitleColor": soft, "anchor": "start", "fontSize": 14, "fontWeight": 600},
         "text": {"color": ink},
@@ -213,7 +211,7 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
                         "field": "branch",
                         "type": "nominal",
                         "title": None,
-                        "legend": {"columns": {"signal": "max(1, floor(width / 82))"}},
+                        "legend": {"columns": {"signal": "max(1, floor(width / 82))"}, "symbolFillColor": "#808894"},
                         "scale": {"domain": list(branches), "range": [_SHAPES[branch] for branch in branches]},
                     },
                     "tooltip": tooltip,
@@ -252,7 +250,12 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
         [_only_shown()],
         height=_HEIGHT,
         encoding={
-            "x": {"field": "epoch", "type": "quantitative", "title": "epoch", "scale": {"zero": False, "padding": 12}},
+            "x": {
+                "field": "epoch",
+                "type": "quantitative",
+                "title": "epoch",
+                "scale": {"zero": False, "nice": False, "padding": 12},
+            },
             "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
             "tooltip": [
                 {"field": "run", "type": "nominal"},
@@ -309,6 +312,7 @@ def heat_map(
     return _spec(
         data,
         [{"flatten": ["step", "value"]}, {"filter": "isValid(datum.value)"}],
+        padding={"left": 0, "top": 5, "right": 14, "bottom": 5},  # the last step is written under its end
         height=max(cell * len(rows), 60),
         mark={"type": "rect"},
         encoding={
@@ -338,7 +342,12 @@ def heat_map(
                 "type": "quantitative",
                 "title": value_title,
                 "scale": {"type": "log", "scheme": "viridis", "domain": [low, high], "nice": False},
-                "legend": {"orient": "bottom", "gradientLength": {"signal": "min(width, 260)"}, "format": ".2~g"},
+                "legend": {
+                    "orient": "bottom",
+                    "gradientLength": {"signal": "min(width, 260)"},
+                    "values": _round_values(low, high),
+                    "format": "~g",
+                },
             },
             "tooltip": [
                 {"field": "name", "type": "nominal", "title": "layer"},
@@ -416,9 +425,23 @@ def _only_shown() -> Spec:
     return {"filter": "indexof(hidden, datum.run) < 0"}
 
 
+def _round_values(low: float, high: float) -> list[float]:
+    """Of the numbers between them, those that are written shortest: at least two, at most seven."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        within = [v for power in powers for digit in digits if low <= (v := float(f"{digit}e{power}")) <= high]
+        if len(within) >= 2:
+            return within[:: math.ceil(len(within) / 7)]
+    return [float(f"{low:.2g}"), float(f"{high:.2g}")]
+
+
 def _lone_points() -> Spec:
     """One record makes no line."""
-    return {"transform": [{"filter": "datum.alone"}], "mark": {"type": "point", "filled": True, "size": 40}}
+    return {
+        "transform": [{"filter": "datum.alone"}],
+        "mark": {"type": "point", "filled": True, "size": 40},
+        "encoding": {"strokeDash": {"value": [1, 0]}},
+    }
 
 
 def _columns(line: Line) -> Spec:
@@ -434,7 +457,14 @@ def _columns(line: Line) -> Spec:
 
 
 def _steps_axis() -> Spec:
-    return {"format": ",d", "tickMinStep": 1, "tickCount": 6, "labelOverlap": True, "labelFlush": True}
+    return {
+        "format": ",d",
+        "tickMinStep": 1,
+        "tickCount": 5,
+        "labelOverlap": True,
+        "labelSeparation": 8,
+        "labelFlush": True,
+    }
 
 
 def _value_axis(values: Sequence[float], *, logarithmic: bool = False) -> Spec:
