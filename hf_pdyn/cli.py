@@ -96,9 +96,11 @@ def show_comparison(options: argparse.Namespace) -> None:
     runs = read_runs(options.runs)
     _say_problems(runs)
     console = Console()
+    unlimited = console.options.update(max_width=100_000)
     for part in comparison(runs):
         # A number that is cut off is worse than a line that the terminal wraps.
-        console.print(part, width=max(console.width, console.measure(part).minimum), crop=False)
+        needed = console.measure(part, options=unlimited).maximum
+        Console(width=max(console.width, needed)).print(part)
 
 
 def _say_problems(runs: Sequence[Run]) -> None:

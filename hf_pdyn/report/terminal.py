@@ -12,6 +12,8 @@ from hf_pdyn.report.run import Run
 from hf_pdyn.report.tables import configuration, final_values
 
 _SIDE_BY_SIDE = 4
+_WIDEST = 40
+"""Characters of a column; what is longer goes on in the next line."""
 
 
 def comparison(runs: Sequence[Run]) -> Iterator[Table | Text]:
@@ -21,7 +23,7 @@ def comparison(runs: Sequence[Run]) -> Iterator[Table | Text]:
     if differing:
         table = Table("setting", title="Settings that differ", box=box.SIMPLE_HEAD, title_justify="left")
         for run in runs:
-            table.add_column(Text(run.name))
+            table.add_column(Text(run.name), max_width=_WIDEST, overflow="fold")
         for setting in differing:
             table.add_row(Text(setting.name), *map(Text, setting.texts()))
         yield table
@@ -39,12 +41,12 @@ def _final_values(runs: Sequence[Run]) -> Table:
     if len(runs) <= _SIDE_BY_SIDE:
         table.add_column("")
         for run in runs:
-            table.add_column(Text(run.name), justify="right")
+            table.add_column(Text(run.name), justify="right", max_width=_WIDEST, overflow="fold")
         table.add_row("state", *(run.status for run in runs))
         for column in columns:
             table.add_row(column.heading, *column.texts())
         return table
-    table.add_column("run")
+    table.add_column("run", max_width=_WIDEST, overflow="fold")
     for column in columns:
         table.add_column(column.heading, justify="right", no_wrap=True)
     for i, run in enumerate(runs):
