@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 def _only_reads_runs() -> bool:
     """Whether this process is `hf-pdyn report` or `compare`, which need neither torch nor transformers."""
-    return Path(sys.argv[0]).stem == "hf-pdyn" and sys.argv[1:2] in (["report"], ["compare"])
+    return [Path(word).stem for word in sys.argv[:1]] == ["hf-pdyn"] and sys.argv[1:2] in (["report"], ["compare"])
 
 
 if TYPE_CHECKING or not _only_reads_runs():
