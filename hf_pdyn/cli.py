@@ -1,4 +1,4 @@
-"""The `hf-pdyn` command: `run` a script with the plugin, and show the parameter `groups` before training."""
+"""The `hf-pdyn` command: `run` a script with the plugin, show `groups` before training, `report` on runs after it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from hf_pdyn.integrations.transformers import build_without_weights, stock_group
 from hf_pdyn.launcher import launch
 from hf_pdyn.optim_args import STEP_OPTIONS, parse_optim_args
 from hf_pdyn.registration import labelled_padam
+from hf_pdyn.report.conversion import images
+from hf_pdyn.report.files import write_all, write_whole
+from hf_pdyn.report.page import page
+from hf_pdyn.report.run import Run, read_runs
+from hf_pdyn.report.terminal import comparison
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +59,47 @@ def _build_parser() -> argparse.ArgumentParser:
     lora.add_argument("--lora_bias", choices=["none", "all", "lora_only"], default="none")
     lora.add_argument("--lora_modules_to_save", metavar="MODULES", help="trained in full: ln_1,ln_2,ln_f")
     lora.add_argument("--dora", action="store_true", help="use_dora=True")
+
+    report = commands.add_parser("report", help="write one HTML page about runs, which opens offline")
+    report.set_defaults(command=write_report)
+    compare = commands.add_parser("compare", help="print final values of runs and the settings that differ")
+    compare.set_defaults(command=show_comparison)
+    for command in (report, compare):
+        command.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output_dir of a Trainer with our callbacks")
+    report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
+    report.add_argument("--png", type=Path, metavar="DIR", help="write every chart as an image too")
     return parser
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Write the page, and the images where they are wanted; problems of runs are on the page and go to stderr."""
+    runs = read_runs(options.runs)
+    _say_problems(runs)
+    write_whole(options.output, page(runs).encode())
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    console.print(f"{options.output}")
+    if options.png is not None:
+        written = write_all(options.png, images(runs))
+        console.print(f"{len(written)} charts in {options.png}")
+
+
+def show_comparison(options: argparse.Namespace) -> None:
+    """Print the tables that compare runs."""
+    runs = read_runs(options.runs)
+    _say_problems(runs)
+    console = Console()
+    unlimited = console.options.update(max_width=100_000)
+    for part in comparison(runs):
+        # A number that is cut off is worse than a line that the terminal wraps.
+        needed = console.measure(part, options=unlimited).maximum
+        Console(width=max(console.width, needed)).print(part)
+
+
+def _say_problems(runs: Sequence[Run]) -> None:
+    console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+    for run in runs:
+        for problem in run.problems:
+            console.print(f"hf-pdyn: {run.name}: {problem}")
 
 
 def show_groups(options: argparse.Namespace) -> None:

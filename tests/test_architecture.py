@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("suggest", "resilience", "kernels", "control", "checkpoints", "records", "spectra", "randomness"),
-    ("schedules", "grouping", "sharding", "clipping", "hyperparameters", "sample_loss", "cross_entropy"),
-    ("updates",),
+    ("schedules", "grouping", "sharding", "clipping", "hyperparameters", "sample_loss", "cross_entropy", "run_info"),
+    ("updates", "report"),
     ("windows", "plain", "fused"),
     ("paths",),
     ("optimizer",),
@@ -72,5 +72,5 @@ def test_who_knows_a_library(library: str, allowed: set[str]) -> None:
 
 
 def test_the_algorithm_knows_no_torch() -> None:
-    for module in ("control", "schedules", "suggest", "resilience", "checkpoints"):
+    for module in ("control", "schedules", "suggest", "resilience", "checkpoints", "records", "run_info"):
         assert not {name for name in imports(PACKAGE / f"{module}.py") if name.split(".")[0] == "torch"}

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.recording import Recorder
+from hf_pdyn.callbacks.run_log import RunLog
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
@@ -76,6 +77,8 @@ class PdynCallback(TrainerCallback):
     """The field of the groups that it writes, if any."""
     recorder: Recorder | None = None
     """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
+    _run_log: RunLog | None = None
+    """Of the first of our callbacks of a training, for all of them."""
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
@@ -94,6 +97,7 @@ class PdynCallback(TrainerCallback):
         place_before_reporters(self)
         make_checkpoints_resumable()
         self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
+        self._run_log = None
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
             _unpin(self.run.groups)
@@ -112,6 +116,9 @@ class PdynCallback(TrainerCallback):
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
                 self._say_what_stays(state)
+            self._run_log = RunLog()
+            ours = [callback for callback in all_callbacks(self) if isinstance(callback, PdynCallback)]
+            self._run_log.begin(args, state, model, optimizer, ours)
         if self.recorder is not None:
             self.recorder.begin(args, state)
         self.begin(args, state)
@@ -129,6 +136,8 @@ class PdynCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._flush()
+        if self._run_log is not None:
+            self._run_log.finish(state)
 
     def _flush(self) -> None:
         if self.recorder is not None:

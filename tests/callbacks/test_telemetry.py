@@ -173,7 +173,7 @@ def test_layers_on_request_add_up_to_the_whole(tmp_path: Path) -> None:
         assert math.sqrt(sum(v**2 for v in parts)) == pytest.approx(record[f"pdyn/D_{letter}"], rel=1e-6)
     plain = trainer(tmp_path / "plain", callbacks=[TelemetryCallback()], max_steps=2)
     plain.train()
-    assert not (tmp_path / "plain" / "pdyn").exists()
+    assert not LAYERS.folder(tmp_path / "plain").exists()
 
 
 TRACKED = """

@@ -1,0 +1,33 @@
+"""A report's files on the disk: whole, or as they were before."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file and rename it to its place; OSError, with the path and a reason, where that cannot be."""
+    unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}")
+    try:
+        if path.is_dir():
+            raise OSError("it is a directory")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
+
+
+def write_all(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:
+    """Write files of these names and contents to a folder, each as `write_whole` does."""
+    written = []
+    for name, content in files:
+        write_whole(folder / name, content)
+        written.append(folder / name)
+    return written

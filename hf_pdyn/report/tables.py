@@ -1,0 +1,133 @@
+"""The tables of a report: final values, and configurations with their differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hf_pdyn.report.run import Run, printable
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of final values: its heading, and the value of a run, None where it has none."""
+
+    heading: str
+    values: tuple[float | None, ...]
+
+    def texts(self) -> list[str]:
+        """As they are shown."""
+        return [
+            NOTHING if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+            for value in self.values
+        ]
+
+
+_FINAL_VALUES = {
+    "train loss": "loss",
+    "eval loss": "eval_loss",
+    "p": "pdyn/p",
+    "D_w": "pdyn/D_w",
+    "D_b": "pdyn/D_b",
+    "G_w/G_b": "pdyn/G_w_over_G_b",
+    "update w/b": "pdyn/update_ratio",
+    "weight decay": "pdyn/weight_decay",
+    "a_t": "pdyn/a_t",
+    "skipped": "pdyn/skipped_steps",
+    "non-finite": "pdyn/nonfinite_steps",
+    "seconds": "train_runtime",
+}
+
+
+def final_values(runs: Sequence[Run]) -> list[Column]:
+    """The last value of what any run has; after the evaluation loss its minimum."""
+    columns = [Column("steps", tuple(run.step for run in runs))]
+    for heading, metric in _FINAL_VALUES.items():
+        columns.append(Column(heading, tuple(run.last(metric) for run in runs)))
+        if metric == "eval_loss":
+            best = tuple(min(run.series(metric).values, default=None) for run in runs)
+            columns.append(Column("best eval", best))
+    return [column for column in columns if any(map(_says_something(column), column.values))]
+
+
+def _says_something(column: Column) -> Callable[[float | None], bool]:
+    """Whether a value of it is worth a column: of a count of what went wrong, only one that is not 0."""
+    return bool if column.heading in ("skipped", "non-finite") else lambda value: value is not None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of every run. values: as text, None for a run that has it not."""
+
+    group: str
+    name: str
+    values: tuple[str | None, ...]
+    differs: bool
+
+    def texts(self) -> list[str]:
+        """As they are shown."""
+        return [NOTHING if value is None else value for value in self.values]
+
+
+_GROUPS = {
+    "callbacks": "hf_pdyn",
+    "optimizer": "hf_pdyn",
+    "model": "Model",
+    "device": "Launch",
+    "processes": "Launch",
+    "max_steps": "Launch",
+    "versions": "Versions",
+    "training_arguments": "TrainingArguments",
+}
+_OF_A_DIRECTORY = ("output_dir", "logging_dir", "run_name")
+"""Settings that differ between any two runs and mean nothing."""
+
+
+def configuration(runs: Sequence[Run]) -> list[Setting]:
+    """Every setting of the last start of these runs, by group; those of runs without a configuration are None."""
+    flat = [_flat_start(run.starts[-1]) if run.starts else {} for run in runs]
+    known = [settings for run, settings in zip(runs, flat, strict=True) if run.starts]
+    keys = sorted(
+        {key: None for settings in flat for key in settings}, key=lambda key: list(_GROUPS.values()).index(key[0])
+    )
+    settings = []
+    for key in keys:
+        differs = len({values.get(key) for values in known}) > 1 and key[1] not in _OF_A_DIRECTORY
+        settings.append(Setting(*key, tuple(values.get(key) for values in flat), differs))
+    return settings
+
+
+def _flat_start(start: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    found: dict[tuple[str, str], str] = {}
+    for key, group in _GROUPS.items():
+        value = start.get(key)
+        if key == "callbacks":
+            value = _by_name(value)
+        prefix = "" if isinstance(value, Mapping) else key
+        for name, text in _flat(prefix, value):
+            found[group, printable(name)] = printable(text)
+    return found
+
+
+def _by_name(callbacks: Any) -> dict[str, Any]:
+    """A list of callbacks as a mapping; several of one class are numbered."""
+    found: dict[str, Any] = {}
+    for entry in callbacks if isinstance(callbacks, list) else []:
+        if isinstance(entry, Mapping):
+            name = str(entry.get("name", "?"))
+            count = sum(key == name or key.startswith(f"{name} #") for key in found)
+            found[f"{name} #{count + 1}" if count else name] = {k: v for k, v in entry.items() if k != "name"} or "on"
+    return found
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping) and value:
+        parts = [_flat(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
+        return [pair for part in parts for pair in part]
+    if value is None or value == {}:
+        return []
+    return [(prefix, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))]

@@ -1,0 +1,122 @@
+"""What a run was started with, and whether it came to its end: `OUTPUT_DIR/pdyn/run.json`.
+
+    {"format": 1,
+     "starts": [{"time": ..., "step": 0, "versions": {...}, "training_arguments": {...}, "callbacks": [...], ...}],
+     "finished": {"time": ..., "step": 300}}
+
+Every resume adds a start, with the configuration it was resumed with. `finished` is null until training ends by
+itself, so a run that was killed is told from one that is done. Pure: it knows neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hf_pdyn.records import FOLDER
+
+FORMAT = 1
+_LIBRARIES = ("hf-pdyn", "torch", "transformers", "accelerate", "peft", "deepspeed", "datasets")
+_SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|credentials?)$", re.IGNORECASE)
+
+
+def path_of(run_dir: str | Path) -> Path:
+    """Where it stands."""
+    return Path(run_dir) / FOLDER / "run.json"
+
+
+def read(run_dir: str | Path) -> dict[str, Any] | None:
+    """What was written there; None where nothing was. ValueError, with the reason, where it cannot be read."""
+    path = path_of(run_dir)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
+    except ValueError as error:  # of JSON, or of its encoding
+        raise ValueError(f"no JSON: {error}") from error
+    starts = found.get("starts") if isinstance(found, dict) else None
+    if not isinstance(starts, list) or not starts or not all(isinstance(start, dict) for start in starts):
+        raise ValueError("it has no list of starts")
+    if found.get("format") != FORMAT:
+        raise ValueError(f"it has format {found.get('format')!r}, this hf_pdyn reads {FORMAT}")
+    return found
+
+
+def write_start(run_dir: str | Path, step: int, start: Mapping[str, Any]) -> None:
+    """Note that training begins there, after `step` steps.
+
+    At step 0 it is a new run, which replaces what an earlier one left; later, one more start of the same.
+    """
+    earlier: list[Any] = []
+    if step > 0:
+        try:
+            earlier = (read(run_dir) or {}).get("starts", [])
+        except ValueError:  # nothing to keep
+            earlier = []
+    moment = {"time": _now(), "step": step}
+    _write(run_dir, {"format": FORMAT, "starts": [*earlier, {**moment, **plain(start)}], "finished": None})
+
+
+def write_finish(run_dir: str | Path, step: int) -> None:
+    """Note that training ended after `step` steps; ValueError where its start was not noted."""
+    noted = read(run_dir)
+    if noted is None:
+        raise ValueError(f"{path_of(run_dir)} is gone")
+    _write(run_dir, {**noted, "finished": {"time": _now(), "step": step}})
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that make a difference, those that are installed."""
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it, with dataclasses as dicts, other objects as text, and secrets hidden by their name."""
+    if isinstance(value, Mapping):
+        return {str(key): _hidden(key, item) for key, item in value.items()}
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, str):
+        return str(value)  # of a str Enum, its value
+    if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__:
+        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if isinstance(value, Iterable) and not isinstance(value, bytes):
+        return [plain(item) for item in value]
+    return str(value)
+
+
+def _hidden(key: object, value: Any) -> Any:
+    return "(hidden)" if value and _SECRET.search(str(key)) else plain(value)
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _write(run_dir: str | Path, content: Mapping[str, Any]) -> None:
+    path = path_of(run_dir)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

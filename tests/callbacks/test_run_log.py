@@ -1,0 +1,100 @@
+"""Every training with one of our callbacks leaves a `pdyn/run.json`."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import LoraConfig, get_peft_model
+
+import hf_pdyn
+from hf_pdyn import callbacks, run_info
+from hf_pdyn.callbacks.base import PdynCallback
+from hf_pdyn.callbacks.run_log import describe_model, settings
+from tests.training import gpt2, trainer
+
+
+def noted(run_dir: Path) -> dict[str, Any]:
+    found = run_info.read(run_dir)
+    assert found is not None
+    return found
+
+
+def both() -> list[PdynCallback]:
+    return [hf_pdyn.TelemetryCallback(per_layer=True), hf_pdyn.PControlCallback(interval=4)]
+
+
+def test_a_training_leaves_its_configuration_and_its_end(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=both(), hub_token="hf_very_secret", optim_args="p=0.4").train()
+    found = noted(tmp_path)
+    (start,) = found["starts"]
+    assert found["finished"]["step"] == 12 and start["step"] == 0 and start["max_steps"] == 12
+    assert "hf_very_secret" not in run_info.path_of(tmp_path).read_text()
+    assert start["training_arguments"]["optim_args"] == "p=0.4" and start["training_arguments"]["optim"] == "padam"
+    assert start["callbacks"] == [
+        {"name": "TelemetryCallback", "every": None, "per_layer": True},
+        {
+            "name": "PControlCallback",
+            "config": {"p_min": 0.25, "p_max": 0.6, "p_step": 0.02, "threshold": 1.2},
+            "interval": 4,
+        },
+    ]
+    total = sum(param.numel() for param in gpt2().parameters())
+    assert start["model"]["class"] == "GPT2LMHeadModel"
+    assert start["model"]["parameters"] == start["model"]["trainable_parameters"] == total
+    assert sum(start["model"]["trainable_parameters_by_label"].values()) == total
+    assert start["processes"] == 1 and start["device"] == "cpu"
+
+
+def test_a_run_that_dies_is_unfinished_and_a_resume_keeps_its_start(tmp_path: Path) -> None:
+    class Dies(hf_pdyn.TelemetryCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 7:
+                raise RuntimeError("killed")
+
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, callbacks=[Dies()], **options).train()
+    assert noted(tmp_path)["finished"] is None
+    trainer(tmp_path, callbacks=both()[:1], **options).train(resume_from_checkpoint=True)
+    found = noted(tmp_path)
+    assert [(start["step"], start["callbacks"][0]["name"]) for start in found["starts"]] == [
+        (0, "Dies"),
+        (6, "TelemetryCallback"),
+    ]
+    assert found["finished"]["step"] == 12
+
+
+def test_what_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("hf_pdyn.run_info._write", fail)
+    with pytest.warns(UserWarning, match="could not write the run's pdyn/run.json: disk full"):
+        trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()], max_steps=2).train()
+
+
+def test_a_model_that_cannot_be_described_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no labels")
+
+    monkeypatch.setattr("hf_pdyn.callbacks.run_log.label_parameters", fail)
+    with pytest.warns(UserWarning, match="no labels"):
+        trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()], max_steps=2, optim="adamw_torch").train()
+
+
+def test_an_adapter_is_described_by_its_model() -> None:
+    model = get_peft_model(gpt2(), LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True))
+    described = describe_model(model)
+    assert (described["class"], described["adapter"]) == ("GPT2LMHeadModel", "PeftModel")
+    assert described["trainable_parameters_by_label"].keys() == {"weight/lora_A", "weight/lora_B"}
+    assert described["trainable_parameters"] < described["parameters"]
+
+
+@pytest.mark.parametrize("name", callbacks.__all__)
+def test_a_callback_keeps_each_argument_under_its_name(name: str) -> None:
+    """The convention that `settings` goes by."""
+    cls = getattr(callbacks, name)
+    required = {"ScheduleCallback": ("p", "linear:0.5..0.4"), "WeightDecayShutoffCallback": (0.5,)}
+    names = [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
+    assert list(settings(cls(*required.get(name, ())))) == names

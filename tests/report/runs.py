@@ -1,0 +1,156 @@
+"""Run directories as trainings leave them, without a training: what the tests of reports read."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hf_pdyn import run_info
+from hf_pdyn.control import BRANCHES
+from hf_pdyn.records import DECISIONS, LAYERS, SAMPLE_LOSSES, Kind, RecordWriter
+
+LAYER_NAMES = ("transformer.h.0.attn", "transformer.h.2.attn", "transformer.h.10.attn")
+
+
+def make_run(
+    directory: Path,
+    *,
+    seed: int = 0,
+    records: int = 12,
+    every: int = 10,
+    layers: Sequence[str] = LAYER_NAMES,
+    learning_rate: float = 1e-3,
+    finished: bool = True,
+    spectra: bool = True,
+    samples: int = 40,
+    info: bool = True,
+) -> Path:
+    """A run with everything: log records, layers, spectra, decisions, sample losses, configuration."""
+    rng = random.Random(seed)
+    steps = [every * (i + 1) for i in range(records)]
+    directory.mkdir(parents=True)
+    history: list[dict[str, Any]] = []
+    for i, step in enumerate(steps):
+        history.append(_log_record(step, i / records, rng, learning_rate, spectra))
+        if i % 4 == 3:
+            history.append({"step": step, "epoch": step / 40, "eval_loss": 3 / (i + 1), "eval_runtime": 0.5})
+    write_state(directory, history, global_step=steps[-1] if steps else 0, max_steps=every * records)
+    _write_records(directory, LAYERS, [row for step in steps for row in _layer_rows(step, layers, rng, spectra)])
+    _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
+    losses = [
+        {
+            "step": step,
+            "epoch": step / 40,
+            "split": split,
+            "index": index,
+            "loss": rng.lognormvariate(0, 1),
+            "correct": None,
+        }
+        for step in steps[3::4]
+        for split in ("train", "test")
+        for index in range(samples)
+    ]
+    _write_records(directory, SAMPLE_LOSSES, losses)
+    if info:
+        run_info.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
+        if finished:
+            run_info.write_finish(directory, every * records)
+    return directory
+
+
+def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_arguments: Any) -> dict[str, Any]:
+    return {
+        "max_steps": max_steps,
+        "versions": {"torch": "2.13.0"},
+        "model": {"class": "GPT2LMHeadModel", "parameters": 7872, "trainable_parameters_by_label": {"weight/mlp": 9}},
+        "callbacks": [{"name": "TelemetryCallback", "every": None, "per_layer": True}],
+        "training_arguments": {"learning_rate": learning_rate, "optim_args": "p=0.4", **training_arguments},
+    }
+
+
+def write_state(directory: Path, history: list[Any], **state: Any) -> Path:
+    path = directory / "trainer_state.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"log_history": history, "stateful_callbacks": {}, **state}))
+    return path
+
+
+def cut_off(path: Path) -> None:
+    """As an interrupted copy leaves it."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _log_record(step: int, progress: float, rng: random.Random, learning_rate: float, spectra: bool) -> dict[str, Any]:
+    weight, bias = rng.uniform(0.5, 1.5), rng.uniform(0.02, 0.05)
+    record: dict[str, Any] = {
+        "step": step,
+        "epoch": step / 40,
+        "loss": 4 * math.exp(-2 * progress) + rng.uniform(0, 0.1),
+        "learning_rate": learning_rate * (1 - progress),
+        "grad_norm": weight,
+        "pdyn/p": 0.4 + 0.02 * (step % 3),
+        "pdyn/D_w": weight,
+        "pdyn/D_b": bias,
+        "pdyn/G_w_over_G_b": weight / bias,
+        "pdyn/update_ratio": 2.0,
+        "pdyn/weight_decay": 0.1 if progress < 0.5 else 0.0,
+        "pdyn/a_t": -progress,
+        "pdyn/skipped_steps": 0,
+        "pdyn/nonfinite_steps": 0,
+        "memory/<peak>": rng.uniform(1, 2),
+    }
+    for name in ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p"):
+        record |= {f"pdyn/{name}/{pathway}": rng.uniform(1, 2) for pathway in ("weight", "bias_like")}
+    if spectra:
+        record |= {
+            f"pdyn/spectrum/{part}/{name}": rng.uniform(1, 5)
+            for part in ("attention", "attention_heads", "lora")
+            for name in ("nuc_over_fro", "effective_rank", "stable_rank")
+        }
+    return record
+
+
+def _layer_rows(step: int, layers: Sequence[str], rng: random.Random, spectra: bool) -> list[dict[str, Any]]:
+    quantities = dict.fromkeys(("weight", "bias_like"), ("grad_norm", "update_norm", "param_norm"))
+    if spectra:
+        quantities |= dict.fromkeys(("attention", "attention/head 3", "lora"), ("nuc_over_fro", "effective_rank"))
+    return [
+        {
+            "step": step,
+            "epoch": step / 40,
+            "layer": layer,
+            "part": part,
+            "name": name,
+            "value": rng.lognormvariate(0, 1),
+        }
+        for layer in layers
+        for part, names in quantities.items()
+        for name in names
+    ]
+
+
+def _decision(step: int, index: int, rng: random.Random) -> dict[str, Any]:
+    first = index == 0
+    return {
+        "step": step,
+        "epoch": step / 40,
+        "interval": index + 1,
+        "branch": BRANCHES[1:][0 if first else 1 + index % 4],
+        "p": 0.4 + 0.02 * (index % 3),
+        "weight_norm": rng.uniform(0.5, 1.5),
+        "bias_norm": 0.03,
+        "weight_change": None if first else 0.1,
+        "bias_change": None if first else -0.1,
+        "bias_norm_min": 0.02,
+    }
+
+
+def _write_records(directory: Path, kind: Kind, rows: list[dict[str, Any]]) -> None:
+    writer = RecordWriter(directory, kind)
+    writer.add(rows)
+    writer.flush()

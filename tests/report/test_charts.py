@@ -1,0 +1,149 @@
+"""Which charts a report has, and what is in them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_pdyn.report.charts import Chart, Section, natural, sections
+from hf_pdyn.report.run import read_runs
+from hf_pdyn.report.tables import configuration, final_values
+from hf_pdyn.report.vega import spans_decades
+from tests.report.runs import make_run, write_state
+
+
+def charted(*paths: Path) -> dict[str, Section]:
+    return {section.key: section for section in sections(read_runs(paths))[0]}
+
+
+def charts(*paths: Path) -> dict[str, Chart]:
+    return {chart.key: chart for section in charted(*paths).values() for chart in section.charts}
+
+
+def rows(chart: Chart) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = chart.spec["data"]["values"]
+    return found
+
+
+def test_a_whole_run_fills_every_section(tmp_path: Path) -> None:
+    found = charted(make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1))
+    assert [key for key, section in found.items() if not section.charts] == []
+    keys = {key: [chart.key for chart in section.charts] for key, section in found.items()}
+    assert keys["balance"] == ["p", "gradients", "gradient_ratio"]
+    assert keys["learning"] == ["loss", "eval_loss", "learning_rate", "grad_norm"]
+    assert keys["decay"] == ["weight_decay", "a_t"]
+    assert len(keys["layers"]) == 2 * 2 * 3
+    assert {"sample_losses-test", "sample_losses-train", "jaccard-test", "jaccard-train"} == set(keys["samples"])
+    assert keys["other"] == ["other-00-memory_peak"]
+
+
+def test_an_empty_section_says_what_to_do(tmp_path: Path) -> None:
+    write_state(tmp_path, [{"step": 1, "loss": 2.0}])
+    found = charted(tmp_path)
+    assert found["spectra"].charts == () and found["spectra"].absent == "No spectra recorded: --spectra."
+    assert "--telemetry layers" in found["layers"].absent
+    assert [chart.key for chart in found["learning"].charts] == ["loss"]
+
+
+def test_a_line_holds_what_was_logged(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    (run,) = read_runs([path])
+    by_variant = {row["variant"]: row for row in rows(charts(path)["gradients"])}
+    assert by_variant["D_b"]["step"] == list(run.series("pdyn/D_b").steps)
+    assert by_variant["D_w"]["value"] == pytest.approx(run.series("pdyn/D_w").values, rel=1e-4)
+
+
+def test_a_run_has_one_colour_in_every_chart(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / f"{i}", seed=i, records=4) for i in range(9)]
+    scales = [
+        chart.spec["encoding"]["color"]["scale"]
+        for chart in charts(*paths).values()
+        if chart.spec["encoding"].get("color", {}).get("field") == "run"
+    ]
+    assert len(scales) > 10 and all(scale == scales[0] for scale in scales)
+    assert scales[0]["range"][7] == scales[0]["range"][0] != scales[0]["range"][1]
+
+
+def test_heat_maps_have_layers_in_their_natural_order(tmp_path: Path) -> None:
+    chart = charts(make_run(tmp_path / "a"))["layers-weight-grad_norm-run0"]
+    assert [row["name"] for row in rows(chart)] == [f"transformer.h.{i}.attn" for i in (0, 2, 10)]
+    assert [row["layer"] for row in rows(chart)] == ["h.0.attn", "h.2.attn", "h.10.attn"]
+
+
+def test_the_ratio_is_of_update_and_parameter_norm(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    (run,) = read_runs([path])
+    values = {(r["layer"], r["part"], r["name"], r["step"]): r["value"] for r in run.layers.to_pylist()}
+    for row in rows(charts(path)["layers-bias_like-ratio-run0"]):
+        for step, ratio in zip(row["step"], row["value"], strict=True):
+            update, param = (values[row["name"], "bias_like", name, step] for name in ("update_norm", "param_norm"))
+            assert ratio == pytest.approx(update / param, rel=1e-4)
+
+
+def test_long_runs_are_thinned_and_said_to_be(tmp_path: Path) -> None:
+    short = make_run(tmp_path / "short")
+    _, thinned = sections(read_runs([short]))
+    assert not thinned.lines and not thinned.evenly
+    long = make_run(tmp_path / "long", records=1200, every=1, samples=2)
+    found, thinned = sections(read_runs([long]))
+    assert thinned.lines and thinned.evenly
+    by_key = {chart.key: chart for section in found for chart in section.charts}
+    assert len(rows(by_key["loss"])[0]["step"]) <= 1000
+    assert len(rows(by_key["layers-weight-grad_norm-run0"])[0]["step"]) == 120
+
+
+def test_jaccard_compares_what_was_measured_alike(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", samples=30), make_run(tmp_path / "c")]
+    values = {(row["run"], row["other"]): row["value"] for row in rows(charts(*paths)["jaccard-test"])}
+    assert values["a", "a"] == 1.0 and values["a", "c"] == 1.0  # the same seed
+    assert values["a", "b"] is None
+    assert "jaccard-test" not in charts(paths[0])
+
+
+def test_decisions_keep_what_can_be_drawn(tmp_path: Path) -> None:
+    found = rows(charts(make_run(tmp_path / "a"))["decisions"])
+    assert len(found) == 12 and found[0]["branch"] == "first" and found[0]["weight_change"] is None
+
+
+def test_names_that_files_cannot_have_stay_apart(tmp_path: Path) -> None:
+    history = [{"step": step, "a<b": 1.0 * step, "a>b": 2.0 * step} for step in (1, 2)]
+    write_state(tmp_path, history)
+    assert {chart.title for chart in charts(tmp_path).values()} == {"a<b", "a>b"}
+
+
+def test_natural_order() -> None:
+    assert sorted(["h.10", "h.2", "2.h", "h"], key=natural) == ["2.h", "h", "h.2", "h.10"]
+
+
+@pytest.mark.parametrize(
+    ("values", "logarithmic"),
+    [([], False), ([0.0, 5.0], False), ([-1.0, 5.0], False), ([1.0, 20.0], False), ([1.0, 100.0], True)],
+)
+def test_logarithms_are_for_decades(values: list[float], logarithmic: bool) -> None:
+    assert spans_decades(values) == logarithmic
+
+
+def test_final_values_and_the_smallest_evaluation_loss(tmp_path: Path) -> None:
+    history = [{"step": i, "eval_loss": loss} for i, loss in enumerate([3.0, 1.0, 2.0])]
+    write_state(tmp_path / "a", history, global_step=1200)
+    write_state(tmp_path / "b", [{"step": 1, "loss": 0.123456}])
+    columns = {column.heading: column.texts() for column in final_values(read_runs([tmp_path / "a", tmp_path / "b"]))}
+    assert columns == {
+        "steps": ["1,200", "-"],
+        "train loss": ["-", "0.1235"],
+        "eval loss": ["2", "-"],
+        "best eval": ["1", "-"],
+    }
+
+
+def test_differences_of_configuration(tmp_path: Path) -> None:
+    paths = [
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", learning_rate=0.5),
+        make_run(tmp_path / "c", info=False),
+    ]
+    settings = {setting.name: setting for setting in configuration(read_runs(paths))}
+    assert settings["learning_rate"].differs and settings["learning_rate"].texts() == ["0.001", "0.5", "-"]
+    assert not settings["optim_args"].differs  # of a run that is not known nothing is said
+    assert settings["TelemetryCallback.per_layer"].texts()[:2] == ["true", "true"]
+    assert settings["trainable_parameters_by_label.weight/mlp"].group == "Model"

@@ -1,0 +1,129 @@
+"""Run directories, whole and damaged, as plain data."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hf_pdyn import run_info
+from hf_pdyn.records import DECISIONS, LAYERS
+from hf_pdyn.report.run import read_runs
+from tests.report.runs import cut_off, make_run, start, write_state
+
+
+def test_a_whole_run_has_no_problems(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "a")])
+    assert run.name == "a" and run.problems == ()
+    assert run.finished and run.status == "finished (step 120 of 120)"
+    assert run.series("loss").steps == tuple(range(10, 121, 10))
+    assert len(run.series("eval_loss")) == 3 and len(run.series("no such")) == 0
+    assert len(run.layers) and len(run.decisions) and len(run.sample_losses)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "is missing"),
+        (lambda path: path.write_text(""), "is no directory"),
+        (lambda path: path.mkdir(), "is no run directory"),
+        (lambda path: (path / "checkpoint-7").mkdir(parents=True), "is no run directory"),
+    ],
+)
+def test_what_is_no_run_directory_is_refused(tmp_path: Path, make: object, message: str) -> None:
+    make(tmp_path / "x")  # type: ignore[operator]
+    with pytest.raises(ValueError, match=f"x {message}: name the output_dir"):
+        read_runs([make_run(tmp_path / "good"), tmp_path / "x"])
+
+
+def test_names_grow_until_they_differ(tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / parent / "run", records=1) for parent in "ab"]
+    assert [run.name for run in read_runs(paths)] == ["a/run", "b/run"]
+
+
+def test_the_same_directory_twice_is_one_run(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run", records=1)
+    assert len(read_runs([path, path / ".." / "run"])) == 1
+
+
+def test_control_characters_of_names_are_replaced(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "a\x1b[31m\nb", records=1)])
+    assert run.name == "a\N{REPLACEMENT CHARACTER}[31m\N{REPLACEMENT CHARACTER}b"
+
+
+def test_of_a_killed_run_the_newest_readable_checkpoint_counts(tmp_path: Path) -> None:
+    for step in (5, 10, 200):
+        write_state(tmp_path / f"checkpoint-{step}", [{"step": step, "loss": 1.0}], global_step=step, max_steps=300)
+    cut_off(tmp_path / "checkpoint-200" / "trainer_state.json")
+    (run,) = read_runs([tmp_path])
+    assert run.series("loss").steps == (10,)
+    assert run.finished is False and run.status == "not finished (step 10 of 300)"
+    assert any("checkpoint-200/trainer_state.json cannot be read" in problem for problem in run.problems)
+
+
+def test_after_a_resume_a_checkpoint_may_be_ahead_of_the_saved_state(tmp_path: Path) -> None:
+    write_state(tmp_path, [{"step": 5, "loss": 1.0}], global_step=5, max_steps=5)
+    write_state(tmp_path / "checkpoint-8", [{"step": 8, "loss": 0.5}], global_step=8, max_steps=20)
+    (run,) = read_runs([tmp_path])
+    assert run.step == 8 and run.finished is False
+
+
+@pytest.mark.parametrize("name", ["trainer_state.json", "pdyn/run.json", "layers", "decisions", "sample_losses"])
+def test_a_damaged_file_is_a_problem_and_the_rest_is_read(tmp_path: Path, name: str) -> None:
+    path = make_run(tmp_path / "run")
+    damaged = path / name if name.endswith("json") else next((path / "pdyn" / name).iterdir())
+    cut_off(damaged)
+    (run,) = read_runs([path])
+    (problem,) = run.problems
+    assert problem.startswith(str(damaged.relative_to(path)))
+    assert (len(run.history) > 0) == (name != "trainer_state.json")
+    assert (len(run.layers) > 0) == (name != LAYERS.name)
+    assert (len(run.decisions) > 0) == (name != DECISIONS.name)
+    assert bool(run.starts) == (name != "pdyn/run.json")
+
+
+@pytest.mark.parametrize(
+    "content", ["null", "[]", '{"log_history": 3}', '{"log_history": [1, {"loss": 2}]}', "\xff{", ""]
+)
+def test_a_state_of_another_shape_is_no_traceback(tmp_path: Path, content: str) -> None:
+    (tmp_path / "trainer_state.json").write_text(content, encoding="latin-1")
+    (run,) = read_runs([tmp_path])
+    assert run.history == () and run.problems and run.status == "end unknown (no step known)"
+
+
+def test_what_is_not_finite_is_left_out_and_named(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": nan, "epoch": nan}, {"step": 3, "loss": inf}]
+    write_state(tmp_path, history, global_step=3, max_steps=3)
+    (run,) = read_runs([tmp_path])
+    assert run.series("loss").values == (2.0,)
+    assert "loss is not finite in 2 of 3 log records, from step 2 on; those are left out." in run.problems
+
+
+def test_of_several_values_at_one_step_the_last_counts(tmp_path: Path) -> None:
+    write_state(tmp_path, [{"step": 4, "eval_loss": 2.0}, {"step": 4, "eval_loss": 1.0}])
+    assert read_runs([tmp_path])[0].series("eval_loss").values == (1.0,)
+
+
+def test_an_unfinished_run_is_known_by_its_run_json(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "a", finished=False)])
+    assert run.finished is False and run.status == "not finished (step 120 of 120)"
+
+
+def test_a_resume_with_other_settings_is_named(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", finished=False)
+    run_info.write_start(path, 60, start(learning_rate=0.5, resume_from_checkpoint="x"))
+    (run,) = read_runs([path])
+    assert run.problems == ("It was resumed at step 60 with other settings: learning_rate.",)
+    assert [line.split()[0] for line in run.log] == ["started", "resumed"]
+
+
+def test_odd_values_in_run_json_are_no_traceback(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", info=False)
+    odd = {
+        "format": 1,
+        "starts": [{"step": "x", "callbacks": 3, "model": [1], "training_arguments": None}],
+        "finished": 3,
+    }
+    run_info.path_of(path).write_text(json.dumps(odd))
+    (run,) = read_runs([path])
+    assert run.finished is False and run.log == ("started at an unknown time",)
