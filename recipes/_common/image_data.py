@@ -189,15 +189,17 @@ def train_and_validation(
     """
     if not 0 < validation_fraction < 1:
         raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {validation_fraction}")
-    order = np.random.default_rng(_SPLIT_SEED).permutation(len(images.train))
+    random = np.random.default_rng(_SPLIT_SEED)
     if images.validation is not None:
-        other = np.random.default_rng(_SPLIT_SEED).permutation(len(images.validation))
-        train = ProcessedImages(images.train, order, to_pixels)
-        validation = ProcessedImages(images.validation, other, to_pixels)
+        sources = (images.train, images.validation)
+        rows = [np.arange(len(source)) for source in sources]
     else:
-        held_out = _share_of_every_class(images.train.labels[order], validation_fraction)
-        train = ProcessedImages(images.train, order[~held_out], to_pixels)
-        validation = ProcessedImages(images.train, order[held_out], to_pixels)
+        held_out = _share_of_every_class(images.train.labels, validation_fraction, random)
+        sources = (images.train, images.train)
+        rows = [np.flatnonzero(~held_out), np.flatnonzero(held_out)]
+    train, validation = (
+        ProcessedImages(source, random.permutation(own), to_pixels) for source, own in zip(sources, rows, strict=True)
+    )
     if not len(train) or not len(validation):
         raise RecipeError(
             f"{images.name!r} must give at least one image to train on and one to validate on, got {len(train)} and"
@@ -218,11 +220,11 @@ def checked(images: ImageSet) -> ImageSet:
     return images
 
 
-def _share_of_every_class(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """A mask of the first ``fraction`` of every class; a class of one image is left to train on."""
+def _share_of_every_class(labels: np.ndarray, fraction: float, random: np.random.Generator) -> np.ndarray:
+    """A mask of ``fraction`` of every class, drawn at random; a class of one image is left to train on."""
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):
-        places = np.flatnonzero(labels == label)
+        places = random.permutation(np.flatnonzero(labels == label))
         mask[places[: min(len(places) - 1, max(1, round(fraction * len(places))))]] = True
     return mask
 
