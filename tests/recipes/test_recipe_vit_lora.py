@@ -33,12 +33,12 @@ from tests.distributed.launching import ENVIRONMENT, ROOT
 
 SCRIPT = ROOT / "recipes" / "vit_lora.py"
 TINY = {
-    "pretrain_steps": 30,
-    "max_steps": 24,
+    "pretrain_steps": 90,
+    "max_steps": 36,
     "per_device_train_batch_size": 16,
-    "max_validation_images": 64,
+    "max_validation_images": 128,
     "logging_steps": 3,
-    "save_steps": 8,
+    "save_steps": 12,
     "save_strategy": "steps",
     "eval_strategy": "no",
     "disable_tqdm": True,
@@ -96,12 +96,12 @@ def history(out: Path) -> list[dict[str, Any]]:
 
 
 def test_it_learns(summary: dict[str, Any]) -> None:
-    assert summary["loss_after"] < summary["loss_before"]
-    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.15
+    assert summary["loss_after"] < 0.95 * summary["loss_before"]
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.1
 
 
 def test_it_says_what_it_trains_on_and_where_everything_is(printed: str, summary: dict[str, Any]) -> None:
-    assert "scikit-learn's digits 5 to 9: 717 images to train on, 64 to validate on, 5 classes, a new head" in printed
+    assert "scikit-learn's digits 5 to 9: 717 images to train on, 128 to validate on, 5 classes, a new head" in printed
     assert printed.index("Head and backbone") < printed.index("Summary") < printed.index("Outputs")
     assert summary["classes"] == list(IMAGES)
     for path in summary["outputs"].values():
@@ -128,7 +128,7 @@ def test_head_and_backbone_are_told_apart(directory: Path, summary: dict[str, An
 
 def test_the_controller_and_the_shutoff_had_their_say(directory: Path, summary: dict[str, Any]) -> None:
     logged = [record for record in history(directory / "out") if "loss" in record]
-    assert sum("pdyn/control/branch" in record for record in logged) == 24 / 6
+    assert sum("pdyn/control/branch" in record for record in logged) == 36 / 6
     assert {record["pdyn/weight_decay"] for record in logged} == {0.1, 0.0}
     assert {"pdyn/p/weight/head", "pdyn/p/weight/lora_A"} <= logged[-1].keys()
 
@@ -136,7 +136,7 @@ def test_the_controller_and_the_shutoff_had_their_say(directory: Path, summary: 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(
     directory: Path, summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    shutil.copytree(directory / "out" / "checkpoint-16", tmp_path / "out" / "checkpoint-16")
+    shutil.copytree(directory / "out" / "checkpoint-24", tmp_path / "out" / "checkpoint-24")
     monkeypatch.chdir(directory)
     monkeypatch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
     config = ["--config", str(ROOT / "recipes" / "configs" / "vit_lora.yaml"), "--resume_from_checkpoint", "auto"]
