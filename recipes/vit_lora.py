@@ -158,7 +158,9 @@ def main() -> None:
 
     paths = save_outputs(trainer, model_options.trained)
     if trainer.is_world_process_zero():
-        signals = signals_of(records.read(training_options.output_dir, records.LAYERS)[0].to_pylist(), head)
+        signals = {}
+        if pdyn_options.telemetry == "layers":  # otherwise, rows in the directory are of another run
+            signals = signals_of(records.read(training_options.output_dir, records.LAYERS)[0].to_pylist(), head)
         results = {
             "accuracy before": logged_before(trainer, "eval_accuracy"),
             "accuracy after": measured["eval_accuracy"],

@@ -170,13 +170,13 @@ def image_folder(directory: str) -> ImageSet:
         raise RecipeError(
             f"--image_folder must have a folder for each class, got {directory!r}, which has none; {cure}"
         )
-    return _of_splits(directory, splits, "image", "label")
+    return of_splits(directory, splits, "image", "label")
 
 
 def hub_dataset(name: str, config: str | None, image_column: str, label_column: str) -> ImageSet:
     """Return the ``train`` split of a dataset and, where it exists, its ``validation`` or its ``test`` split."""
     cure = "check both names and the network, or use --image_folder"
-    return _of_splits(name, load_splits("--dataset_name", name, cure, name, config), image_column, label_column)
+    return of_splits(name, load_splits("--dataset_name", name, cure, name, config), image_column, label_column)
 
 
 def train_and_validation(
@@ -256,7 +256,7 @@ def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return pixels.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)
 
 
-def _of_splits(name: str, splits: "datasets.DatasetDict", image_column: str, label_column: str) -> ImageSet:
+def of_splits(name: str, splits: "datasets.DatasetDict", image_column: str, label_column: str) -> ImageSet:
     import datasets
 
     train = splits["train"]

@@ -48,7 +48,7 @@ def vit_checkpoint(
 
 
 def _build(directory: Path, settings: ViTPretrainingSettings, device: torch.device, show_progress: bool) -> None:
-    _write_processor(directory, settings.image_size)
+    write_processor(directory, settings.image_size)
     images = EMBEDDED[settings.images]()
     pixels = _all_pixels(images.train, ToPixels(AutoImageProcessor.from_pretrained(directory)))
     labels = torch.from_numpy(images.train.labels)
@@ -64,7 +64,7 @@ def _build(directory: Path, settings: ViTPretrainingSettings, device: torch.devi
     model.save_pretrained(directory)
 
 
-def _write_processor(directory: Path, image_size: int) -> None:
+def write_processor(directory: Path, image_size: int) -> None:
     """Write what `AutoImageProcessor` reads: the class itself has another name where torchvision is missing."""
     processor = {
         "image_processor_type": "ViTImageProcessor",

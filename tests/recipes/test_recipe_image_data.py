@@ -27,7 +27,7 @@ from _common.image_data import (
     train_and_validation,
 )
 from _common.image_files import read_cifar_batch, read_idx
-from _common.pretrained_vit import _write_processor
+from _common.pretrained_vit import write_processor
 
 RANDOM = np.random.default_rng(0)
 
@@ -101,7 +101,7 @@ def test_too_few_images_say_so() -> None:
     ids=["grey", "RGB", "RGBA", "black and white"],
 )
 def test_every_kind_of_image_has_the_channels_of_the_model(tmp_path: Path, image: Any) -> None:
-    _write_processor(tmp_path, image_size=12)
+    write_processor(tmp_path, image_size=12)
     pixels = ToPixels(AutoImageProcessor.from_pretrained(tmp_path))(image)
     assert pixels.shape == (3, 12, 12)
     assert pixels.dtype == torch.float32
@@ -328,15 +328,15 @@ def test_classes_that_are_text_are_numbered_and_unknown_ones_refused(tmp_path: P
         pictures = [Image.new("L", (4, 4), 9)] * len(labels)
         return datasets.Dataset.from_dict({"picture": pictures, "kind": labels}, features=features)
 
-    from _common.image_data import _of_splits
+    from _common.image_data import of_splits
 
     splits = datasets.DatasetDict(train=part(["dog", "cat", "dog"]), validation=part(["cat"]))
-    images = _of_splits("pets", splits, "picture", "kind")
+    images = of_splits("pets", splits, "picture", "kind")
     assert images.class_names == ("cat", "dog")
     assert images.train.labels.tolist() == [1, 0, 1]
     splits["validation"] = part(["bird"])
     with pytest.raises(RecipeError, match="labels of 'pets' must lie between 0 and 1.*got -1"):
-        _of_splits("pets", splits, "picture", "kind")
+        of_splits("pets", splits, "picture", "kind")
 
 
 def test_what_is_no_folder_of_classes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from transformers import (
 
 from _common.entry_point import RecipeError
 from _common.lora import LoraArguments, add_lora, trainable_names
-from _common.pretrained_vit import ViTPretrainingSettings, _write_processor, vit_checkpoint
+from _common.pretrained_vit import ViTPretrainingSettings, write_processor, vit_checkpoint
 from hf_pdyn import label_parameters, records
 from tests.distributed.launching import ENVIRONMENT, ROOT
 
@@ -193,7 +193,7 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A checkpoint as it could come from the hub."""
     torch.manual_seed(1)
     request.param().save_pretrained(tmp_path / "model")
-    _write_processor(tmp_path / "model", image_size=12)
+    write_processor(tmp_path / "model", image_size=12)
     return tmp_path / "model"
 
 
@@ -237,7 +237,7 @@ def test_what_trains_is_labelled_head_lora_norm_and_biases(source: Path) -> None
 
 def test_the_head_can_be_kept(tmp_path: Path) -> None:
     vit().save_pretrained(tmp_path)
-    _write_processor(tmp_path, image_size=12)
+    write_processor(tmp_path, image_size=12)
     kept = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(load(tmp_path, tuple("abc"), keep_head=True).classifier.weight, kept.classifier.weight)
     with pytest.raises(RecipeError, match="--keep_head needs data of the checkpoint's 3 classes, got 5"):
@@ -246,7 +246,7 @@ def test_the_head_can_be_kept(tmp_path: Path) -> None:
 
 def test_images_of_another_size_are_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vit().save_pretrained(tmp_path / "model")
-    _write_processor(tmp_path / "model", image_size=20)
+    write_processor(tmp_path / "model", image_size=20)
     with pytest.raises(RecipeError, match=r"preprocessor_config.json makes them, got \(3, 20, 20\)"):
         recipe(monkeypatch, *words(output_dir=tmp_path / "out", model_name_or_path=tmp_path / "model"))
     assert not (tmp_path / "out").exists()
