@@ -8,7 +8,6 @@ With no option it needs no network: it pretrains a small GPT-2 on the prose that
 (once, about a minute), then adapts it to the plays in `recipes/data`.
 """
 
-import logging
 import math
 import time
 from dataclasses import dataclass, field
@@ -27,15 +26,14 @@ from transformers import (
     TrainingArguments,
     default_data_collator,
     set_seed,
-    trainer_utils,
 )
-from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
 from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError, run_recipe
-from _common.lora import LoraArguments, add_lora, count_parameters
+from _common.lora import LoraArguments, add_lora
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
-from _common.summary import last_logged, print_paths, print_table, write_json_atomically
+from _common.run import TRAINING_DEFAULTS, CheckpointArguments, begin, loading, refuse_divergence, save_outputs
+from _common.summary import logged_before, print_paths, print_table, results_of, write_summary
 from _common.text_data import (
     Corpus,
     TokenBlocks,
@@ -47,51 +45,22 @@ from _common.text_data import (
 from hf_pdyn import PdynArguments
 
 DEFAULTS: dict[str, Any] = {
+    **TRAINING_DEFAULTS,
     "output_dir": "runs/gpt2_lora",
-    "optim": "padam",
-    "learning_rate": 5e-3,
-    "lr_scheduler_type": "cosine",
     "num_train_epochs": 3,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 16,
-    "eval_strategy": "epoch",
-    # For the perplexity before training. An evaluate() before train() would leave the model unwrapped: processes would
-    # train on their own (transformers 5.23, DDP), or stop (DeepSpeed).
-    "eval_on_start": True,
-    "save_strategy": "epoch",
-    "save_total_limit": 2,
-    "logging_steps": 10,
-    "report_to": "tensorboard" if is_tensorboard_available() else "none",
-    # Pinning memory with no accelerator to copy to is a warning from torch.
-    "dataloader_pin_memory": torch.accelerator.is_available(),
-}
-
-FINAL_METRICS = {
-    "final p": "pdyn/p",
-    "final D_w": "pdyn/D_w",
-    "final D_b": "pdyn/D_b",
-    "final G_w/G_b": "pdyn/G_w_over_G_b",
-    "non-finite steps": "pdyn/nonfinite_steps",
 }
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(CheckpointArguments):
     """What is trained, and what it writes at the end."""
 
-    model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Hub name or directory; by default a small GPT-2 that is made here."},
-    )
-    cache_dir: str | None = field(
-        default=None,
-        metadata={"help": "Where the default model is kept; by default ~/.cache/hf_pdyn."},
-    )
     pretrain_steps: int = field(
         default=PretrainingSettings.steps,
         metadata={"help": "Steps of pretraining of the default model."},
     )
-    full_finetune: bool = field(default=False, metadata={"help": "Train every parameter; no adapter."})
     prompt: str | None = field(
         default=None,
         metadata={"help": "Start of the sample; by default the start of the validation text."},
@@ -131,11 +100,7 @@ def main() -> None:
         usage="%(prog)s [--config FILE] [--option VALUE ...]",
     )
     model_options, data_options, lora_options, training_options, pdyn_options = parser.parse()
-    is_main = training_options.process_index == 0
-    pdyn_options.check(training_options)
-    checkpoint = checkpoint_to_resume(training_options)
-    logging.getLogger("hf_pdyn").setLevel(logging.INFO if is_main else logging.WARNING)
-    console = Console(quiet=not is_main)
+    console, checkpoint = begin(training_options, pdyn_options)
 
     model, tokenizer = load_model(model_options, training_options)
     train_blocks, validation_blocks = load_blocks(data_options, tokenizer, model)
@@ -155,38 +120,19 @@ def main() -> None:
     training = trainer.train(resume_from_checkpoint=checkpoint)
     perplexity_after = perplexity(trainer.evaluate()["eval_loss"])
 
-    paths = save_outputs(trainer, "model" if model_options.full_finetune else "adapter")
+    paths = save_outputs(trainer, model_options.trained)
     sample = generate_sample(trainer, tokenizer, model_options, validation_blocks)
-    if is_main:
-        results = results_of(trainer, perplexity_after, training.metrics["train_runtime"])
-        results["total seconds"] = time.perf_counter() - started
-        write_summary(paths["summary"], results, sample, paths)
+    if trainer.is_world_process_zero():
+        loss_before = logged_before(trainer, "eval_loss")
+        results = {
+            "perplexity before": None if loss_before is None else perplexity(loss_before),
+            "perplexity after": perplexity_after,
+            **results_of(trainer, training.metrics["train_runtime"]),
+            "total seconds": time.perf_counter() - started,
+        }
+        write_summary(paths["summary"], results, paths, sample=sample)
         print_results(console, results, sample, paths)
-    if not math.isfinite(perplexity_after):
-        raise RecipeError(
-            f"training diverged: the validation perplexity is {perplexity_after}; lower --learning_rate or p, or set"
-            " update_scale=adam in --optim_args"
-        )
-
-
-def results_of(trainer: Trainer, perplexity_after: float, training_seconds: float) -> dict[str, Any]:
-    """Return the numbers of the summary, by the names it shows."""
-    trained, total = count_parameters(trainer.model)
-    history = trainer.state.log_history
-    # A resumed run has it from its checkpoint.
-    losses_before = [record["eval_loss"] for record in history if record["step"] == 0 and "eval_loss" in record]
-    # The Trainer's closing record is about the few steps since the one before.
-    records = [record for record in history if "loss" in record] or history
-    return {
-        "perplexity before": perplexity(losses_before[0]) if losses_before else None,
-        "perplexity after": perplexity_after,
-        **{name: last_logged(records, key) for name, key in FINAL_METRICS.items()},
-        "trainable parameters": trained,
-        "all parameters": total,
-        "processes": trainer.args.world_size,
-        "optimizer steps": trainer.state.global_step,
-        "training seconds": training_seconds,
-    }
+    refuse_divergence("validation perplexity", perplexity_after)
 
 
 def print_results(console: Console, results: dict[str, Any], sample: str | None, paths: dict[str, Path]) -> None:
@@ -206,15 +152,9 @@ def load_model(
     if source is None:
         with training_options.main_process_first(desc="pretraining"):
             source = default_checkpoint(options, training_options)
-    try:
+    with loading(source, "a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"--model_name_or_path must be a causal language model on the hub or in a directory,"
-            f" got {str(source)!r} ({str(error).splitlines()[0]}); leave the option out for the"
-            " model that needs no network"
-        ) from error
     return model, tokenizer
 
 
@@ -222,7 +162,7 @@ def default_checkpoint(options: ModelArguments, training_options: TrainingArgume
     """Return the checkpoint that needs no network."""
     return pydoc_checkpoint(
         PretrainingSettings(steps=options.pretrain_steps),
-        None if options.cache_dir is None else Path(options.cache_dir).expanduser(),
+        options.cache_path,
         training_options.device,
         show_progress=not training_options.disable_tqdm,
     )
@@ -268,36 +208,6 @@ def perplexity(loss: float) -> float:
         return math.inf
 
 
-def checkpoint_to_resume(options: TrainingArguments) -> str | None:
-    """Return the checkpoint that ``--resume_from_checkpoint`` means; ``auto`` takes the newest."""
-    wanted = options.resume_from_checkpoint
-    if wanted is None:
-        return None
-    if wanted == "auto":
-        exists = Path(options.output_dir).is_dir()
-        return trainer_utils.get_last_checkpoint(options.output_dir) if exists else None
-    if not Path(wanted).is_dir():
-        raise RecipeError(f"--resume_from_checkpoint must be a checkpoint directory or 'auto', got {wanted!r}")
-    return wanted
-
-
-def save_outputs(trainer: Trainer, model_directory: str) -> dict[str, Path]:
-    """Save what was trained and the Trainer's state; return where everything lies."""
-    output_dir = Path(trainer.args.output_dir).resolve()
-    paths = {model_directory: output_dir / model_directory}
-    trainer.save_model(str(paths[model_directory]))
-    trainer.save_state()
-    checkpoints = {int(path.name.rpartition("-")[2]): path for path in output_dir.glob("checkpoint-*")}
-    for step in sorted(step for step in checkpoints if step <= trainer.state.global_step):
-        paths[checkpoints[step].name] = checkpoints[step]
-    paths["trainer state"] = output_dir / "trainer_state.json"
-    for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is not None:
-            paths["tensorboard"] = Path(callback.logging_dir).resolve()
-    paths["summary"] = output_dir / "summary.json"
-    return paths
-
-
 @torch.no_grad()
 def generate_sample(
     trainer: Trainer,
@@ -327,13 +237,6 @@ def generate_sample(
         pad_token_id=tokenizer.eos_token_id,
     )
     return tokenizer.decode(tokens[0], skip_special_tokens=True)
-
-
-def write_summary(path: Path, results: dict[str, Any], sample: str | None, paths: dict[str, Path]) -> None:
-    """Write the numbers, the sample and the paths for programs, with keys free of blanks."""
-    numbers = {name.replace(" ", "_").replace("/", "_over_"): v for name, v in results.items()}
-    outputs = {name.replace(" ", "_"): str(location) for name, location in paths.items()}
-    write_json_atomically(path, {**numbers, "sample": sample, "outputs": outputs})
 
 
 if __name__ == "__main__":

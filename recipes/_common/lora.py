@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
@@ -11,8 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from .entry_point import RecipeError
 
-# The MLP has a `c_proj` too, hence the parent's name.
-ATTENTION_PROJECTIONS = {"gpt2": r".*\.attn\.(c_attn|c_proj)"}
+# Vision transformers of transformers 5.2 have the first three names, those of 5.23 the others.
+_QUERY_KEY_VALUE = r".*\.(query|key|value|[qkv]_proj)"
+ATTENTION_PROJECTIONS = {
+    # The MLP has a `c_proj` too, hence the parent's name.
+    "gpt2": r".*\.attn\.(c_attn|c_proj)",
+    **dict.fromkeys(("vit", "deit", "dinov2", "dinov2_with_registers"), _QUERY_KEY_VALUE),
+}
 
 
 @dataclass
@@ -31,8 +37,10 @@ class LoraArguments:
     )
 
 
-def add_lora(model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None) -> PeftModel:
-    """Wrap a model: adapters on the target modules; every bias and every norm trains as well.
+def add_lora(
+    model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: Collection[str] = ()
+) -> PeftModel:
+    """Wrap a model: adapters on the target modules; every bias, every norm and the ``heads`` train as well.
 
     Plain LoRA trains no bias-like parameter, and Algorithm 1 compares their gradients with the
     matrices'.
@@ -53,7 +61,7 @@ def add_lora(model: PreTrainedModel, options: LoraArguments, task_type: TaskType
                 target_modules=targets,
                 fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
                 bias="all",
-                modules_to_save=norm_names(model),
+                modules_to_save=[*norm_names(model), *heads],
             ),
         )
     except ValueError as error:

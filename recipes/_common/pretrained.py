@@ -14,22 +14,17 @@ from pydoc_data.topics import topics
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm.auto import tqdm
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedTokenizerFast,
-    get_cosine_schedule_with_warmup,
-)
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from .cache import built_once, default_cache_dir
+from .pretraining import LoopSettings, pretrain, random_numbers_apart
 from .text_data import blocks_of
 
 END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass(frozen=True)
-class PretrainingSettings:
+class PretrainingSettings(LoopSettings):
     """Everything that decides the checkpoint, and so its place in the cache."""
 
     # Small enough that this little text trains every token: with 4096, other texts are full of
@@ -40,15 +35,11 @@ class PretrainingSettings:
     n_head: int = 4
     n_positions: int = 256
     block_size: int = 128
-    steps: int = 600
-    batch_size: int = 8
     learning_rate: float = 2e-3
-    weight_decay: float = 0.1
     # 3e-3 with a warmup of 0.05 (and dropout) was still at a loss of 5.4 after 400 steps, where this had 4.3.
     warmup_fraction: float = 0.2
     # Dropout of 0.1 made a step nearly half as long again on a CPU.
     dropout: float = 0.0
-    seed: int = 0
 
     def fingerprint(self) -> str:
         """Return twelve hex digits of the settings and the text, which differs between Pythons."""
@@ -102,11 +93,15 @@ def train_tokenizer(text: str, vocab_size: int, max_length: int) -> PreTrainedTo
 def _build(directory: Path, settings: PretrainingSettings, device: torch.device, show_progress: bool) -> None:
     tokenizer = train_tokenizer(prose(), settings.vocab_size, settings.n_positions)
     blocks = blocks_of([prose()], tokenizer, settings.block_size)
-    # Forked: whether the checkpoint was in the cache must not change what is drawn later.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
+    with random_numbers_apart(settings.seed, device):
         model = _new_model(settings, tokenizer).to(device)
-        _pretrain(model, blocks, settings, show_progress)
+        pretrain(
+            model,
+            len(blocks),
+            lambda rows: {"input_ids": blocks[rows], "labels": blocks[rows]},
+            settings,
+            show_progress,
+        )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -127,27 +122,3 @@ def _new_model(settings: PretrainingSettings, tokenizer: PreTrainedTokenizerFast
         pad_token_id=end_of_text,
     )
     return GPT2LMHeadModel(config)
-
-
-def _pretrain(model: GPT2LMHeadModel, blocks: torch.Tensor, settings: PretrainingSettings, show_progress: bool) -> None:
-    """Train with AdamW on blocks drawn at random.
-
-    A loop rather than the Trainer: under a distributed launch one process pretrains while the
-    others wait at a barrier, and a Trainer would call collectives that nobody answers.
-    """
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    warmup_steps = round(settings.warmup_fraction * settings.steps)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, settings.steps)
-    order = torch.Generator().manual_seed(settings.seed)
-    model.train()
-    progress = tqdm(range(settings.steps), "pretraining", disable=not show_progress)
-    for _ in progress:
-        rows = torch.randint(len(blocks), (settings.batch_size,), generator=order)
-        batch = blocks[rows].to(model.device)
-        loss = model(input_ids=batch, labels=batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f}")

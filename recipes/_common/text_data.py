@@ -1,6 +1,5 @@
 """Text from a file, from the hub or from this repository, as blocks of tokens."""
 
-import difflib
 import lzma
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from .entry_point import RecipeError
+from .hub_data import check_column, load_splits
 
 PLAYS_FILE = Path(__file__).resolve().parent.parent / "data" / "shakespeare_plays.txt.xz"
 _TEXTS_PER_CALL = 1000
@@ -56,24 +56,9 @@ def text_files(train_file: str, validation_file: str | None) -> Corpus:
 
 def hub_dataset(name: str, config: str | None, column: str) -> Corpus:
     """Return the ``train`` split of a dataset and, where it exists, its ``validation`` split."""
-    # Imported here: it takes a second, and only this source needs it.
-    from datasets import DatasetDict, load_dataset
-
-    try:
-        splits = load_dataset(name, config)
-    except Exception as error:  # the library raises a dozen unrelated types
-        raise RecipeError(
-            f"--dataset_name must be a dataset that can be loaded, got {name!r} (config"
-            f" {config!r}): {error}; check both names and the network, or use --train_file"
-        ) from error
-    if not isinstance(splits, DatasetDict) or "train" not in splits:
-        raise RecipeError(f"--dataset_name must have a 'train' split, got {name!r}: {splits}")
-    columns = splits["train"].column_names
-    if column not in columns:
-        nearest = difflib.get_close_matches(column, columns, n=1) or columns[:1]
-        raise RecipeError(
-            f"--text_column must be a column of {name!r}, got {column!r}; its columns are {columns}, try {nearest[0]!r}"
-        )
+    cure = "check both names and the network, or use --train_file"
+    splits = load_splits("--dataset_name", name, cure, name, config)
+    check_column("--text_column", column, splits["train"], name)
     validation = splits["validation"][column] if "validation" in splits else None
     return Corpus(name, splits["train"][column], validation)
 
