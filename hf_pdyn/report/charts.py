@@ -189,6 +189,8 @@ _SPECTRA = (
     ("nuc_over_fro", "Nuclear over Frobenius norm"),
     ("effective_rank", "Effective rank"),
     ("stable_rank", "Stable rank"),
+    ("nuclear", "Nuclear norm"),
+    ("frobenius", "Frobenius norm"),
 )
 
 

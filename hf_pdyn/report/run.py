@@ -107,7 +107,8 @@ class Run:
         for record in self.history:
             for name, value in record.items():
                 if name not in ("step", "epoch") and is_number(value) and math.isfinite(value):
-                    found.setdefault(name, {})[record["step"]] = (record.get("epoch"), float(value))
+                    step, epoch = _taken_at(name, record)
+                    found.setdefault(name, {})[step] = (epoch, float(value))
         series = {}
         for name, points in found.items():
             steps = sorted(points)
@@ -115,6 +116,14 @@ class Run:
                 tuple(steps), tuple(points[step][0] for step in steps), tuple(points[step][1] for step in steps)
             )
         return series
+
+
+def _taken_at(name: str, record: dict[str, Any]) -> tuple[int, float | None]:
+    """The step and the epoch of a number in a log record: spectra wait for the next record, and say since when."""
+    measured = record.get("pdyn/spectrum/step")
+    if name.startswith("pdyn/spectrum/") and is_number(measured) and measured != record["step"]:
+        return int(measured), None
+    return record["step"], record.get("epoch")
 
 
 def _moment(entry: dict[str, Any]) -> str:

@@ -255,6 +255,7 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
                 "type": "quantitative",
                 "title": "epoch",
                 "scale": {"zero": False, "nice": False, "padding": 12},
+                "axis": {"format": ".3~g"},  # of one epoch alone, or a part of one, the default shows 0
             },
             "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
             "tooltip": [

@@ -7,7 +7,7 @@ import pytest
 
 from hf_pdyn import run_info
 from hf_pdyn.records import DECISIONS, LAYERS
-from hf_pdyn.report.run import read_runs
+from hf_pdyn.report.run import Series, read_runs
 from tests.report.runs import cut_off, make_run, start, write_state
 
 
@@ -127,3 +127,17 @@ def test_odd_values_in_run_json_are_no_traceback(tmp_path: Path) -> None:
     run_info.path_of(path).write_text(json.dumps(odd))
     (run,) = read_runs([path])
     assert run.finished is False and run.log == ("started at an unknown time",)
+
+
+def test_spectra_stand_where_they_were_taken(tmp_path: Path) -> None:
+    """They reach the log with the next record."""
+    name = "pdyn/spectrum/lora/nuc_over_fro"
+    history = [
+        {"step": 10, "epoch": 0.1, "loss": 2.0, name: 1.5, "pdyn/spectrum/step": 0},
+        {"step": 20, "epoch": 0.2, "loss": 1.0, name: 1.7, "pdyn/spectrum/step": 20},
+        {"step": 30, "epoch": 0.3, "loss": 1.0, name: 1.9, "pdyn/spectrum/step": "?"},
+    ]
+    write_state(tmp_path, history, global_step=30, max_steps=30)
+    (run,) = read_runs([tmp_path])
+    assert run.series(name) == Series((0, 20, 30), (None, 0.2, 0.3), (1.5, 1.7, 1.9))
+    assert run.series("loss").steps == (10, 20, 30)
