@@ -27,7 +27,7 @@ from transformers import (
 
 from _common.entry_point import RecipeError
 from _common.lora import LoraArguments, add_lora, trainable_names
-from _common.pretrained_vit import ViTPretrainingSettings, write_processor, vit_checkpoint
+from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint, write_processor
 from hf_pdyn import label_parameters, records
 from tests.distributed.launching import ENVIRONMENT, ROOT
 
