@@ -48,7 +48,10 @@ SHAPE = {"image_size": 12, "patch_size": 4, "hidden_size": 16, "num_hidden_layer
 IMAGES = tuple("56789")
 
 # peft 0.18 looks for the base model's configuration when it saves, and a model made here has none on disk.
-pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
+    pytest.mark.xdist_group("vit_lora"),  # several tests read one run
+]
 
 
 def words(**options: Any) -> list[str]:
@@ -158,7 +161,6 @@ def test_the_adapter_with_its_head_reloads_on_the_checkpoint(directory: Path, su
 
 
 @pytest.mark.distributed
-@pytest.mark.xdist_group("recipe launches")
 def test_two_processes_train_one_model(directory: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
     launch += [str(ROOT / "recipes" / "accelerate" / "ddp.yaml"), "--main_process_port", str(get_free_port())]
