@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import vit_lora
+from filelock import FileLock
 from peft import PeftModel
 from torch.distributed.elastic.utils.distributed import get_free_port
 from transformers import (
@@ -48,10 +49,7 @@ SHAPE = {"image_size": 12, "patch_size": 4, "hidden_size": 16, "num_hidden_layer
 IMAGES = tuple("56789")
 
 # peft 0.18 looks for the base model's configuration when it saves, and a model made here has none on disk.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning"),
-    pytest.mark.xdist_group("vit_lora"),  # several tests read one run
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Could not find a config file in:UserWarning")
 
 
 def words(**options: Any) -> list[str]:
@@ -61,11 +59,6 @@ def words(**options: Any) -> list[str]:
 def recipe(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     monkeypatch.setattr(sys, "argv", ["vit_lora.py", *options])
     vit_lora.main()
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vit_lora")
 
 
 def start(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
@@ -80,14 +73,29 @@ def start(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def printed(directory: Path) -> str:
-    """What a run of the shipped configuration prints, cut short."""
-    config = ["--config", str(ROOT / "recipes" / "configs" / "vit_lora.yaml")]
-    return start(directory, str(SCRIPT), *config, *words(output_dir="out", p_interval=6)).stdout
+def directory(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The directory of one run of the shipped configuration, cut short, for all workers of pytest-xdist.
+
+    The run itself stands in `out`, what it printed in `printed`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    found = (base if worker_id == "master" else base.parent) / "vit_lora"
+    with FileLock(f"{found}.lock"):
+        if not (found / "printed").exists():
+            found.mkdir(exist_ok=True)
+            config = ["--config", str(ROOT / "recipes" / "configs" / "vit_lora.yaml")]
+            result = start(found, str(SCRIPT), *config, *words(output_dir="out", p_interval=6))
+            (found / "printed").write_text(result.stdout)
+    return found
 
 
 @pytest.fixture(scope="module")
-def summary(directory: Path, printed: str) -> dict[str, Any]:
+def printed(directory: Path) -> str:
+    return (directory / "printed").read_text()
+
+
+@pytest.fixture(scope="module")
+def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "out" / "summary.json").read_text())
 
 
