@@ -1,5 +1,6 @@
 import gzip
 import io
+import json
 import pickle
 import struct
 from pathlib import Path
@@ -106,6 +107,15 @@ def test_every_kind_of_image_has_the_channels_of_the_model(tmp_path: Path, image
     assert pixels.shape == (3, 12, 12)
     assert pixels.dtype == torch.float32
     assert torch.equal(pixels, torch.ones(3, 12, 12))
+
+
+def test_a_model_of_one_channel_gets_one(tmp_path: Path) -> None:
+    write_processor(tmp_path, image_size=12)
+    content = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    grey = content | {"image_mean": [0.5], "image_std": [0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(grey))
+    to_pixels = ToPixels(AutoImageProcessor.from_pretrained(tmp_path), channels=1)
+    assert torch.equal(to_pixels(Image.new("RGB", (8, 8), "white")), torch.ones(1, 12, 12))
 
 
 def test_nothing_is_decoded_before_it_is_asked_for() -> None:

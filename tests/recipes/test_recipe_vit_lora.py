@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import vit_lora
+from filelock import FileLock
 from peft import PeftModel
 from torch.distributed.elastic.utils.distributed import get_free_port
 from transformers import (
@@ -60,11 +61,6 @@ def recipe(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
     vit_lora.main()
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("vit_lora")
-
-
 def start(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, *command],
@@ -77,14 +73,29 @@ def start(directory: Path, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def printed(directory: Path) -> str:
-    """What a run of the shipped configuration prints, cut short."""
-    config = ["--config", str(ROOT / "recipes" / "configs" / "vit_lora.yaml")]
-    return start(directory, str(SCRIPT), *config, *words(output_dir="out", p_interval=6)).stdout
+def directory(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The directory of one run of the shipped configuration, cut short, for all workers of pytest-xdist.
+
+    The run itself stands in `out`, what it printed in `printed`.
+    """
+    base = tmp_path_factory.getbasetemp()
+    found = (base if worker_id == "master" else base.parent) / "vit_lora"
+    with FileLock(f"{found}.lock"):
+        if not (found / "printed").exists():
+            found.mkdir(exist_ok=True)
+            config = ["--config", str(ROOT / "recipes" / "configs" / "vit_lora.yaml")]
+            result = start(found, str(SCRIPT), *config, *words(output_dir="out", p_interval=6))
+            (found / "printed").write_text(result.stdout)
+    return found
 
 
 @pytest.fixture(scope="module")
-def summary(directory: Path, printed: str) -> dict[str, Any]:
+def printed(directory: Path) -> str:
+    return (directory / "printed").read_text()
+
+
+@pytest.fixture(scope="module")
+def summary(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "out" / "summary.json").read_text())
 
 
@@ -158,7 +169,6 @@ def test_the_adapter_with_its_head_reloads_on_the_checkpoint(directory: Path, su
 
 
 @pytest.mark.distributed
-@pytest.mark.xdist_group("recipe launches")
 def test_two_processes_train_one_model(directory: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file"]
     launch += [str(ROOT / "recipes" / "accelerate" / "ddp.yaml"), "--main_process_port", str(get_free_port())]
