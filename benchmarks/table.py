@@ -39,7 +39,9 @@ def everything(records: dict[str, list[dict[str, Any]]]) -> str:
     for record in records["trainer"]:
         lines += [
             f"A Trainer's step, {record['batch'][0]} x {record['batch'][1]} tokens, with telemetry of every layer, "
-            f"control and shutoff, a record every {record['logging_steps']} steps; {_where(record)}:",
+            f"control and shutoff, a record every {record['logging_steps']} steps; spectra and the losses of "
+            f"{record['probed']:.0%} of the samples at the end of an epoch of {record['epoch']} steps; "
+            f"{_where(record)}:",
             "",
             trainer.HEADER,
             *map(trainer.line, record["rows"]),
@@ -79,7 +81,7 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
             if other["hardware"] == record["hardware"]:
                 for row in other["rows"]:
                     name = f"a Trainer, {row['training']}, everything on"
-                    lines.append(f"| {name} | adamw | {row['ratio']:.3f} x | {row['target']:.2f} |")
+                    lines.append(f"| {name} | adamw | {row['ratio_of_epochs']:.3f} x | {row['target']:.2f} |")
         lines.append("")
     return "\n".join(lines).strip()
 

@@ -1,6 +1,7 @@
-"""A Trainer's step with padam, telemetry, control and shutoff, against the same Trainer with AdamW and no callbacks.
+"""A Trainer's step with padam and every callback, against the same Trainer with AdamW and none.
 
-Two Trainers train in two threads that take turns, step by step.
+Two Trainers train in two threads that take turns, step by step. What spectra and sample losses do at the end of an
+epoch is timed once, and counted as of an epoch of EPOCH steps, which would take too long here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from hf_pdyn import PdynArguments
 
 WARMING_UP = 2
 LOGGING = 5
+EPOCH = 100
+PROBED = 0.05
+"""Of the samples of such an epoch, those whose losses are taken at its end."""
 
 SIZES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50_257},
@@ -108,12 +112,19 @@ def _trainer(size: str, *, lora: bool, ours: bool, steps: int, turns: _TakesTurn
     )
     callbacks: list[TrainerCallback] = [turns]
     if ours:
-        pdyn = PdynArguments(telemetry="layers", p_control="gradient", p_interval=str(LOGGING), wd_off="0.5")
+        pdyn = PdynArguments(
+            telemetry="layers",
+            p_control="gradient",
+            p_interval=str(LOGGING),
+            wd_off="0.5",
+            spectra="epoch",
+            sample_losses=round(PROBED * EPOCH * BATCH),
+        )
         callbacks += pdyn.callbacks()
     trainer = Trainer(
         model(size, lora=lora),
         arguments,
-        train_dataset=data(SIZES[size]["vocab_size"], steps),
+        train_dataset=data(SIZES[size]["vocab_size"], _epoch_of(steps)),
         callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)
@@ -124,6 +135,8 @@ def run(device: torch.device, size: str, steps: int) -> dict[str, Any]:
     rows = []
     for name, lora in (("LoRA", True), ("full fine-tuning", False)):
         ours, theirs = _both(device, size, lora=lora, steps=steps)
+        last_of_epoch = ours.pop(_epoch_of(steps) - 1 - WARMING_UP)
+        epoch_end = last_of_epoch - statistics.median(ours)
         rows.append(
             {
                 "training": f"{size} {name}",
@@ -131,12 +144,19 @@ def run(device: torch.device, size: str, steps: int) -> dict[str, Any]:
                 "theirs_milliseconds": round(1e3 * statistics.median(theirs), 2),
                 "ratio": round(statistics.median(ours) / statistics.median(theirs), 4),
                 "ratio_of_means": round(statistics.mean(ours) / statistics.mean(theirs), 4),
+                "epoch_end_seconds": round(epoch_end, 3),
+                "ratio_of_epochs": round((statistics.median(ours) + epoch_end / EPOCH) / statistics.median(theirs), 4),
                 "target": 1.02,
                 "steps": len(ours),
             }
         )
         print(line(rows[-1]), flush=True)
-    return {"batch": [BATCH, LENGTH], "logging_steps": LOGGING, "rows": rows}
+    return {"batch": [BATCH, LENGTH], "logging_steps": LOGGING, "epoch": EPOCH, "probed": PROBED, "rows": rows}
+
+
+def _epoch_of(steps: int) -> int:
+    """How long the epoch is here, so that its end is neither warming up nor the last step."""
+    return max(steps // 2, WARMING_UP + 1)
 
 
 def _both(device: torch.device, size: str, *, lora: bool, steps: int) -> tuple[list[float], list[float]]:
@@ -170,12 +190,16 @@ def _both(device: torch.device, size: str, *, lora: bool, steps: int) -> tuple[l
     return ours, theirs
 
 
-HEADER = "| training | ms a step | theirs | ratio of medians | of means | target |\n|---|---|---|---|---|---|"
+HEADER = (
+    "| training | ms a step | theirs | ratio of medians | of means | end of an epoch, s | ratio of epochs | target |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
 
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     return (
         f"| {row['training']} | {row['milliseconds']:.1f} | {row['theirs_milliseconds']:.1f} | {row['ratio']:.3f} | "
-        f"{row['ratio_of_means']:.3f} | {row['target']:.2f} |"
+        f"{row['ratio_of_means']:.3f} | {row['epoch_end_seconds']:.2f} | {row['ratio_of_epochs']:.3f} | "
+        f"{row['target']:.2f} |"
     )
