@@ -80,7 +80,10 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
         for other in records["trainer"]:
             if other["hardware"] == record["hardware"]:
                 for row in other["rows"]:
-                    name = f"a Trainer, {row['training']}, everything on"
+                    name = f"a Trainer, {row['training']}, telemetry, control and shutoff"
+                    lines.append(f"| {name} | adamw | {row['ratio']:.3f} x | {row['target']:.2f} |")
+                    end = f"spectra and the losses of {other['probed']:.0%} of its samples"
+                    name = f"... an epoch of {other['epoch']} steps, with {end}"
                     lines.append(f"| {name} | adamw | {row['ratio_of_epochs']:.3f} x | {row['target']:.2f} |")
         lines.append("")
     return "\n".join(lines).strip()
