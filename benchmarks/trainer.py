@@ -22,7 +22,7 @@ from hf_pdyn import PdynArguments
 WARMING_UP = 2
 LOGGING = 5
 EPOCH = 100
-PROBED = 0.05
+PROBED = 0.02
 """Of the samples of such an epoch, those whose losses are taken at its end."""
 
 SIZES: dict[str, dict[str, int]] = {
