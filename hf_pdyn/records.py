@@ -10,7 +10,6 @@ elsewhere and renamed, so each is whole; of a killed run, rows since the last fi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from hf_pdyn.files import replacing
 
 FOLDER = "pdyn"
 
@@ -118,10 +119,5 @@ def read(run_dir: str | Path, kind: Kind) -> tuple[pa.Table, dict[Path, str]]:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as unfinished:
         pq.write_table(table, unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
@@ -21,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hf_pdyn.files import replacing
 from hf_pdyn.records import FOLDER
 
 FORMAT = 1
@@ -112,11 +112,5 @@ def _now() -> str:
 
 
 def _write(run_dir: str | Path, content: Mapping[str, Any]) -> None:
-    path = path_of(run_dir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path_of(run_dir)) as unfinished:
         unfinished.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

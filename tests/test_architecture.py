@@ -9,10 +9,10 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("suggest", "resilience", "kernels", "control", "checkpoints", "records", "spectra", "randomness"),
-    ("schedules", "grouping", "sharding", "clipping", "hyperparameters", "sample_loss", "cross_entropy", "run_info"),
-    ("updates", "report"),
-    ("windows", "plain", "fused"),
+    ("suggest", "resilience", "kernels", "control", "checkpoints", "files", "spectra", "randomness"),
+    ("records", "schedules", "grouping", "sharding", "clipping", "hyperparameters", "cross_entropy"),
+    ("updates", "sample_loss", "run_info"),
+    ("windows", "plain", "fused", "report"),
     ("paths",),
     ("optimizer",),
     ("optim_args", "integrations"),

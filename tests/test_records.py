@@ -92,7 +92,7 @@ def test_a_failed_write_leaves_the_file_before(tmp_path: Path, monkeypatch: pyte
     def fail(*_: Any, **__: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hf_pdyn.records.os.replace", fail)
+    monkeypatch.setattr("hf_pdyn.files.os.replace", fail)
     writer.add(rows(10))
     with pytest.raises(OSError, match="disk full"):
         writer.flush()

@@ -76,7 +76,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("hf_pdyn.run_info.os.replace", fail)
+    monkeypatch.setattr("hf_pdyn.files.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         run_info.write_finish(tmp_path, 12)
     found = run_info.read(tmp_path)

@@ -89,9 +89,7 @@ class SampleLossCallback(PdynCallback):
                 self._indices[split] = even_spread(len(data_set), size)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # At the epoch's last step rather than in on_epoch_end, so that the file is there before this step's checkpoint:
-        # a run resumed from that one does not come to the end of this epoch.
-        if self.run.steps_per_epoch is not None and state.global_step % self.run.steps_per_epoch == 0:
+        if self.run.ends_epoch(state.global_step):  # the file is there before this step's checkpoint
             self._measure(state)
 
     def on_epoch_end(

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
+
+from hf_pdyn.files import replacing
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file and rename it to its place; OSError, with the path and a reason, where that cannot be."""
-    unfinished = path.with_name(f".{path.name[:100]}.{os.getpid()}")
     try:
         if path.is_dir():
             raise OSError("it is a directory")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(content)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
 
 
 def write_all(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:
