@@ -105,6 +105,12 @@ class RecordWriter:
                 _write(kept, path)
 
 
+def forget_after(run_dir: str | Path, step: int) -> None:
+    """Forget every row of any kind after that step: the run is repeated from there, or begins anew at -1."""
+    for kind in KINDS.values():
+        RecordWriter(run_dir, kind).cut(step)
+
+
 def read(run_dir: str | Path, kind: Kind) -> tuple[pa.Table, dict[Path, str]]:
     """All rows of a kind, by step; and the files that could not be read, with the reason."""
     tables, problems = [], {}

@@ -32,6 +32,7 @@ PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
 
 _CLAIMS = "_pdyn_claims"
+_BEGUN = "_pdyn_begun"
 _MEMORY_KEY = "pdyn"
 _MEMORY_VERSION = 1
 
@@ -78,7 +79,7 @@ class PdynCallback(TrainerCallback):
     recorder: Recorder | None = None
     """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
     _run_log: RunLog | None = None
-    """Of the first of our callbacks of a training, for all of them."""
+    """Of the last of our callbacks to begin a training, for all of them."""
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
@@ -116,12 +117,15 @@ class PdynCallback(TrainerCallback):
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
                 self._say_what_stays(state)
-            self._run_log = RunLog()
-            ours = [callback for callback in all_callbacks(self) if isinstance(callback, PdynCallback)]
-            self._run_log.begin(args, state, model, optimizer, ours)
         if self.recorder is not None:
             self.recorder.begin(args, state)
         self.begin(args, state)
+        begun: list[PdynCallback] = vars(state).setdefault(_BEGUN, [])
+        begun.append(self)
+        if len(begun) == sum(isinstance(callback, PdynCallback) for callback in all_callbacks(self)):
+            # None has refused: only now is what an earlier run left replaced.
+            self._run_log = RunLog()
+            self._run_log.begin(args, state, model, optimizer, begun)
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """What must be on the disk before the checkpoint of this step is: called in every process."""

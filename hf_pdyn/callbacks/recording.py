@@ -28,13 +28,10 @@ class Recorder:
         self._warned = False
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Start a training, or go on with the one that a checkpoint is of: rows of steps to be repeated are dropped."""
+        """Start a training, or go on with the one that a checkpoint is of."""
         self._writer, self._warned = None, False
         if state.is_world_process_zero:
             self._writer = RecordWriter(run_directory(args), self.kind)
-            # A new training has rows of step 0 of its own.
-            kept_until = state.global_step if state.global_step > 0 else -1
-            self._try(lambda writer: writer.cut(kept_until))
 
     def add(self, state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of this moment, without step and epoch."""

@@ -15,6 +15,7 @@ from hf_pdyn import run_info
 from hf_pdyn.grouping import label_parameters
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.transformers import run_directory
+from hf_pdyn.records import forget_after
 from hf_pdyn.sharding import has_fsdp1
 
 
@@ -35,10 +36,15 @@ class RunLog:
         optimizer: Optimizer,
         callbacks: Iterable[object],
     ) -> None:
-        """Note the start. `callbacks`: those whose settings are part of the run."""
+        """Note the start, and forget the records of what is about to be repeated, or of an earlier run.
+
+        callbacks: those whose settings are part of the run.
+        """
 
         def write() -> None:
             run_dir = run_directory(args)
+            # A new training has rows of step 0 of its own.
+            forget_after(run_dir, state.global_step if state.global_step > 0 else -1)
             run_info.write_start(
                 run_dir,
                 state.global_step,

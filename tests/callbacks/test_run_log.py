@@ -8,7 +8,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 
 import hf_pdyn
-from hf_pdyn import callbacks, run_info
+from hf_pdyn import callbacks, records, run_info
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.run_log import describe_model, settings
 from tests.training import gpt2, trainer
@@ -44,6 +44,27 @@ def test_a_training_leaves_its_configuration_and_its_end(tmp_path: Path) -> None
     assert start["model"]["parameters"] == start["model"]["trainable_parameters"] == total
     assert sum(start["model"]["trainable_parameters_by_label"].values()) == total
     assert start["processes"] == 1 and start["device"] == "cpu"
+
+
+def everything(run_dir: Path) -> dict[str, bytes]:
+    folder = run_dir / records.FOLDER
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_start_that_is_refused_leaves_the_earlier_run_as_it_is(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=[*both(), hf_pdyn.SampleLossCallback(4)]).train()
+    before = everything(tmp_path)
+    assert {name.split("/")[0] for name in before} == {"run.json", "layers", "decisions", "sample_losses"}
+    with pytest.raises(ValueError, match="interval must end within training"):
+        trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback(), hf_pdyn.PControlCallback(interval=100)]).train()
+    assert everything(tmp_path) == before
+
+
+def test_a_new_run_replaces_all_that_an_earlier_one_left(tmp_path: Path) -> None:
+    """Also the records of callbacks that it does not have."""
+    trainer(tmp_path, callbacks=[*both(), hf_pdyn.SampleLossCallback(4)]).train()
+    trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()]).train()
+    assert set(everything(tmp_path)) == {"run.json"}
 
 
 def test_a_run_that_dies_is_unfinished_and_a_resume_keeps_its_start(tmp_path: Path) -> None:
