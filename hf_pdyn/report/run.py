@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -183,13 +184,6 @@ def printable(text: str) -> str:
 
 def _read(path: Path, name: str) -> Run:
     problems: list[str] = []
-    state = _read_state(path, problems)
-    history = _usable(state.get("log_history"), problems)
-    if not history and not any("read" in problem for problem in problems):
-        problems.append(
-            f"There are no log records: neither {_STATE} (call trainer.save_state() after training) nor a checkpoint "
-            "has any."
-        )
     try:
         info = run_info.read(path)
     except ValueError as error:
@@ -198,6 +192,13 @@ def _read(path: Path, name: str) -> Run:
     else:
         if info is None:
             problems.append(f"There is no {run_info.path_of('')}, so the configuration is not known.")
+    state = _read_state(path, _began_anew(info), problems)
+    history = _usable(state.get("log_history"), problems)
+    if not history and not any("read" in problem for problem in problems):
+        problems.append(
+            f"There are no log records: neither {_STATE} (call trainer.save_state() after training) nor a checkpoint "
+            "has any."
+        )
     problems += _resumes_with_other_settings(info)
 
     def table(kind: Kind) -> pa.Table:
@@ -220,17 +221,35 @@ def _read(path: Path, name: str) -> Run:
     )
 
 
-def _read_state(path: Path, problems: list[str]) -> dict[str, Any]:
-    """The state that came farthest: the run's own, or its newest checkpoint's if it was killed after a resume."""
-    own, *checkpoints = _state_files(path)
-    candidates = [_json_object(own, path, problems)]
-    for file in checkpoints:
+def _began_anew(info: dict[str, Any] | None) -> float:
+    """When a run that began at step 0 did so, in seconds since 1970; 0 where that is not known."""
+    try:
+        first = (info or {})["starts"][0]
+        return datetime.fromisoformat(first["time"]).timestamp() if first["step"] == 0 else 0.0
+    except (LookupError, TypeError, ValueError):
+        return 0.0
+
+
+def _read_state(path: Path, since: float, problems: list[str]) -> dict[str, Any]:
+    """The state that came farthest: the run's own, or its newest checkpoint's if it was killed after a resume.
+
+    since: what was written before is an earlier run's, which a new one leaves in the directory until it writes its own.
+    """
+    files = [file for file in _state_files(path) if file.exists()]
+    stale = [file for file in files if file.stat().st_mtime < since]
+    if stale:
+        named = ", ".join(str(file.relative_to(path)) for file in stale)
+        problems.append(f"An earlier run in this directory left what is not shown here: {named}.")
+    candidates = []
+    for file in files:
+        if file in stale:
+            continue
         state = _json_object(file, path, problems)
         if state is not None:
             candidates.append(state)
-            break
-    readable = [state for state in candidates if state is not None]
-    return max(readable, key=lambda state: _whole(state.get("global_step")) or 0, default={})
+            if file.parent != path:  # older checkpoints know less
+                break
+    return max(candidates, key=lambda state: _whole(state.get("global_step")) or 0, default={})
 
 
 def _json_object(file: Path, run_dir: Path, problems: list[str]) -> dict[str, Any] | None:

@@ -38,6 +38,8 @@ def make_run(
         history.append(_log_record(step, i / records, rng, learning_rate, spectra))
         if i % 4 == 3:
             history.append({"step": step, "epoch": step / 40, "eval_loss": 3 / (i + 1), "eval_runtime": 0.5})
+    if info:
+        run_info.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
     write_state(directory, history, global_step=steps[-1] if steps else 0, max_steps=every * records)
     _write_records(directory, LAYERS, [row for step in steps for row in _layer_rows(step, layers, rng, spectra)])
     _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
@@ -55,10 +57,8 @@ def make_run(
         for index in range(samples)
     ]
     _write_records(directory, SAMPLE_LOSSES, losses)
-    if info:
-        run_info.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
-        if finished:
-            run_info.write_finish(directory, every * records)
+    if info and finished:
+        run_info.write_finish(directory, every * records)
     return directory
 
 

@@ -1,6 +1,7 @@
 """Run directories, whole and damaged, as plain data."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,28 @@ def test_spectra_stand_where_they_were_taken(tmp_path: Path) -> None:
     (run,) = read_runs([tmp_path])
     assert run.series(name) == Series((0, 20, 30), (None, 0.2, 0.3), (1.5, 1.7, 1.9))
     assert run.series("loss").steps == (10, 20, 30)
+
+
+def test_what_an_earlier_run_left_is_not_shown(tmp_path: Path) -> None:
+    """A new run in a used directory, killed before it wrote a state: no old state counts, no old checkpoint."""
+    path = make_run(tmp_path / "run")
+    write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], global_step=90, max_steps=120)
+    long_ago = 1_000_000_000
+    for state in (path / "trainer_state.json", path / "checkpoint-90" / "trainer_state.json"):
+        os.utime(state, (long_ago, long_ago))
+    (run,) = read_runs([path])
+    assert run.history == () and run.step is None
+    assert "An earlier run in this directory left" in run.problems[0] and "checkpoint-90" in run.problems[0]
+    write_state(path / "checkpoint-10", [{"step": 10, "loss": 2.0}], global_step=10, max_steps=120)
+    (run,) = read_runs([path])
+    assert run.step == 10 and run.last("loss") == 2.0
+
+
+def test_a_checkpoint_that_a_run_goes_on_from_is_its_own(tmp_path: Path) -> None:
+    """Of a run that is known from step 90 on only, older files may be its own."""
+    path = tmp_path / "run"
+    write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], global_step=90, max_steps=120)
+    os.utime(path / "checkpoint-90" / "trainer_state.json", (1_000_000_000, 1_000_000_000))
+    run_info.write_start(path, 90, start())
+    (run,) = read_runs([path])
+    assert run.step == 90 and run.problems == ()
