@@ -312,10 +312,10 @@ class _Charts:
 
     def of_hard_samples(self) -> tuple[Chart, ...]:
         """How far runs agree on the hardest tenth of a split, after their last epochs."""
-        last: dict[str, dict[str, dict[int, float]]] = {}
+        last: dict[str, dict[str, _EpochLosses]] = {}
         for run, by_split in self._sample_losses:
             for split, by_step in by_split.items():
-                last.setdefault(split, {})[run.name] = by_step[max(by_step)][1]
+                last.setdefault(split, {})[run.name] = by_step[max(by_step)]
         charts = []
         for split, by_run in sorted(last.items()):
             if len(by_run) < 2:
@@ -365,9 +365,13 @@ def decision_rows(run: Run) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES]
 
 
-def sample_losses(run: Run) -> dict[str, dict[int, tuple[float | None, dict[int, float]]]]:
-    """By split, by step, in their order: the epoch, and the finite losses by index."""
-    found: dict[str, dict[int, tuple[float | None, dict[int, float]]]] = {}
+_EpochLosses = tuple[float | None, dict[int, float]]
+"""The epoch, and the finite losses by index."""
+
+
+def sample_losses(run: Run) -> dict[str, dict[int, _EpochLosses]]:
+    """By split, by step, in their order."""
+    found: dict[str, dict[int, _EpochLosses]] = {}
     columns = [run.sample_losses[name].to_pylist() for name in ("split", "step", "epoch", "index", "loss")]
     for split, step, epoch, index, loss in zip(*columns, strict=True):
         if None not in (split, step, index, loss) and math.isfinite(loss):
@@ -422,12 +426,14 @@ def _quantiles(losses: Iterable[float]) -> dict[str, float]:
     return {name: vega.short(value) for name, value in (*quantiles, ("mean", float(values.mean())))}
 
 
-def _overlap(one: dict[int, float], other: dict[int, float]) -> dict[str, Any]:
+def _overlap(first: _EpochLosses, second: _EpochLosses) -> dict[str, Any]:
+    (epoch, one), (other_epoch, other) = first, second
     if one.keys() != other.keys():
         return {"value": None, "note": "measured other samples"}
+    when = " and ".join(f"{at:.3g}" for at in dict.fromkeys((epoch, other_epoch)) if at is not None)
     indices = np.array(sorted(one))  # of equal losses, both runs take the first ones
     hard = [indices[hard_samples([losses[i] for i in indices])] for losses in (one, other)]
-    return {"value": vega.short(jaccard(*hard)), "note": f"{len(hard[0])} hard samples each"}
+    return {"value": vega.short(jaccard(*hard)), "note": f"{len(hard[0])} hard samples each, epoch {when or 'unknown'}"}
 
 
 def _finite_or_none(value: Any) -> Any:

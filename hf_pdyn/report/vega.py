@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from hf_pdyn.report.run import Series
@@ -45,11 +45,12 @@ class Palette:
     """The colour of every run, the same in all charts of a report."""
 
     runs: tuple[str, ...]
-    scale: Mapping[str, Any] = field(init=False)
 
-    def __post_init__(self) -> None:
-        colours = [self.colour(run) for run in self.runs]
-        object.__setattr__(self, "scale", {"domain": list(self.runs), "range": colours})
+    @property
+    def of_runs(self) -> Spec:
+        """The encoding of a colour by run."""
+        scale = {"domain": list(self.runs), "range": [self.colour(run) for run in self.runs]}
+        return {"field": "run", "type": "nominal", "scale": scale, "legend": None}
 
     def colour(self, run: str) -> str:
         """Colours come again after the last."""
@@ -97,7 +98,6 @@ def lines(
     palette: Palette,
     *,
     y_title: str,
-    x: str = "step",
     variants: Sequence[str] = (),
     stepped: bool = False,
     logarithmic: bool | None = None,
@@ -112,13 +112,7 @@ def lines(
         scale = {"type": "log", "nice": False}
     used = [variant for variant in variants if any(line.variant == variant for line in data)]
     encoding: Spec = {
-        "x": {
-            "field": x,
-            "type": "quantitative",
-            "title": _X_TITLES[x],
-            "axis": _steps_axis(),
-            "scale": {"nice": False},
-        },
+        "x": _over_steps(),
         "y": {
             "field": "value",
             "type": "quantitative",
@@ -126,7 +120,7 @@ def lines(
             "scale": scale,
             "axis": _value_axis(values, logarithmic="type" in scale),
         },
-        "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
+        "color": palette.of_runs,
         "tooltip": [
             {"field": "run", "type": "nominal", "title": "run"},
             *([{"field": "variant", "type": "nominal", "title": "which"}] if used else []),
@@ -186,13 +180,7 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
         [_only_shown()],
         height=_HEIGHT,
         encoding={
-            "x": {
-                "field": "step",
-                "type": "quantitative",
-                "title": _X_TITLES["step"],
-                "axis": _steps_axis(),
-                "scale": {"nice": False},
-            },
+            "x": _over_steps(),
             "y": {
                 "field": "p",
                 "type": "quantitative",
@@ -200,7 +188,7 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
                 "scale": {"zero": False},
                 "axis": _value_axis([row["p"] for row in rows]),
             },
-            "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
+            "color": palette.of_runs,
         },
         layer=[
             {"mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 1.5, "opacity": 0.55}},
@@ -257,7 +245,7 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
                 "scale": {"zero": False, "nice": False, "padding": 12},
                 "axis": {"format": ".3~g"},  # of one epoch alone, or a part of one, the default shows 0
             },
-            "color": {"field": "run", "type": "nominal", "scale": dict(palette.scale), "legend": None},
+            "color": palette.of_runs,
             "tooltip": [
                 {"field": "run", "type": "nominal"},
                 {"field": "epoch", "type": "quantitative", "format": ".3~f"},
@@ -320,7 +308,7 @@ def heat_map(
             "x": {
                 "field": "step",
                 "type": "ordinal",
-                "title": _X_TITLES["step"],
+                "title": _STEP,
                 "scale": {"domain": list(steps), "paddingInner": 0},
                 "axis": {
                     "labelAngle": 0,
@@ -398,7 +386,7 @@ def matrix(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, value_tit
 def spans_decades(values: Sequence[float]) -> bool:
     """Whether a logarithmic axis shows them better."""
     low, high = min(values, default=0.0), max(values, default=0.0)
-    return low > 0 and math.log10(high / low) >= _DECADES_FOR_A_LOGARITHM if low > 0 else False
+    return low > 0 and math.log10(high / low) >= _DECADES_FOR_A_LOGARITHM
 
 
 def short(value: float) -> float:
@@ -406,7 +394,7 @@ def short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-_X_TITLES = {"step": "optimizer step", "epoch": "epoch"}
+_STEP = "optimizer step"
 
 
 def _spec(values: list[Any], transform: list[Spec], *, height: int, **rest: Any) -> Spec:
@@ -457,14 +445,20 @@ def _columns(line: Line) -> Spec:
     }
 
 
-def _steps_axis() -> Spec:
+def _over_steps() -> Spec:
     return {
-        "format": ",d",
-        "tickMinStep": 1,
-        "tickCount": 5,
-        "labelOverlap": True,
-        "labelSeparation": 8,
-        "labelFlush": True,
+        "field": "step",
+        "type": "quantitative",
+        "title": _STEP,
+        "axis": {
+            "format": ",d",
+            "tickMinStep": 1,
+            "tickCount": 5,
+            "labelOverlap": True,
+            "labelSeparation": 8,
+            "labelFlush": True,
+        },
+        "scale": {"nice": False},
     }
 
 
