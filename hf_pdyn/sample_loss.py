@@ -133,6 +133,11 @@ class SampleLosses:
         return self.index[hard_samples(self.loss, share)]
 
 
+def epoch_file(epoch: float) -> str:
+    """The name of an epoch's file, without its suffix; a part of an epoch counts as it."""
+    return f"epoch-{math.ceil(epoch):04d}"
+
+
 def epochs(run_dir: str | Path) -> list[float]:
     """The epochs after which a run recorded sample losses; a last one may be a fraction."""
     found: list[float] = pc.unique(read(run_dir, SAMPLE_LOSSES)[0]["epoch"]).to_pylist()
@@ -142,11 +147,19 @@ def epochs(run_dir: str | Path) -> list[float]:
 def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = None) -> SampleLosses:
     """What a run recorded after an epoch, by default its last.
 
-    ValueError where it has no such split or epoch; it says which there are, and which files cannot be read.
+    ValueError where it has no such split or epoch; it says which there are, and which files cannot be read. So it does
+    where the file of a later epoch than the last one that can be read is damaged, and no epoch was named.
     """
     table, problems = read(run_dir, SAMPLE_LOSSES)
     of_split = table.filter(pc.equal(table["split"], split))
     wanted = pc.max(of_split["epoch"]).as_py() if epoch is None else epoch
+    if epoch is None and wanted is not None:
+        later = [path.name for path in problems if path.stem > epoch_file(wanted)]
+        if later:
+            raise ValueError(
+                f"The last sample losses of {run_dir} cannot be read ({', '.join(later)}), the last before them are of "
+                f"epoch {wanted:g}. Name the epoch to have those."
+            )
     rows = of_split.filter(pc.equal(of_split["epoch"], wanted)).sort_by("index")
     labelled = rows.filter(pc.is_valid(rows["loss"]))
     if len(labelled) == 0:

@@ -66,6 +66,7 @@ def test_what_has_no_summary(losses: Any, correct: Any, message: str) -> None:
         ([1.0, math.nan, 9.0, math.inf], 0.75, [1, 3, 2]),
         ([5.0, 1.0], 0.1, [0]),  # at least one
         ([1.0] * 30, 0.1, [0, 1, 2]),  # 0.1 * 30 is 3.0000000000000004
+        ([1.0] * 17, 0.1, [0, 1]),  # 1.7 is rounded
         ([2.0, 1.0], 1.0, [0, 1]),
     ],
 )
@@ -120,6 +121,18 @@ def test_an_epoch_is_read(tmp_path: Path) -> None:
     assert first.index.tolist() == [0, 2, 3] and first.loss.tolist() == pytest.approx([0.5, math.nan, 2.0], nan_ok=True)
     assert last.summary().accuracy == 0.5 and first.summary().nonfinite == 1
     assert first.hard_samples(0.7).tolist() == [2, 3]
+
+
+def test_a_damaged_last_file_is_not_passed_over(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3):
+        recorded(tmp_path, [0.5, 2.0], epoch=epoch)
+    folder = records.SAMPLE_LOSSES.folder(tmp_path)
+    (folder / "epoch-0001-test.parquet").write_bytes(b"damaged")
+    assert read_epoch(tmp_path).epoch == 3
+    (folder / "epoch-0003-test.parquet").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"cannot be read \(epoch-0003-test.parquet\), the last before .* of epoch 2"):
+        read_epoch(tmp_path)
+    assert read_epoch(tmp_path, epoch=2).epoch == 2
 
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:

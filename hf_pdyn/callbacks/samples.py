@@ -20,7 +20,7 @@ from hf_pdyn.cross_entropy import SampleCrossEntropy, sample_cross_entropy
 from hf_pdyn.integrations import probing
 from hf_pdyn.integrations.transformers import log_apart, running_trainer
 from hf_pdyn.records import SAMPLE_LOSSES
-from hf_pdyn.sample_loss import even_spread, summary
+from hf_pdyn.sample_loss import epoch_file, even_spread, summary
 from hf_pdyn.sharding import gathered, own_share
 
 
@@ -54,16 +54,21 @@ class SampleLossCallback(PdynCallback):
     one alone, the others wait, as they would in training.
 
     Args:
-        train_probe: how many samples of the train set, evenly spread: the same for every run and process. 0: none.
+        train_probe: how many samples of the train set, evenly spread: the same for every run and process; None: all.
+            0: none.
         test_probe: how many of the test set, of each if there are several; None: all. 0: none.
+        train_set: measured in place of the Trainer's train set: the paper's clean one, without augmentation.
     """
 
-    def __init__(self, train_probe: int = 1000, test_probe: int | None = None) -> None:
+    def __init__(self, train_probe: int | None = 1000, test_probe: int | None = None, train_set: Any = None) -> None:
         for name, size in (("train_probe", train_probe), ("test_probe", test_probe)):
             if size is not None and size < 0:
                 raise ValueError(f"{name} must be a number of samples >= 0, got {size}.")
         self.train_probe = train_probe
         self.test_probe = test_probe
+        # Under its own name for the record of the run, which would hold all of a data set.
+        self.train_set = None if train_set is None else type(train_set).__name__
+        self._train_set = train_set
         self.recorder = self._records = Recorder(SAMPLE_LOSSES)
         self._indices: dict[str, list[int]] = {}
         self._measured_at: int | None = None
@@ -80,13 +85,17 @@ class SampleLossCallback(PdynCallback):
         if reason:
             self._say(state, reason)
             return
-        for split, data_set in probing.data_sets(trainer).items():
+        for split, data_set in self._data_sets(trainer).items():
             size = self.train_probe if split == "train" else self.test_probe
             reason = probing.why_not_indexed(data_set) if size != 0 else None
             if reason:
                 self._say(state, reason, split)
             elif size != 0:
                 self._indices[split] = even_spread(len(data_set), size)
+
+    def _data_sets(self, trainer: Any) -> dict[str, Any]:
+        found = probing.data_sets(trainer)
+        return found if self._train_set is None else found | {"train": self._train_set}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.run.ends_epoch(state.global_step):  # the file is there before this step's checkpoint
@@ -111,7 +120,7 @@ class SampleLossCallback(PdynCallback):
         metrics: dict[str, float] = {}
         for split in list(self._indices):
             # A reading of this split, or a reason: the same on every process, so that all of them go on alike.
-            reading = _reading_of_all(trainer, split, self._indices[split])
+            reading = _reading_of_all(trainer, self._data_sets(trainer)[split], self._indices[split])
             if isinstance(reading, str):
                 del self._indices[split]
                 self._say(state, reading, split)
@@ -120,7 +129,7 @@ class SampleLossCallback(PdynCallback):
             rows += _rows(split, reading)
             metrics |= _metrics(split, reading)
         if rows:
-            self._file = f"epoch-{math.ceil(state.epoch or 0):04d}"
+            self._file = epoch_file(state.epoch or 0)
             self._records.write(state, rows, self._file)
         if metrics:
             log_apart(trainer, metrics)
@@ -136,9 +145,9 @@ class SampleLossCallback(PdynCallback):
             warnings.warn(f"pdyn sample losses{f' of {split}' if split else ''}: {reason}.", stacklevel=2)
 
 
-def _reading_of_all(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str:
+def _reading_of_all(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str:
     """The losses of those samples, ascending, on every process; or why there are none, also on every process."""
-    parts = gathered(_own_reading_or_reason(trainer, split, indices))
+    parts = gathered(_own_reading_or_reason(trainer, data_set, indices))
     reasons = [f"{part}, on process {rank}" for rank, part in enumerate(parts) if isinstance(part, str)]
     if reasons:
         return f"{reasons[0]}. Training goes on without them"
@@ -153,10 +162,10 @@ def _reading_of_all(trainer: Any, split: str, indices: Sequence[int]) -> _Losses
     )
 
 
-def _own_reading_or_reason(trainer: Any, split: str, indices: Sequence[int]) -> _Losses | str | None:
+def _own_reading_or_reason(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str | None:
     """None where the reason is another process's."""
     try:
-        return _own_reading(trainer, split, own_share(indices))
+        return _own_reading(trainer, data_set, own_share(indices))
     except _FailedElsewhereError:
         return None
     except Exception as error:
@@ -164,14 +173,14 @@ def _own_reading_or_reason(trainer: Any, split: str, indices: Sequence[int]) -> 
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _own_reading(trainer: Any, split: str, share: list[int]) -> _Losses:
+def _own_reading(trainer: Any, data_set: Any, share: list[int]) -> _Losses:
     """The losses of this process's share, in its order."""
     together = probing.forwards_together(trainer)
     shifted = probing.shifts_labels(trainer)
     found: list[SampleCrossEntropy] = []
     problem: Exception | None = None
     with probing.evaluating(trainer):
-        loader = probing.loader(trainer, probing.data_sets(trainer)[split], share)
+        loader = probing.loader(trainer, data_set, share)
         loaded = chain.from_iterable(
             [loader]
         )  # iter(loader), which may fail in one process, comes with the first batch

@@ -23,7 +23,7 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_pdyn import SampleLossCallback, TelemetryCallback
+from hf_pdyn import SampleLossCallback, TelemetryCallback, run_info
 from hf_pdyn.records import SAMPLE_LOSSES, read
 from hf_pdyn.sample_loss import epochs, read_epoch
 from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
@@ -65,6 +65,20 @@ def test_losses_are_those_of_each_sample_alone(tmp_path: Path) -> None:
         row = losses.summary().to_dict()
         assert row.pop("accuracy") is None and row.pop("count") == len(losses.loss)
         assert {name: record[f"pdyn/samples/{split}/{name}"] for name in row} == row
+
+
+def test_another_train_set_is_measured_in_place_of_the_trainers(tmp_path: Path) -> None:
+    """All of it, and by name in the record of the run; within 1e-6, as above."""
+    clean = Dataset.from_list(
+        [{"input_ids": row["input_ids"].tolist()} | {"labels": row["labels"].tolist()} for row in token_blocks(9)]
+    )
+    run = trainer(tmp_path, callbacks=[SampleLossCallback(None, test_probe=0, train_set=clean)], max_steps=8)
+    run.train()
+    measured = read_epoch(tmp_path, "train")
+    assert measured.index.tolist() == list(range(9))
+    assert measured.loss == pytest.approx(one_by_one(run.model, clean), rel=1e-6)
+    (recorded,) = run_info.read(tmp_path)["starts"][0]["callbacks"]
+    assert recorded == {"name": "SampleLossCallback", "train_probe": None, "test_probe": 0, "train_set": "Dataset"}
 
 
 def test_a_file_is_a_data_set(tmp_path: Path) -> None:
