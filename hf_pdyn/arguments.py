@@ -106,6 +106,10 @@ class PdynArguments:
         check_choice("p_control", self.p_control, _P_CONTROL)
         check_choice("nonfinite", self.nonfinite, get_args(Nonfinite))
         self._check_companions()
+        for name in ("sample_losses", "sample_losses_test"):
+            count = getattr(self, name)
+            if count is not None and count < 0:
+                raise ValueError(f"{name} must be a number of samples >= 0, got {count}.")
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
         moved = [scheduled.field for scheduled in self._schedules()]
@@ -199,9 +203,12 @@ def _interval(option: str, text: str | int, *others: str) -> int | str:
     if text == "epoch":
         return "epoch"
     try:
-        return int(text)
+        steps = int(text)
     except ValueError:
+        steps = 0
+    if steps < 1:
         raise ValueError(
-            f"{option} must be {', '.join([*others, 'epoch'])} or a number of optimizer steps, got {text!r}."
+            f"{option} must be {', '.join([*others, 'epoch'])} or a number of optimizer steps >= 1, got {text!r}."
             f"{did_you_mean(str(text), ['epoch', *others])}"
-        ) from None
+        )
+    return steps
