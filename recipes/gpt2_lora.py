@@ -28,11 +28,18 @@ from transformers import (
     set_seed,
 )
 
-from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError, run_recipe
-from _common.lora import LoraArguments, add_lora
+from _common.lora import add_lora
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
-from _common.run import TRAINING_DEFAULTS, CheckpointArguments, begin, loading, refuse_divergence, save_outputs
+from _common.run import (
+    TRAINING_DEFAULTS,
+    CheckpointArguments,
+    begin,
+    check_data_options,
+    loading,
+    refuse_divergence,
+    save_outputs,
+)
 from _common.summary import logged_before, print_paths, print_table, results_of, write_summary
 from _common.text_data import (
     Corpus,
@@ -42,7 +49,6 @@ from _common.text_data import (
     text_files,
     train_and_validation,
 )
-from hf_pdyn import PdynArguments
 
 DEFAULTS: dict[str, Any] = {
     **TRAINING_DEFAULTS,
@@ -89,39 +95,36 @@ class DataArguments:
         default=None, metadata={"help": "Use the first N validation blocks only."}
     )
 
+    def __post_init__(self) -> None:
+        blocks = {"max_train_blocks": self.max_train_blocks, "max_validation_blocks": self.max_validation_blocks}
+        check_data_options(self.validation_fraction, **blocks)
+
 
 def main() -> None:
     """Load, measure, train, measure, save, tell."""
     started = time.perf_counter()
-    parser = RecipeParser(
-        (ModelArguments, DataArguments, LoraArguments, TrainingArguments, PdynArguments),
-        defaults=DEFAULTS,
-        description=__doc__.partition("\n")[0],
-        usage="%(prog)s [--config FILE] [--option VALUE ...]",
-    )
-    model_options, data_options, lora_options, training_options, pdyn_options = parser.parse()
-    console, checkpoint = begin(training_options, pdyn_options)
+    options = begin(__doc__, ModelArguments, DataArguments, DEFAULTS)
 
-    model, tokenizer = load_model(model_options, training_options)
-    train_blocks, validation_blocks = load_blocks(data_options, tokenizer, model)
-    set_seed(training_options.seed)
-    if not model_options.full_finetune:
-        model = add_lora(model, lora_options, TaskType.CAUSAL_LM)
+    model, tokenizer = load_model(options.model, options.training)
+    train_blocks, validation_blocks = load_blocks(options.data, tokenizer, model)
+    set_seed(options.training.seed)
+    if not options.model.full_finetune:
+        model = add_lora(model, options.lora, TaskType.CAUSAL_LM)
     trainer = Trainer(
         model=model,
-        args=training_options,
+        args=options.training,
         train_dataset=train_blocks,
         eval_dataset=validation_blocks,
         data_collator=default_data_collator,
         processing_class=tokenizer,
-        callbacks=pdyn_options.callbacks(),
+        callbacks=options.pdyn.callbacks(),
     )
 
-    training = trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=options.checkpoint)
     perplexity_after = perplexity(trainer.evaluate()["eval_loss"])
 
-    paths = save_outputs(trainer, model_options.trained)
-    sample = generate_sample(trainer, tokenizer, model_options, validation_blocks)
+    paths = save_outputs(trainer, options.model.trained)
+    sample = generate_sample(trainer, tokenizer, options.model, validation_blocks)
     if trainer.is_world_process_zero():
         loss_before = logged_before(trainer, "eval_loss")
         results = {
@@ -131,7 +134,7 @@ def main() -> None:
             "total seconds": time.perf_counter() - started,
         }
         write_summary(paths["summary"], results, paths, sample=sample)
-        print_results(console, results, sample, paths)
+        print_results(options.console, results, sample, paths)
     refuse_divergence("validation perplexity", perplexity_after)
 
 

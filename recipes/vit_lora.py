@@ -8,7 +8,6 @@ With no option it needs no network: it pretrains a small ViT on the digits 0 to 
 ships (once, about a minute), then adapts it, with a new head, to the digits 5 to 9.
 """
 
-import copy
 import dataclasses
 import time
 from dataclasses import dataclass, field
@@ -30,8 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError, run_recipe
+from _common.heads import head_names, with_new_head
 from _common.image_data import (
     EMBEDDED,
     ImageSet,
@@ -44,12 +43,20 @@ from _common.image_data import (
     share_images,
     train_and_validation,
 )
-from _common.lora import LoraArguments, add_lora
+from _common.lora import add_lora
 from _common.parts import Signal, mean_signals, print_signals, signals_of
 from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint
-from _common.run import TRAINING_DEFAULTS, CheckpointArguments, begin, loading, refuse_divergence, save_outputs
+from _common.run import (
+    TRAINING_DEFAULTS,
+    CheckpointArguments,
+    begin,
+    check_data_options,
+    loading,
+    refuse_divergence,
+    save_outputs,
+)
 from _common.summary import logged_before, print_paths, print_table, results_of, write_summary
-from hf_pdyn import PdynArguments, records
+from hf_pdyn import records
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 
@@ -111,56 +118,53 @@ class DataArguments:
     max_train_images: int | None = field(default=None, metadata={"help": "Use N training images only."})
     max_validation_images: int | None = field(default=None, metadata={"help": "Use N validation images only."})
 
+    def __post_init__(self) -> None:
+        images = {"max_train_images": self.max_train_images, "max_validation_images": self.max_validation_images}
+        check_data_options(self.validation_fraction, **images)
+
 
 def main() -> None:
     """Load, measure, train, measure, save, tell."""
     started = time.perf_counter()
-    parser = RecipeParser(
-        (ModelArguments, DataArguments, LoraArguments, TrainingArguments, PdynArguments),
-        defaults=DEFAULTS,
-        description=__doc__.partition("\n")[0],
-        usage="%(prog)s [--config FILE] [--option VALUE ...]",
-    )
-    model_options, data_options, lora_options, training_options, pdyn_options = parser.parse()
-    console, checkpoint = begin(training_options, pdyn_options)
+    options = begin(__doc__, ModelArguments, DataArguments, DEFAULTS)
 
-    images = load_images(data_options, model_options)
-    set_seed(training_options.seed)  # a new head is drawn at random
-    model, processor = load_model(model_options, images.class_names, training_options)
+    images = load_images(options.data, options.model)
+    set_seed(options.training.seed)  # a new head is drawn at random
+    model, processor = load_model(options.model, images.class_names, options.training)
     to_pixels = ToPixels(processor, getattr(model.config, "num_channels", 3))
-    train, validation = train_and_validation(images, data_options.validation_fraction, to_pixels)
-    train = train.first(data_options.max_train_images)
-    validation = validation.first(data_options.max_validation_images)
+    train, validation = train_and_validation(images, options.data.validation_fraction, to_pixels)
+    train = train.first(options.data.max_train_images)
+    validation = validation.first(options.data.max_validation_images)
     check_images_fit(model, train)
     head = head_names(model)
-    origin = "the checkpoint's head" if model_options.keep_head else "a new head"
+    origin = "the checkpoint's head" if options.model.keep_head else "a new head"
     told = (
         f"{images.name}: {len(train):,} images to train on, {len(validation):,} to validate on,"
         f" {len(images.class_names)} classes, {origin}"
     )
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
-    if not model_options.full_finetune:
-        model = add_lora(model, lora_options, None, heads=head)
+    options.console.print(told, markup=False, highlight=False, soft_wrap=True)
+    if not options.model.full_finetune:
+        model = add_lora(model, options.lora, None, heads=head)
     trainer = Trainer(
         model=model,
-        args=training_options,
+        args=options.training,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=default_data_collator,
         processing_class=processor,
         compute_metrics=accuracy_of(),
         preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1),
-        callbacks=pdyn_options.callbacks(),
+        callbacks=options.pdyn.callbacks(),
     )
 
-    training = trainer.train(resume_from_checkpoint=checkpoint)
+    training = trainer.train(resume_from_checkpoint=options.checkpoint)
     measured = trainer.evaluate()
 
-    paths = save_outputs(trainer, model_options.trained)
+    paths = save_outputs(trainer, options.model.trained)
     if trainer.is_world_process_zero():
         signals = {}
-        if pdyn_options.telemetry == "layers":  # otherwise, rows in the directory are of another run
-            signals = signals_of(records.read(training_options.output_dir, records.LAYERS)[0].to_pylist(), head)
+        if options.pdyn.telemetry == "layers":  # otherwise, rows in the directory are of another run
+            signals = signals_of(records.read(options.training.output_dir, records.LAYERS)[0].to_pylist(), head)
         results = {
             "accuracy before": logged_before(trainer, "eval_accuracy"),
             "accuracy after": measured["eval_accuracy"],
@@ -172,9 +176,9 @@ def main() -> None:
         }
         write_summary(paths["summary"], results, paths, classes=list(images.class_names))
         if signals:
-            print_signals(console, signals)
-        print_table(console, "Summary", results)
-        print_paths(console, paths)
+            print_signals(options.console, signals)
+        print_table(options.console, "Summary", results)
+        print_paths(options.console, paths)
     refuse_divergence("validation loss", measured["eval_loss"])
 
 
@@ -225,32 +229,6 @@ def load_model(
     return with_new_head(pretrained, class_names), processor
 
 
-def with_new_head(pretrained: PreTrainedModel, class_names: tuple[str, ...]) -> PreTrainedModel:
-    """Return a model of the same type with the backbone of ``pretrained`` and everything else anew."""
-    config = copy.deepcopy(pretrained.config)
-    config.id2label = dict(enumerate(class_names))
-    config.label2id = {name: index for index, name in enumerate(class_names)}
-    model = AutoModelForImageClassification.from_config(config).to(pretrained.dtype)
-    head_names(model)  # refuses a model that is all backbone
-    setattr(model, model.base_model_prefix, pretrained.base_model)
-    return model
-
-
-def head_names(model: PreTrainedModel) -> list[str]:
-    """Return the children of a model that have parameters and stand beside its backbone."""
-    names = [
-        name
-        for name, child in model.named_children()
-        if name != model.base_model_prefix and next(child.parameters(), None) is not None
-    ]
-    if model.base_model is model or not names:
-        raise RecipeError(
-            "--model_name_or_path must be a model whose head stands beside its backbone, as in ViT, DeiT and DINOv2,"
-            f" got {type(model).__name__}; take one of these"
-        )
-    return names
-
-
 def default_checkpoint(options: ModelArguments, training_options: TrainingArguments) -> Path:
     """Return the checkpoint that needs no network."""
     return vit_checkpoint(
@@ -264,7 +242,10 @@ def default_checkpoint(options: ModelArguments, training_options: TrainingArgume
 @torch.no_grad()
 def check_images_fit(model: PreTrainedModel, images: ProcessedImages) -> None:
     """Raise where the model cannot take an image as its image processor makes it."""
-    pixels = images[0]["pixel_values"].unsqueeze(0)
+    try:
+        pixels = images[0]["pixel_values"].unsqueeze(0)
+    except OSError as error:
+        raise RecipeError(f"the images must be readable, got {error}; remove the file, or give it anew") from error
     try:
         model(pixel_values=pixels.to(model.device, model.dtype))
     except (ValueError, RuntimeError) as error:

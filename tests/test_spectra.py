@@ -118,4 +118,6 @@ def test_over_products_the_ratio_is_that_of_the_mean_norms() -> None:
         "effective_rank": 2.0,
         "stable_rank": 2.5,
     }
+    small = Spectrum(nuclear=0.03, frobenius=0.02, effective_rank=1.0, stable_rank=1.0)
+    assert summary([small])["nuc_over_fro"] == 0.03 / 0.02
     assert summary([None]) == summary([]) == {}

@@ -36,6 +36,14 @@ class LoraArguments:
         },
     )
 
+    def __post_init__(self) -> None:
+        if self.lora_r < 1:
+            raise RecipeError(f"--lora_r must be at least 1, got {self.lora_r}; 8 is usual")
+        if self.lora_alpha <= 0:
+            raise RecipeError(f"--lora_alpha must be above 0, got {self.lora_alpha}; 16 is usual")
+        if not 0 <= self.lora_dropout < 1:
+            raise RecipeError(f"--lora_dropout must be a share from 0 to below 1, got {self.lora_dropout}; 0 is usual")
+
 
 def add_lora(
     model: PreTrainedModel, options: LoraArguments, task_type: TaskType | None, heads: Collection[str] = ()
@@ -45,8 +53,6 @@ def add_lora(
     Plain LoRA trains no bias-like parameter, and Algorithm 1 compares their gradients with the
     matrices'.
     """
-    if options.lora_r < 1:
-        raise RecipeError(f"--lora_r must be at least 1, got {options.lora_r}")
     targets = _target_modules(model, options.target_modules)
     # Read now: where peft refuses, it may have put adapters into the model already.
     advice = _advice(model, options.target_modules)

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from hf_pdyn.grouping import PATHWAYS
+
 PARTS = ("head", "backbone")
 _PERIODS = 4
 
@@ -36,6 +38,8 @@ def signals_of(rows: Iterable[Mapping[str, Any]], head: Collection[str]) -> dict
     """
     squares: dict[int, dict[tuple[str, str], float]] = {}
     for row in rows:
+        if row["part"] not in PATHWAYS:  # spectra, which have steps of their own
+            continue
         part = PARTS[0] if row["layer"].partition(".")[0] in head else PARTS[1]
         sums = squares.setdefault(row["step"], {})
         sums[part, row["name"]] = sums.get((part, row["name"]), 0.0) + row["value"] ** 2

@@ -4,10 +4,7 @@ Its text is the language reference that every Python ships for ``help()``: half 
 English prose and code.
 """
 
-import dataclasses
 import functools
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -41,11 +38,6 @@ class PretrainingSettings(LoopSettings):
     # Dropout of 0.1 made a step nearly half as long again on a CPU.
     dropout: float = 0.0
 
-    def fingerprint(self) -> str:
-        """Return twelve hex digits of the settings and the text, which differs between Pythons."""
-        content = json.dumps(dataclasses.asdict(self), sort_keys=True) + prose()
-        return hashlib.sha256(content.encode()).hexdigest()[:12]
-
 
 def pydoc_checkpoint(
     settings: PretrainingSettings,
@@ -54,7 +46,8 @@ def pydoc_checkpoint(
     show_progress: bool = True,
 ) -> Path:
     """Return the directory of the checkpoint, pretraining it on the first call."""
-    directory = (cache_dir or default_cache_dir()) / f"gpt2-pydoc-{settings.fingerprint()}"
+    # The text is not the same in every Python.
+    directory = (cache_dir or default_cache_dir()) / f"gpt2-pydoc-{settings.fingerprint(prose())}"
     build = functools.partial(_build, settings=settings, device=torch.device(device), show_progress=show_progress)
     return built_once(directory, build)
 

@@ -1,8 +1,6 @@
 """The default checkpoint of the image recipe: a small ViT and its image processor, made here, with no network."""
 
-import dataclasses
 import functools
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +27,6 @@ class ViTPretrainingSettings(LoopSettings):
     batch_size: int = 64
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.05
-
-    def fingerprint(self) -> str:
-        """Return twelve hex digits of the settings."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def vit_checkpoint(

@@ -1,5 +1,8 @@
 """How a small default model is pretrained: one loop, with AdamW."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +23,11 @@ class LoopSettings:
     weight_decay: float = 0.1
     warmup_fraction: float = 0.2
     seed: int = 0
+
+    def fingerprint(self, content: str = "") -> str:
+        """Return twelve hex digits of all settings, and of what else decides the checkpoint."""
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return hashlib.sha256((settings + content).encode()).hexdigest()[:12]
 
 
 @contextmanager

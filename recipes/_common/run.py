@@ -13,9 +13,11 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, trainer_utils
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
-from hf_pdyn import PdynArguments
+from hf_pdyn import PdynArguments, records
 
+from .config_file import RecipeParser
 from .entry_point import RecipeError
+from .lora import LoraArguments
 
 TRAINING_DEFAULTS: dict[str, Any] = {
     "optim": "padam",
@@ -59,13 +61,48 @@ class CheckpointArguments:
         return "model" if self.full_finetune else "adapter"
 
 
-def begin(training_options: TrainingArguments, pdyn_options: PdynArguments) -> tuple[Console, str | None]:
-    """Check the options before any work; return where to print, and the checkpoint to go on from."""
-    is_main = training_options.process_index == 0
-    pdyn_options.check(training_options)
-    checkpoint = checkpoint_to_resume(training_options)
+@dataclass
+class Options:
+    """What a recipe was asked for, and how it goes on: where to print, which checkpoint to resume from."""
+
+    model: Any
+    data: Any
+    lora: LoraArguments
+    training: TrainingArguments
+    pdyn: PdynArguments
+    console: Console
+    checkpoint: str | None
+
+
+def check_data_options(validation_fraction: float, **counts: int | None) -> None:
+    """Raise for a share that holds nothing out, or all, and for a number of examples below one."""
+    if not 0 < validation_fraction < 1:
+        raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {validation_fraction}; 0.1 is usual")
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise RecipeError(f"--{name} must be at least 1, got {count}; leave it out to use all")
+
+
+def begin(doc: str, model_arguments: type, data_arguments: type, defaults: dict[str, Any]) -> Options:
+    """Parse the command line and check it before any work; the first line of `doc` describes the recipe."""
+    parser = RecipeParser(
+        (model_arguments, data_arguments, LoraArguments, TrainingArguments, PdynArguments),
+        defaults=defaults,
+        description=doc.partition("\n")[0],
+        usage="%(prog)s [--config FILE] [--option VALUE ...]",
+    )
+    model, data, lora, training, pdyn = parser.parse()
+    is_main = training.process_index == 0
+    pdyn.check(training)
+    for name, folder in (("output_dir", training.output_dir), ("cache_dir", model.cache_dir)):
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise RecipeError(f"--{name} must be a directory, got {folder!r}, which is a file; name another")
+    if training.per_device_train_batch_size < 1:
+        size = training.per_device_train_batch_size
+        raise RecipeError(f"--per_device_train_batch_size must be at least 1, got {size}; the default is the recipe's")
+    checkpoint = checkpoint_to_resume(training)
     logging.getLogger("hf_pdyn").setLevel(logging.INFO if is_main else logging.WARNING)
-    return Console(quiet=not is_main), checkpoint
+    return Options(model, data, lora, training, pdyn, Console(quiet=not is_main), checkpoint)
 
 
 def checkpoint_to_resume(options: TrainingArguments) -> str | None:
@@ -76,8 +113,11 @@ def checkpoint_to_resume(options: TrainingArguments) -> str | None:
     if wanted == "auto":
         exists = Path(options.output_dir).is_dir()
         return trainer_utils.get_last_checkpoint(options.output_dir) if exists else None
-    if not Path(wanted).is_dir():
-        raise RecipeError(f"--resume_from_checkpoint must be a checkpoint directory or 'auto', got {wanted!r}")
+    if not Path(wanted, "trainer_state.json").is_file():
+        raise RecipeError(
+            "--resume_from_checkpoint must be a checkpoint directory, with its trainer_state.json, or 'auto' for the"
+            f" newest, got {wanted!r}; checkpoints are OUTPUT_DIR/checkpoint-STEP"
+        )
     return wanted
 
 
@@ -106,6 +146,8 @@ def save_outputs(trainer: Trainer, model_directory: str) -> dict[str, Path]:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is not None:
             paths["tensorboard"] = Path(callback.logging_dir).resolve()
+    if (output_dir / records.FOLDER).is_dir():
+        paths["records"] = output_dir / records.FOLDER
     paths["summary"] = output_dir / "summary.json"
     return paths
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
 
+from hf_pdyn.files import replacing
+
 from .lora import count_parameters
 
 FINAL_METRICS = {
-    "final p": "pdyn/p",
     "final D_w": "pdyn/D_w",
     "final D_b": "pdyn/D_b",
     "final G_w/G_b": "pdyn/G_w_over_G_b",
@@ -29,6 +29,7 @@ def results_of(trainer: Trainer, training_seconds: float) -> dict[str, Any]:
     # The Trainer's closing record is about the few steps since the one before.
     records = [record for record in history if "loss" in record] or history
     return {
+        "final p": last_logged(history, "pdyn/p"),
         **{name: last_logged(records, key) for name, key in FINAL_METRICS.items()},
         "trainable parameters": trained,
         "all parameters": total,
@@ -60,9 +61,8 @@ def write_summary(path: Path, results: Mapping[str, Any], paths: Mapping[str, Pa
 def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is either absent, old or complete; JSON has no NaN, it reads as null."""
     finite = {name: _finite_or_none(value) for name, value in content.items()}
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def print_table(console: Console, title: str, rows: Mapping[str, object]) -> None:

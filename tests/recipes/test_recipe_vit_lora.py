@@ -289,7 +289,7 @@ def test_the_default_checkpoint_is_made_once_and_changes_no_draw(tmp_path: Path)
             ["--model_name_or_path", "absent"],
             "--model_name_or_path must be an image class.*got 'absent'",
         ),
-        (["--resume_from_checkpoint", "nope"], "must be a checkpoint directory or 'auto', got 'nope'"),
+        (["--resume_from_checkpoint", "nope"], "for the newest, got 'nope'"),
     ],
 )
 def test_bad_values_are_one_error_before_any_work(
