@@ -152,10 +152,22 @@ def cifar10(directory: str) -> ImageSet:
             np.concatenate([images for images, _ in batches]), np.concatenate([l for _, l in batches])
         )
 
-    names = read_cifar_batch(folder / "batches.meta").get("label_names", ())
-    class_names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    class_names = _cifar_names(folder / "batches.meta", "label_names")
     train = part(*(f"data_batch_{number}" for number in range(1, 6)))
     return checked(ImageSet(f"CIFAR-10 in {directory}", class_names, train, part("test_batch")))
+
+
+def cifar100(directory: str) -> ImageSet:
+    """Return the images of an unpacked ``cifar-100-python``, with its 100 fine classes."""
+    folder = Path(directory)
+    if not (folder / "meta").is_file():
+        raise RecipeError(
+            f"CIFAR-100 must be an unpacked cifar-100-python, got {directory!r}, which has no meta; give the directory"
+            " in which train and test lie"
+        )
+    train, test = (LabelledImages(*_cifar_batch(folder / name, "fine_labels")) for name in ("train", "test"))
+    class_names = _cifar_names(folder / "meta", "fine_label_names")
+    return checked(ImageSet(f"CIFAR-100 in {directory}", class_names, train, test))
 
 
 def image_folder(directory: str) -> ImageSet:
@@ -244,13 +256,18 @@ def _idx_file(folder: Path, name: str) -> Path:
     return compressed if compressed.is_file() else plain
 
 
-def _cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _cifar_names(path: Path, key: str) -> tuple[str, ...]:
+    names = read_cifar_batch(path).get(key, ())
+    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+
+
+def _cifar_batch(path: Path, key: str = "labels") -> tuple[np.ndarray, np.ndarray]:
     batch = read_cifar_batch(path)
-    pixels, labels = batch.get("data"), batch.get("labels", ())
+    pixels, labels = batch.get("data"), batch.get(key, ())
     size = int(np.prod(CIFAR_SHAPE))
     if not isinstance(pixels, np.ndarray) or pixels.shape != (len(labels), size) or pixels.dtype != np.uint8:
         raise RecipeError(
-            f"a CIFAR-10 file must hold 'data', a row of {size} bytes for each of its 'labels', got {sorted(batch)} in"
+            f"a CIFAR file must hold 'data', a row of {size} bytes for each of its {key!r}, got {sorted(batch)} in"
             f" {str(path)!r}; fetch it again"
         )
     return pixels.reshape(-1, *CIFAR_SHAPE).transpose(0, 2, 3, 1), np.asarray(labels, np.int64)

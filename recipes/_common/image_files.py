@@ -45,18 +45,16 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_cifar_batch(path: Path) -> dict[str, Any]:
-    """Return the dictionary of a CIFAR-10 file, which Python 2 pickled; nothing but arrays and plain data is loaded."""
+    """Return the dictionary of a CIFAR file, which Python 2 pickled; nothing but arrays and plain data is loaded."""
     try:
         with path.open("rb") as file:
             content = _ArrayUnpickler(file, encoding="bytes").load()
     except OSError as error:
         raise RecipeError(f"a data file must be readable, got {str(path)!r} ({error.strerror or error})") from error
     except Exception as error:  # bytes that are no such pickle can make the unpickler raise anything
-        raise RecipeError(
-            f"a data file must be one of CIFAR-10, got {str(path)!r} ({error}); fetch it again"
-        ) from error
+        raise RecipeError(f"a data file must be one of CIFAR's, got {str(path)!r} ({error}); fetch it again") from error
     if not isinstance(content, Mapping):
-        raise RecipeError(f"a data file must be one of CIFAR-10, got a {type(content).__name__} in {str(path)!r}")
+        raise RecipeError(f"a data file must be one of CIFAR's, got a {type(content).__name__} in {str(path)!r}")
     return {_text(key): value for key, value in content.items()}
 
 

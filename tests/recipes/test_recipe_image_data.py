@@ -1,10 +1,9 @@
 import gzip
-import io
 import json
 import pickle
 import struct
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from _common.image_data import (
     LabelledImages,
     ToPixels,
     cifar10,
+    cifar100,
     digits,
     fashion_mnist,
     hub_dataset,
@@ -29,6 +29,7 @@ from _common.image_data import (
 )
 from _common.image_files import read_cifar_batch, read_idx
 from _common.pretrained_vit import write_processor
+from tests.recipes.cifar import python2_pickle, write_cifar, write_cifar100
 
 RANDOM = np.random.default_rng(0)
 
@@ -217,41 +218,6 @@ def test_a_directory_without_the_files_names_the_package(tmp_path: Path) -> None
 # --- CIFAR-10 --------------------------------------------------------------------------------------------------------
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
-    """Writes strings and bytes as Python 2 wrote its `str`, as they are in the files of 2009."""
-
-    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
-
-    def save_string(self, text: Any) -> None:
-        content = text.encode("latin-1") if isinstance(text, str) else text
-        self.write(pickle.BINSTRING + struct.pack("<i", len(content)) + content)
-        self.memoize(text)
-
-    dispatch[bytes] = dispatch[str] = save_string
-
-    def save_reduce(self, func: Any, args: Any, *rest: Any, **named: Any) -> None:
-        if getattr(func, "__name__", "") == "encode":  # how Python 3 writes bytes in protocol 2
-            return self.save_string(args[0])
-        return super().save_reduce(func, args, *rest, **named)
-
-
-def python2_pickle(content: Any) -> bytes:
-    file = io.BytesIO()
-    Python2Pickler(file, protocol=2).dump(content)
-    return file.getvalue().replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
-
-
-def write_cifar(folder: Path, per_batch: int = 4) -> dict[str, np.ndarray]:
-    meta = {b"label_names": [b"airplane", b"automobile", b"bird"], b"num_vis": 3072}
-    (folder / "batches.meta").write_bytes(python2_pickle(meta))
-    written = {}
-    for name in (*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"):
-        written[name] = RANDOM.integers(256, size=(per_batch, 3072), dtype=np.uint8)
-        batch = {b"data": written[name], b"labels": [0, 1, 2, 0][:per_batch], b"filenames": [b"x.png"] * per_batch}
-        (folder / name).write_bytes(python2_pickle(batch))
-    return written
-
-
 def test_cifar10_planes_become_pixels(tmp_path: Path) -> None:
     written = write_cifar(tmp_path)
     images = cifar10(str(tmp_path))
@@ -269,10 +235,22 @@ class Malicious:
         return Path.touch, (Path("owned"),)
 
 
+def test_cifar100_has_its_fine_classes(tmp_path: Path) -> None:
+    written = write_cifar100(tmp_path, 7)
+    images = cifar100(str(tmp_path))
+    assert images.class_names[:2] == ("class 0", "class 1") and len(images.class_names) == 100
+    assert images.train.labels.tolist() == written["train"]
+    assert images.validation is not None and images.validation.labels.tolist() == written["test"]
+    assert images.train.images.shape == (7, 32, 32, 3)
+    (tmp_path / "meta").unlink()
+    with pytest.raises(RecipeError, match="must be an unpacked cifar-100-python.*which has no meta"):
+        cifar100(str(tmp_path))
+
+
 def test_a_pickle_that_would_call_something_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("data_batch_1").write_bytes(pickle.dumps({"data": Malicious()}))
-    with pytest.raises(RecipeError, match="one of CIFAR-10.*which no image set needs"):
+    with pytest.raises(RecipeError, match="one of CIFAR's.*which no image set needs"):
         read_cifar_batch(Path("data_batch_1"))
     assert not Path("owned").exists()
 
@@ -280,8 +258,8 @@ def test_a_pickle_that_would_call_something_is_refused(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "must be one of CIFAR-10"),
-        (b"garbage", "must be one of CIFAR-10"),
+        (b"", "must be one of CIFAR's"),
+        (b"garbage", "must be one of CIFAR's"),
         (pickle.dumps([1], protocol=2), "got a list"),
         (python2_pickle({b"data": np.zeros((2, 7), np.uint8), b"labels": [0, 1]}), "row of 3072 bytes"),
         (python2_pickle({b"labels": [0, 1]}), r"got \['labels'\]"),
