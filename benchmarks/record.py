@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 from datetime import date
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from hf_pdyn.files import replacing
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer")
@@ -44,8 +45,6 @@ def write(what: str, device: torch.device, found: dict[str, Any], target: str | 
     record = {"what": what, "hardware": where, "versions": versions(), "date": date.today().isoformat(), **found}
     slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
     path = Path(target) if target else FOLDER / f"{what}-{slug}-{record['date']}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
     return path
