@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 # A module imports only from lower layers; inside a package of one layer its parts may import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("suggest", "resilience", "kernels", "control", "checkpoints", "files", "spectra", "randomness"),
-    ("records", "schedules", "grouping", "sharding", "clipping", "hyperparameters", "cross_entropy"),
+    ("records", "schedules", "grouping", "sharding", "clipping", "hyperparameters", "cross_entropy", "theory"),
     ("updates", "sample_loss", "run_info"),
     ("windows", "plain", "fused", "report"),
     ("paths",),
@@ -69,6 +69,11 @@ def test_imports_go_down(path: Path) -> None:
 def test_who_knows_a_library(library: str, allowed: set[str]) -> None:
     known = {unit(path) for path in FILES if any(name.split(".")[0] == library for name in imports(path))}
     assert known == allowed
+
+
+def test_nothing_that_trains_needs_theory() -> None:
+    for path in FILES:
+        assert unit(path) == "theory" or not any(name.startswith("hf_pdyn.theory") for name in imports(path)), path
 
 
 def test_the_algorithm_knows_no_torch() -> None:

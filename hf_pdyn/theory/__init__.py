@@ -1,0 +1,1 @@
+"""The papers' mathematics where it can be written down: for recipes/papers and for whoever wants to check a claim."""
