@@ -1,0 +1,130 @@
+"""Claim 7: as the learning rate decays, the bias gradient falls faster and G_w/G_b rises (IAD 4.1.4).
+
+    python recipes/papers/allocation/lr_decay.py
+
+The runs of claim 4 have cosine decay; the same ones with a constant learning rate show how much of the rise is the
+decay's.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+import _fixed_p
+from _claims import figures, statistics
+from _claims.claim import Claim
+from _claims.options import Options
+from _claims.rows import Configuration, Result, Row
+from _claims.verdict import Verdict
+from _fixed_p import PAPERS_RATES, by_p
+
+NAME = "lr_decay"
+EXPONENTS = (-0.4, 0.0, 0.3)
+SCHEDULES = ("cosine", "constant")
+RULE = (
+    "rise: log of the last epoch's G_w/G_b over that at half of training. Confirmed where, at both of the paper's "
+    "learning rates and for every p, it is above zero under cosine decay by more than "
+    f"{statistics.STANDARD_ERRORS:g} standard errors, and above that under a constant learning rate by more than as "
+    "many, paired by seed; not confirmed where, in the mean over p and learning rates, it is not above both; else "
+    "inconclusive"
+)
+
+
+def configurations(given: Options) -> list[Configuration]:
+    """Some p, at every learning rate, under both schedules."""
+    return [
+        row
+        for schedule in SCHEDULES
+        for row in _fixed_p.configurations(given, exponents=EXPONENTS, lr_scheduler=schedule)
+    ]
+
+
+def rise(result: Result) -> float | None:
+    """Log of G_w/G_b at the end over that at half of training."""
+    curve = result["curves"]["G_w_over_G_b"]
+    middle, end = curve[len(curve) // 2 - 1], curve[-1]
+    return float(np.log(end / middle)) if middle and end else None
+
+
+def rises(rows: Sequence[Row], lr: float, schedule: str) -> np.ndarray:
+    """(p, seeds)."""
+    return by_p(rows, rise, lr=lr, lr_scheduler=schedule)
+
+
+def judge(rows: Sequence[Row], given: Options) -> Verdict:
+    """By RULE."""
+    rates = _fixed_p.learning_rates(given)
+    cosine = {lr: rises(rows, lr, "cosine") for lr in rates}
+    more = {lr: cosine[lr] - rises(rows, lr, "constant") for lr in rates}
+    judged = [values for lr in PAPERS_RATES for values in (*cosine[lr], *more[lr])]
+    clear = [statistics.differs(mean) and mean.mean > 0 for mean in map(statistics.mean_of, judged)]
+    means = [float(np.mean([found[lr] for lr in PAPERS_RATES])) for found in (cosine, more)]
+    if all(clear):
+        outcome = statistics.CONFIRMED
+    else:
+        outcome = statistics.INCONCLUSIVE if min(means) > 0 else statistics.NOT_CONFIRMED
+    factors = ", ".join(
+        f"{np.exp(cosine[lr].mean()):.2f} x at lr={lr:g} (constant {np.exp(rises(rows, lr, 'constant').mean()):.2f} x)"
+        for lr in rates
+    )
+    return Verdict(
+        number=7,
+        claim="Learning-rate decay raises G_w/G_b late in training",
+        paper="under cosine decay both gradients fall, the bias's faster, so that G_w/G_b often rises late",
+        rule=RULE,
+        measured=f"from half of training to its end G_w/G_b changes by {factors}, mean over p",
+        verdict=outcome,
+        seeds=given.seeds,
+        size=given.size,
+        figures={
+            f"lr={lr:g}": {
+                f"p={p:g}": {
+                    "rise under cosine": str(statistics.mean_of(cosine[lr][i])),
+                    "more than constant": str(statistics.mean_of(more[lr][i])),
+                }
+                for i, p in enumerate(EXPONENTS)
+            }
+            for lr in rates
+        },
+    )
+
+
+def draw(rows: Sequence[Row], given: Options) -> None:
+    """G_w/G_b over epochs under both schedules; below, both gradient norms."""
+    rates = _fixed_p.learning_rates(given)
+    colours = figures.colours(len(EXPONENTS))
+    lines = {"cosine": "-", "constant": "--"}
+    with figures.panels(2, len(rates)) as (figure, grid):
+        for column, lr in enumerate(rates):
+            for p, colour in zip(EXPONENTS, colours, strict=True):
+                for schedule, line in lines.items():
+                    wanted = {"p": p, "lr": lr, "lr_scheduler": schedule}
+                    found = [r["result"]["curves"] for r in rows if wanted.items() <= r["configuration"].items()]
+                    curves = {
+                        name: np.array([c[name] for c in found], float) for name in ("G_w_over_G_b", "D_w", "D_b")
+                    }
+                    epochs = np.arange(1, curves["D_w"].shape[1] + 1)
+                    figures.band(
+                        grid[0, column],
+                        epochs,
+                        curves["G_w_over_G_b"],
+                        color=colour,
+                        linestyle=line,
+                        label=f"p = {p:g}, {schedule}",
+                    )
+                    if schedule == "cosine":
+                        grid[1, column].semilogy(epochs, curves["D_w"].mean(0), color=colour, label=f"D_w, p = {p:g}")
+                        grid[1, column].semilogy(
+                            epochs, curves["D_b"].mean(0), color=colour, linestyle=":", label="D_b"
+                        )
+            grid[0, column].set(title=f"lr = {lr:g}", yscale="log", xlabel="epoch", ylabel="G_w / G_b")
+            grid[1, column].set(xlabel="epoch", ylabel="gradient norm, cosine")
+        grid[0, 0].legend(fontsize=6)
+        grid[1, 0].legend(fontsize=6)
+        figures.save(figure, given.directory / "figure.png")
+
+
+CLAIM = Claim(NAME, __doc__, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
+
+if __name__ == "__main__":
+    CLAIM.main()

@@ -1,0 +1,180 @@
+"""Claim 3: the gain of a rarely active input goes as its activation probability to the power -p (IAD Eqs. 27-30).
+
+    python recipes/papers/allocation/sparse_gain.py
+
+A linear layer whose inputs are active with probabilities from 0.005 to 1 is trained with the stock Trainer; log
+gain, (v_hat + eps)^-p from the optimizer's second moments, is fitted by a line over log probability, for every p.
+Once as the paper assumes, where noise makes the gradients, and twice where its assumption fails: eps as large as
+second moments are, and inputs that correlate with the residual. Quick and full are the same.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy import stats
+
+import _recipes_on_path  # noqa: F401
+from _claims import figures, statistics
+from _claims.claim import Claim
+from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
+from _claims.options import Options
+from _claims.rows import Configuration, Result, Row
+from _claims.verdict import Verdict
+from hf_pdyn.theory import allocation
+
+NAME = "sparse_gain"
+EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
+CASES = ("noise", "eps", "correlated")
+LEVELS, COPIES = 12, 8
+BATCH = 64
+CLOSE, FAR, ZERO = 0.1, 0.25, 0.01
+RULE = (
+    f"confirmed where, under noise, every fitted slope lies within {CLOSE:.0%} of -p (for p=0, below {ZERO:g}); not "
+    f"confirmed where one is off by more than {FAR:.0%}; else inconclusive. The two other cases show where it "
+    "breaks, and have no part in the verdict"
+)
+
+
+def activations() -> torch.Tensor:
+    """The probability of every input: LEVELS of them, COPIES inputs each."""
+    return torch.logspace(math.log10(0.005), 0, LEVELS).repeat_interleave(COPIES)
+
+
+def configurations(given: Options) -> list[Configuration]:
+    """Every case and p. Learning rates are so small that the residual stays what it is in the beginning."""
+    return [
+        {"case": case, "p": p, "eps": 1e-2 / BATCH if case == "eps" else 1e-14, "levels": LEVELS, "copies": COPIES}
+        | {"lr": 1e-7, "batch_size": BATCH, "steps": 1000, "samples": 8192, "seed": seed}
+        for case in CASES
+        for p in EXPONENTS
+        for seed in range(given.seeds)
+    ]
+
+
+def run(configuration: Configuration, given: Options) -> Result:
+    """Train one layer; return the gains, and the line through them."""
+    generator = torch.Generator().manual_seed(configuration["seed"])
+    pi = activations()
+    X = sparse_inputs(pi, configuration["samples"], generator)  # noqa: N806
+    if configuration["case"] == "correlated":
+        target = X.sum(1, keepdim=True)
+    else:
+        target = torch.randn(len(X), 1, generator=generator)
+    names = ("p", "lr", "eps", "steps", "batch_size")
+    model = LinearRegression(len(pi), 1, bias=False)
+    training = LinearTraining(**{name: configuration[name] for name in names})
+    trainer = train_linear(model, Samples(X, target), training, configuration["seed"], given.device)
+    (weight,) = model.parameters()
+    beta2 = trainer.optimizer.param_groups[0]["betas"][1]
+    v_hat = trainer.optimizer.state[weight]["exp_avg_sq"].double().cpu().flatten() / (1 - beta2**training.steps)
+    gain = allocation.gain(v_hat, p=training.p, eps=training.eps)
+    line = stats.linregress(pi.log().numpy(), gain.log().numpy())
+    by_level = gain.log().view(LEVELS, COPIES).mean(1)
+    return {"slope": float(line.slope), "slope_error": float(line.stderr), "log_gain": by_level.tolist()}
+
+
+def expected_gain(case: str, p: float, eps: float) -> torch.Tensor:
+    """Log gain by level, from the second moments of `theory.allocation`."""
+    pi = activations().double()[::COPIES]
+    # Correlated: x_j r = -x_j sum_i x_i has mean -1 and mean square 3 + sum_{i != j} pi_i where x_j is active.
+    mean = -1.0 if case == "correlated" else 0.0
+    sigma_sq = float(2 + COPIES * pi.sum()) if case == "correlated" else 1.0
+    v = allocation.sparse_second_moment(pi, sigma_sq=sigma_sq, mean=mean, batch=BATCH)
+    return allocation.gain(v, p=p, eps=eps).log()
+
+
+def _of(rows: Sequence[Row], case: str, p: float) -> list[Row]:
+    return [r for r in rows if (r["configuration"]["case"], r["configuration"]["p"]) == (case, p)]
+
+
+def _slopes(rows: Sequence[Row], case: str, p: float) -> statistics.Mean:
+    return statistics.mean_of([row["result"]["slope"] for row in _of(rows, case, p)])
+
+
+def _expected_slope(case: str, p: float, eps: float) -> float:
+    log_pi = activations().double()[::COPIES].log()
+    return float(stats.linregress(log_pi.numpy(), expected_gain(case, p, eps).numpy()).slope)
+
+
+def judge(rows: Sequence[Row], given: Options) -> Verdict:
+    """By RULE."""
+    off = [
+        abs(slope.mean + p) / (abs(p) if p else ZERO / CLOSE)
+        for p in EXPONENTS
+        for slope in [_slopes(rows, "noise", p)]
+    ]
+    if max(off) <= CLOSE:
+        outcome = statistics.CONFIRMED
+    else:
+        outcome = statistics.NOT_CONFIRMED if max(off) > FAR else statistics.INCONCLUSIVE
+    told = {case: ", ".join(f"{_slopes(rows, case, p).mean:.3f}" for p in EXPONENTS) for case in CASES}
+    ps = ", ".join(f"{p:g}" for p in EXPONENTS)
+    return Verdict(
+        number=3,
+        claim="Sparse inputs: gain ~ (activation probability)^-p",
+        paper="the slope of log gain against log probability is -p, where eps does not dominate (Eq. 30)",
+        rule=RULE,
+        measured=f"slopes for p = {ps}: {told['noise']}; with eps as large as second moments {told['eps']}; with "
+        f"inputs that correlate with the residual {told['correlated']}",
+        verdict=outcome,
+        seeds=given.seeds,
+        size=given.size,
+        reason="Second moments have a term in pi^2 where an input correlates with the residual, so the slope goes "
+        "towards -2p; eps flattens it towards 0. Both follow `theory.allocation.sparse_gain_slope`.",
+        figures={
+            case: {
+                f"p={p:g}": {
+                    "slope": str(_slopes(rows, case, p)),
+                    "error_of_fit": float(np.mean([row["result"]["slope_error"] for row in _of(rows, case, p)])),
+                    "expected": _expected_slope(case, p, _of(rows, case, p)[0]["configuration"]["eps"]),
+                }
+                for p in EXPONENTS
+            }
+            for case in CASES
+        },
+    )
+
+
+def draw(rows: Sequence[Row], given: Options) -> None:
+    """Log gain over log probability, with what theory expects, by case; and slopes over p."""
+    pi = activations()[::COPIES].numpy()
+    colours = figures.colours(len(EXPONENTS))
+    titles = {"noise": "noise (the paper's case)", "eps": "eps dominates", "correlated": "correlated with the residual"}
+    with figures.panels(1, 4, width=3.3) as (figure, (panels,)):
+        for axes, case in zip(panels, CASES, strict=False):
+            for p, colour in zip(EXPONENTS, colours, strict=True):
+                found = _of(rows, case, p)
+                values = np.array([row["result"]["log_gain"] for row in found])
+                expected = expected_gain(case, p, found[0]["configuration"]["eps"]).numpy()
+                # Relative to the gain of inputs that are always active, so that all lines meet.
+                figures.band(
+                    axes,
+                    pi,
+                    np.exp(values - values[:, -1:]),
+                    color=colour,
+                    marker="o",
+                    markersize=3,
+                    linewidth=0,
+                    label=f"p = {p:g}",
+                )
+                axes.plot(pi, np.exp(expected - expected[-1]), color=colour, linewidth=1)
+            axes.set(title=titles[case], xscale="log", yscale="log", xlabel="activation probability")
+        panels[0].set_ylabel("gain, relative to π = 1")
+        panels[0].legend()
+        for case, marker in zip(CASES, "os^", strict=True):
+            slopes = [_slopes(rows, case, p) for p in EXPONENTS]
+            panels[3].errorbar(
+                EXPONENTS, [s.mean for s in slopes], [s.spread for s in slopes], marker=marker, linestyle="", label=case
+            )
+        panels[3].plot(EXPONENTS, [-p for p in EXPONENTS], color="0.5", linewidth=1, label="-p")
+        panels[3].set(title="slope", xlabel="p")
+        panels[3].legend()
+        figures.save(figure, given.directory / "figure.png")
+
+
+CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
+
+if __name__ == "__main__":
+    CLAIM.main()

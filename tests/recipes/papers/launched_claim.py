@@ -1,0 +1,43 @@
+"""Runs of claims 2, 4 and 8, cut short, by a launch of processes: `launched_claim.py DIRECTORY`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "recipes" / "papers" / "allocation"))
+
+import path_allocation
+
+import _fixed_p
+import dynamic_p
+from _claims.options import Options, world_size
+from _claims.rows import Configuration, Result, Rows
+from _claims.sweep import run_all
+from _common.entry_point import run_recipe
+
+
+def configurations(options: Options) -> list[Configuration]:
+    layer = path_allocation.configurations(options)[0]
+    network = _fixed_p.configurations(options, exponents=[0.2], rates=[0.1])[0]
+    matched = next(c for c in dynamic_p.configurations(options) if c["strategy"] in dynamic_p.MATCHED)
+    return [{**layer, "steps": 20}, {**network, "epochs": 1}, matched]
+
+
+def run(configuration: Configuration, options: Options) -> Result:
+    if "strategy" in configuration:  # each process needs what the main one observed, to go on alike
+        return dynamic_p.run(configuration, options)
+    return (path_allocation if "pi" in configuration else _fixed_p).run(configuration, options)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    assert world_size() == 2
+    dynamic_p.MATCHING_ROUNDS = 1
+    usual = dynamic_p.optimization
+    dynamic_p.optimization = lambda *how: dataclasses.replace(usual(*how), epochs=2)
+    options = Options(full=False, device="cpu", seeds=3, jobs=1, output_dir=folder, claim="launched")
+    run_all(configurations(options), run, Rows(folder / "rows.jsonl"), options, "launched")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

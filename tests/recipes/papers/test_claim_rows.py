@@ -1,0 +1,87 @@
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from _claims.rows import Rows, hardware, versions
+from _common.entry_point import RecipeError
+
+ONE, OTHER = {"p": 0.1, "seed": 0}, {"p": 0.2, "seed": 0}
+
+
+def filled(path: Path) -> Rows:
+    rows = Rows(path)
+    rows.add(ONE, {"x": 1.5}, 0.25, "cpu")
+    rows.add(OTHER, {"x": 2.5}, 0.5, "cpu")
+    return rows
+
+
+def test_rows_are_found_again_by_their_configuration(tmp_path: Path) -> None:
+    filled(tmp_path / "rows.jsonl")
+    again = Rows(tmp_path / "rows.jsonl")
+    assert len(again) == 2
+    assert again.of({"seed": 0, "p": 0.2})["result"] == {"x": 2.5}  # in any order of its keys
+    assert again.of({"p": 0.2, "seed": 1}) is None
+    row = again.of(ONE)
+    assert row["versions"] == versions() and row["hardware"] == hardware("cpu") and row["seconds"] == 0.25
+    assert {"torch", "transformers", "hf-pdyn", "python"} <= row["versions"].keys()
+
+
+def test_a_row_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    filled(tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [json.loads(line)["configuration"] for line in lines] == [ONE, OTHER]
+
+
+@pytest.mark.parametrize("kept", range(1, 40, 7))
+def test_an_unfinished_last_line_is_dropped(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    filled(path)
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text(first + second[:kept])
+    rows = Rows(path)
+    assert rows.of(ONE) is not None and rows.of(OTHER) is None
+    assert path.read_text() == first + second[:kept]  # somebody may be writing it
+    with rows.locked():
+        assert rows.of(ONE) is not None and rows.of(OTHER) is None
+        assert path.read_text() == first
+        rows.add(OTHER, {"x": 3.5}, 0.5, "cpu")
+    assert Rows(path).of(OTHER)["result"] == {"x": 3.5}
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    filled(path)
+    first, second = path.read_text().splitlines(keepends=True)
+    path.write_text("nonsense\n" + second)
+    with pytest.raises(RecipeError, match=r"'nonsense\\n' in line 1; delete that line"):
+        Rows(path)
+    path.write_text(first + '{"seconds": 1}\n')
+    with pytest.raises(RecipeError, match="in line 2"):
+        Rows(path)
+
+
+def _hold(path: str, held: "multiprocessing.synchronize.Event", done: "multiprocessing.synchronize.Event") -> None:
+    with Rows(Path(path)).locked():
+        held.set()
+        done.wait(60)
+
+
+def test_one_process_at_a_time_adds_rows(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / "rows.jsonl"), held, done))
+    other.start()
+    try:
+        assert held.wait(60)
+        with (
+            pytest.raises(RecipeError, match="must not be in use by another run"),
+            Rows(tmp_path / "rows.jsonl").locked(),
+        ):
+            pass
+    finally:
+        done.set()
+        other.join()
+    with Rows(tmp_path / "rows.jsonl").locked():
+        pass

@@ -1,0 +1,188 @@
+"""One real run of every claim, cut short, quick and full, and a launch of two processes."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import fine_tuning
+import gradient_ratio
+import numpy as np
+import path_allocation
+import pytest
+import residual_update
+import sparse_gain
+import torch
+from PIL import Image
+from torch.distributed.elastic.utils.distributed import get_free_port
+from transformers import ResNetConfig, ResNetForImageClassification
+
+import _fixed_p
+import dynamic_p
+from _claims.options import Options
+from _claims.rows import Rows
+from _common.pretrained_vit import write_processor
+from tests.distributed.launching import ENVIRONMENT, ROOT
+from tests.recipes.cifar import write_cifar100
+from tests.recipes.papers import launched_claim
+
+LAUNCHED = Path(launched_claim.__file__)
+
+
+def first(module: Any, options: Options, **wanted: Any) -> dict[str, Any]:
+    return next(c for c in module.CLAIM.configurations(options) if wanted.items() <= c.items())
+
+
+def test_residual_update(options: Options) -> None:
+    result = residual_update.run({**first(residual_update, options, p=0.3), "steps": 3}, options)
+    assert result["largest_error"] < residual_update.TOLERANCE
+    assert 0 < result["weight_share"] < 1
+
+
+def test_path_shares_are_those_of_the_updates(options: Options) -> None:
+    """With p = 0 a first update goes along the gradients, whose share can be computed by hand: float32, 1e-4."""
+    configuration = {**first(path_allocation, options, p=0.0, pi=1.0, update_scale="raw"), "steps": 1}
+    configuration |= {"batch_size": configuration["samples"]}
+    result = path_allocation.run(configuration, options)
+    generator = torch.Generator().manual_seed(configuration["seed"])
+    d, k, n = 64, 8, 1024
+    X = path_allocation.sparse_inputs(torch.ones(d), n, generator)  # noqa: N806
+    target = X @ torch.randn(d, k, generator=generator) / d**0.5 + torch.randn(k, generator=generator)
+    target += 0.5 * torch.randn(target.shape, generator=generator)
+    by_weight = torch.linalg.vector_norm(X @ (X.T @ target) / n)
+    by_bias = torch.linalg.vector_norm(target.mean(0)) * n**0.5
+    assert result["share"] == pytest.approx(float(by_weight / (by_weight + by_bias)), rel=1e-4)
+    assert result["share"] == result["first_share"]
+
+
+def test_sparse_gains_have_the_slope_of_theory(options: Options) -> None:
+    """Of 8,192 samples the rarest of eight inputs is active in 41: log gains are good to 0.2 there, to 0.02 at most."""
+    configuration = first(sparse_gain, options, case="noise", p=0.5)
+    result = sparse_gain.run(configuration, options)
+    assert result["slope"] == pytest.approx(-0.5, abs=0.05)
+    expected = sparse_gain.expected_gain("noise", 0.5, configuration["eps"]).numpy()
+    np.testing.assert_allclose(result["log_gain"], expected, atol=0.3)
+
+
+@pytest.mark.parametrize("case", ["eps", "correlated"])
+def test_where_slopes_break(options: Options, case: str) -> None:
+    configuration = {**first(sparse_gain, options, case=case, p=0.5), "steps": 400}
+    result = sparse_gain.run(configuration, options)
+    expected = sparse_gain.expected_gain(case, 0.5, configuration["eps"]).numpy()
+    np.testing.assert_allclose(result["log_gain"], expected, atol=0.3)
+    # Between a rare and a middle level flatter than -p where eps dominates; at the active end steeper where inputs
+    # correlate.
+    low, high = (0, 5) if case == "eps" else (-4, -1)
+    width = (high - low) * -math.log(0.005) / (sparse_gain.LEVELS - 1)
+    slope = (result["log_gain"][high] - result["log_gain"][low]) / width
+    assert (slope > -0.4) if case == "eps" else (slope < -0.6)
+
+
+def test_a_network(options: Options) -> None:
+    configuration = {**first(gradient_ratio, options, p=0.2, lr=0.1), "epochs": 1}
+    result = _fixed_p.run(configuration, options)
+    assert len(result["curves"]["G_w_over_G_b"]) == 1
+    layers = gradient_ratio.layers([{"result": result}])
+    assert len(layers) == 7  # the stem, two blocks of two convolutions, a shortcut, the classifier
+    assert all(gradient_ratio.layer_ratio(result, layer) > 0 for layer in layers)
+
+
+def test_the_papers_network_on_cifar_100(options: Options, tmp_path: Path) -> None:
+    write_cifar100(tmp_path / "cifar", count=6)
+    given = dataclasses.replace(options, full=True, data_dir=str(tmp_path / "cifar"))
+    configuration = first(gradient_ratio, given, p=-0.4, lr=0.1)
+    assert (configuration["epochs"], configuration["batch_size"], configuration["lr_scheduler"]) == (200, 128, "cosine")
+    result = _fixed_p.run({**configuration, "epochs": 1}, given)
+    assert len(gradient_ratio.layers([{"result": result}])) == 21  # 17 convolutions, three shortcuts, the classifier
+    assert result["table_2"]["test"]["mean"] > 1  # untrained, of 100 classes
+
+
+def test_a_learning_rate_that_matches_a_falling_p(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_p, "optimization", _short(dynamic_p.optimization, 3))
+    strategy = "lr matched to p 0.45 to 0.35"
+    result = dynamic_p.run(first(dynamic_p, options, strategy=strategy), options)
+    falling = dynamic_p.run(first(dynamic_p, options, strategy="p 0.45 to 0.35"), options)
+    assert result["curves"]["p"] == [0.5] * 3 and falling["curves"]["p"][-1] < 0.4
+    assert len(result["lr_factors"]) == 3 and all(factor < 1 for factor in result["lr_factors"])
+    sizes = [dynamic_p._update_sizes(found) for found in (result, falling)]
+    assert result["matched_within"] == pytest.approx(float(np.abs(sizes[0] / sizes[1] - 1).max()))
+    assert result["matched_within"] < 0.5
+
+
+def _short(optimization: Any, epochs: int) -> Any:
+    return lambda *arguments: dataclasses.replace(optimization(*arguments), epochs=epochs)
+
+
+def test_faces_in_folders(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint and images of its own, in RAF-DB's layout."""
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=7)
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
+    write_processor(tmp_path / "model", 16)
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for emotion in ("1", "2", "3"):
+            folder = tmp_path / "faces" / part / emotion
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(random.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    monkeypatch.setattr(dynamic_p, "optimization", _short(dynamic_p.optimization, 2))
+    given = dataclasses.replace(
+        options, full=True, image_folder=str(tmp_path / "faces"), model_name_or_path=str(tmp_path / "model")
+    )
+    result = dynamic_p.run(first(dynamic_p, given, strategy=dynamic_p.ALGORITHM_1), given)
+    assert len(result["curves"]["test_accuracy"]) == 2
+    assert any(layer.startswith("classifier") for layer in result["bias_updates"])
+
+
+@pytest.mark.parametrize("recipe", ["gpt2_lora", "vit_lora"])
+def test_a_fine_tuning_recipe(options: Options, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    blocks = ["--block_size", "32", "--max_train_blocks", "64", "--max_validation_blocks", "8"]
+    shorter = {"gpt2_lora": blocks, "vit_lora": ["--max_train_images", "64"]}
+    few_steps = ["--pretrain_steps", "2", "--max_steps", "12", "--per_device_train_batch_size", "4"]
+    monkeypatch.setitem(fine_tuning.QUICK, recipe, [*few_steps, *shorter[recipe]])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(options.output_dir / "cache"))
+    configuration = first(fine_tuning, options, recipe=recipe, strategy="p 0.6 to 0.5")
+    result = fine_tuning.run(configuration, options)
+    assert not result["diverged"]
+    steps, exponents = zip(*result["curves"]["pdyn/p"], strict=True)
+    assert steps[-1] == 12 and exponents[0] > exponents[-1] >= 0.5
+    assert fine_tuning.ratio(result) > 0 and math.isfinite(fine_tuning.best_loss(result))
+    assert sys.argv[0] != f"{recipe}.py"
+
+
+def test_a_recipe_that_refuses_is_no_result(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fine_tuning.QUICK, "gpt2_lora", ["--block_size", "100000", "--pretrain_steps", "2"])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(options.output_dir / "cache"))
+    with pytest.raises(RuntimeError, match="(?s)gpt2_lora failed: .*--block_size must not exceed"):
+        fine_tuning.run(first(fine_tuning, options, recipe="gpt2_lora"), options)
+
+
+@pytest.mark.distributed
+def test_two_processes_train_together_and_one_writes(tmp_path: Path, options: Options) -> None:
+    """The row that one process has, up to float32 sums in another order: 1e-4 after 20 steps."""
+    address = ["--nproc_per_node", "2", "--master_port", str(get_free_port())]
+    launched = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *address, str(LAUNCHED), str(tmp_path)],
+        env={**os.environ, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert launched.returncode == 0, launched.stderr[-3000:]
+    assert launched.stdout.count("3 of 3 runs to do") == 1
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["result"].get("lr_factors", ())) for line in lines] == [0, 0, 2]
+    rows = Rows(tmp_path / "rows.jsonl")
+    layer, network, _ = launched_claim.configurations(options)
+    assert rows.of(layer)["hardware"].endswith("2 processes")
+    assert rows.of(layer)["result"]["share"] == pytest.approx(path_allocation.run(layer, options)["share"], rel=1e-4)
+    # BatchNorm takes its statistics of each process's half of a batch, so of the network only the shape is compared.
+    alone, together = _fixed_p.run(network, options), rows.of(network)["result"]
+    assert together["curves"]["learning_rate"] == alone["curves"]["learning_rate"]
+    assert {name: len(curve) for name, curve in together["curves"].items()} == dict.fromkeys(alone["curves"], 1)
+    assert together["layers"]["weight"].keys() == alone["layers"]["weight"].keys()
