@@ -16,7 +16,7 @@ from transformers.integrations import TensorBoardCallback, is_tensorboard_availa
 from hf_pdyn import PdynArguments, records
 
 from .config_file import RecipeParser
-from .entry_point import RecipeError
+from .entry_point import DivergedError, RecipeError
 from .lora import LoraArguments
 
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -155,7 +155,7 @@ def save_outputs(trainer: Trainer, model_directory: str) -> dict[str, Path]:
 def refuse_divergence(name: str, value: float) -> None:
     """Raise where a closing measurement is no number."""
     if not math.isfinite(value):
-        raise RecipeError(
+        raise DivergedError(
             f"training diverged: the {name} is {value}; lower --learning_rate or p, or set update_scale=adam in"
             " --optim_args"
         )

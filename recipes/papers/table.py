@@ -30,9 +30,7 @@ def table(found: list[Verdict]) -> str:
         lines.append(
             _line(f"{one.number}. {one.claim} ({one.size}, {one.seeds} seeds)", one.paper, one.measured, one.verdict)
         )
-        for name, part in one.parts.items():
-            outcome, _, measured = part.partition(" (")
-            lines.append(_line(f"{one.number}. {name}", "", measured.removesuffix(")"), outcome))
+        lines += [_line(f"{one.number}. {name}", "", part.measured, part.verdict) for name, part in one.parts.items()]
     return "\n".join(lines)
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from _common.entry_point import run_recipe
 
-from .options import Options, is_main_process, parse
+from .options import Options, parse
+from .processes import is_main_process
 from .rows import Configuration, Row, Rows
 from .sweep import Work, run_all
 from .verdict import Verdict

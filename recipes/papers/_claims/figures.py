@@ -12,6 +12,7 @@ matplotlib.use("agg")  # before pyplot: no window is ever opened
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from hf_pdyn.files import replacing
 
@@ -54,6 +55,19 @@ def band(axes: Axes, x: Any, values: Any, **style: Any) -> None:
     mean, spread = values.mean(0), values.std(0, ddof=1)
     (line,) = axes.plot(x, mean, **style)
     axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, of which those between powers of ten have room on short axes only."""
+
+    def between(value: float, _: object) -> str:
+        low, high = axes.get_ylim()
+        digit = f"{value:.0e}"[0]
+        return f"{value:g}" if high < 3 * low or (high < 30 * low and digit in "235") else ""
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(between))
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from .options import world_size
+from .processes import of_one_process
 
 
 class LinearRegression(nn.Module):
@@ -76,7 +76,7 @@ def train_linear(
             lr_scheduler_type="constant",
             max_grad_norm=0.0,
             max_steps=training.steps,
-            per_device_train_batch_size=training.batch_size // world_size(),
+            per_device_train_batch_size=of_one_process(training.batch_size),
             seed=seed,
             logging_strategy="no",
             save_strategy="no",

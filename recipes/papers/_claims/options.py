@@ -10,6 +10,8 @@ import torch
 
 from _common.entry_point import RecipeError
 
+from .processes import world_size
+
 FEWEST_SEEDS = 3
 """A spread over fewer says nothing."""
 
@@ -20,16 +22,6 @@ FULL_OPTIONS = {
     "model_name_or_path": "the pretrained backbone, hub name or directory (default: microsoft/resnet-18)",
 }
 _DEFAULTS = {"model_name_or_path": "microsoft/resnet-18"}
-
-
-def world_size() -> int:
-    """The processes of this launch."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main_process() -> bool:
-    """Whether this process writes and prints."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """`rows.jsonl`: one line for every finished run, appended whole, found again by the run's configuration."""
 
 import json
+import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from filelock import FileLock, Timeout
 from _common.entry_point import RecipeError
 from hf_pdyn.files import replacing
 
-from .options import world_size
+from .processes import world_size
 
 Configuration = dict[str, Any]
 """All that decides a run, `seed` among it; plain data."""
@@ -49,14 +50,14 @@ class Rows:
         """Append a row; once this returns it is on the disk."""
         row = {
             "configuration": configuration,
-            "result": result,
+            "result": without_nan(result),
             "seconds": round(seconds, 2),
             "versions": versions(),
             "hardware": hardware(device),
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._by_key[_key(configuration)] = row
@@ -95,6 +96,21 @@ class Rows:
                 if mend:
                     with replacing(self.path) as partial:
                         partial.write_text("".join(lines[:-1]), encoding="utf-8")
+
+
+def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """Those whose configuration has these values, by seed."""
+    found = [row for row in rows if where.items() <= row["configuration"].items()]
+    return sorted(found, key=lambda row: row["configuration"]["seed"])
+
+
+def without_nan(value: Any) -> Any:
+    """Plain data with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:

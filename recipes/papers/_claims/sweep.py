@@ -12,7 +12,8 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
-from .options import Options, is_main_process
+from .options import Options
+from .processes import from_main_process, is_main_process
 from .rows import Configuration, Result, Row, Rows
 
 Work = Callable[[Configuration, Options], Result]
@@ -21,9 +22,12 @@ Work = Callable[[Configuration, Options], Result]
 
 def run_all(configurations: Sequence[Configuration], work: Work, rows: Rows, options: Options, title: str) -> list[Row]:
     """The rows of all configurations, in their order; those that are missing are run, `options.jobs` at a time."""
-    # Processes that train together all find the same rows: the main one adds to them only after a run of all.
     with rows.locked() if is_main_process() else nullcontext():
-        missing = [configuration for configuration in configurations if rows.of(configuration) is None]
+        # Of processes that train together, the main one has read the file under its lock.
+        missing = from_main_process(
+            lambda: [configuration for configuration in configurations if rows.of(configuration) is None],
+            options.device,
+        )
         told = f"{title}: {len(missing)} of {len(configurations)} runs to do, rows in {rows.path}"
         if is_main_process():
             print(told if missing else f"{told}; another --output_dir does them anew")

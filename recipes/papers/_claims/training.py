@@ -5,7 +5,6 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -20,7 +19,7 @@ from hf_pdyn import (
 )
 
 from .images import Images
-from .options import world_size
+from .processes import from_main_process, of_one_process
 
 CURVES = {
     "D_w": "pdyn/D_w",
@@ -30,11 +29,12 @@ CURVES = {
     "update_b": "pdyn/update_norm/bias_like",
     "p": "pdyn/p",
     "learning_rate": "learning_rate",
-    "train_accuracy": "pdyn/samples/train/accuracy",
     "test_accuracy": "pdyn/samples/test/accuracy",
     "test_loss": "pdyn/samples/test/mean",
 }
 """What a result keeps of every epoch, by its name in the log records."""
+
+SPLITS = ("train", "test")
 
 TABLE_2 = ("accuracy", "mean", "std", "p50", "p95", "p99", "share_above_5")
 
@@ -64,27 +64,18 @@ def train(
     optimization: Optimization,
     seed: int,
     device: str,
-    update_every: int | None = None,
 ) -> dict[str, Any]:
     """Train and return what was observed, as plain numbers, on every process.
 
-    update_every: take update norms every so many steps, and return those of bias-like parameters by layer and epoch.
-
-    curves: CURVES over epochs. table_2: of the train and the test set after the last epoch. layers: of the last epoch,
-    the gradient norm by pathway and layer. hard: of both sets, the hardest tenth after the last epoch.
+    curves: CURVES over epochs. table_2: of the train and the test set after the last epoch. gradients, updates: norms
+    by pathway and layer, over epochs. hard: of both sets, the hardest tenth after the last epoch; samples: how
+    many they have.
     """
     # In a temporary folder: what a claim keeps is in its row.
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(model, images, optimization, seed, device, folder, update_every)
+        trainer = _trainer(model, images, optimization, seed, device, folder)
         trainer.train()
-        observed = _observed(trainer, folder) if trainer.is_world_process_zero() else {}
-        if update_every is not None and observed:
-            observed["bias_updates"] = _by_layer(folder, "update_norm")["bias_like"]
-    found: dict[str, Any] = broadcast_object_list([observed])[0]
-    return found
-
-
-SPLITS = ("train", "test")
+        return from_main_process(lambda: _observed(trainer, folder), device)
 
 
 def _observed(trainer: Trainer, folder: str) -> dict[str, Any]:
@@ -95,8 +86,10 @@ def _observed(trainer: Trainer, folder: str) -> dict[str, Any]:
             split: {name: _short(epochs[-1].get(f"pdyn/samples/{split}/{name}")) for name in TABLE_2}
             for split in SPLITS
         },
-        "layers": _last_gradients(folder),
+        "gradients": _by_layer(folder, "grad_norm"),
+        "updates": _by_layer(folder, "update_norm"),
         "hard": {split: _hard_samples(folder, split) for split in SPLITS},
+        "samples": {"train": len(trainer.train_dataset), "test": len(trainer.eval_dataset)},
     }
 
 
@@ -107,7 +100,6 @@ def _trainer(
     seed: int,
     device: str,
     folder: str,
-    update_every: int | None,
 ) -> Trainer:
     arguments = TrainingArguments(
         folder,
@@ -117,7 +109,7 @@ def _trainer(
         lr_scheduler_type=optimization.lr_scheduler,
         max_grad_norm=0.0,  # the paper clips nothing
         num_train_epochs=optimization.epochs,
-        per_device_train_batch_size=optimization.batch_size // world_size(),
+        per_device_train_batch_size=of_one_process(optimization.batch_size),
         per_device_eval_batch_size=500,
         seed=seed,
         logging_strategy="epoch",  # so that D_w and D_b are means over epochs (Eq. 31)
@@ -128,7 +120,7 @@ def _trainer(
         dataloader_pin_memory=device == "cuda",
     )
     callbacks = [
-        TelemetryCallback(update_every, per_layer=True),
+        TelemetryCallback(every=1, per_layer=True),
         SampleLossCallback(None, train_set=images.train.as_they_are()),
     ]
     if optimization.p_schedule is not None:
@@ -167,9 +159,9 @@ def _by_epoch(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in by_step.values() if "learning_rate" in record]
 
 
-def _short(value: float | None) -> float | None:
-    """To six digits, which is more than seeds agree on; None where it was not logged, or is not finite."""
-    return None if value is None or not math.isfinite(value) else float(f"{value:.6g}")
+def _short(value: float | None, digits: int = 6) -> float | None:
+    """Six digits are more than seeds agree on; None where it was not logged, or is not finite."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 
 def _by_layer(folder: str, name: str) -> dict[str, dict[str, list[float | None]]]:
@@ -177,13 +169,8 @@ def _by_layer(folder: str, name: str) -> dict[str, dict[str, list[float | None]]
     found: dict[str, dict[str, list[float | None]]] = {}
     for row in records.read(folder, records.LAYERS)[0].to_pylist():
         if row["name"] == name:
-            found.setdefault(row["part"], {}).setdefault(row["layer"], []).append(_short(row["value"]))
+            found.setdefault(row["part"], {}).setdefault(row["layer"], []).append(_short(row["value"], digits=4))
     return found
-
-
-def _last_gradients(folder: str) -> dict[str, dict[str, float | None]]:
-    by_layer = _by_layer(folder, "grad_norm")
-    return {part: {layer: values[-1] for layer, values in layers.items()} for part, layers in by_layer.items()}
 
 
 def _hard_samples(folder: str, split: str) -> list[int]:

@@ -8,7 +8,17 @@ from typing import Any
 
 from hf_pdyn.files import replacing
 
+from .rows import without_nan
+
 FILE = "verdict.json"
+
+
+@dataclass(frozen=True)
+class Part:
+    """What else the same runs can tell."""
+
+    verdict: str
+    measured: str
 
 
 @dataclass(frozen=True)
@@ -16,8 +26,7 @@ class Verdict:
     """One claim.
 
     rule: how `verdict` follows from the numbers, fixed before they were there. measured: a sentence for the table.
-    parts: verdicts on what else the same runs can tell, by name. figures: all numbers behind it, with spreads.
-    reason: why it came out this way, as far as known.
+    parts: by name. figures: all numbers behind it, with spreads. reason: why it came out this way, as far as known.
     """
 
     number: int
@@ -29,16 +38,17 @@ class Verdict:
     seeds: int
     size: str
     reason: str = ""
-    parts: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         """Write it whole, and print it."""
         with replacing(directory / FILE) as partial:
-            partial.write_text(json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n", "utf-8")
+            content = without_nan(dataclasses.asdict(self))
+            partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
         print(f"{self.claim}\n  paper:    {self.paper}\n  measured: {self.measured}\n  verdict:  {self.verdict}")
-        for name, found in self.parts.items():
-            print(f"  {name}: {found}")
+        for name, part in self.parts.items():
+            print(f"  {name}: {part.verdict} ({part.measured})")
         if self.reason:
             print(f"  reason:   {self.reason}")
         print(f"  written to {directory}")
@@ -46,4 +56,5 @@ class Verdict:
 
 def read(directory: Path) -> Verdict:
     """The verdict of a claim's directory."""
-    return Verdict(**json.loads((directory / FILE).read_text("utf-8")))
+    content = json.loads((directory / FILE).read_text("utf-8"))
+    return Verdict(**content | {"parts": {name: Part(**part) for name, part in content["parts"].items()}})

@@ -8,12 +8,13 @@ folder for each class.
 """
 
 import contextlib
+import importlib
 import io
+import itertools
 import json
-import runpy
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,96 +23,104 @@ import _recipes_on_path  # noqa: F401
 from _claims import figures, statistics
 from _claims.claim import Claim
 from _claims.options import Options
-from _claims.rows import Configuration, Result, Row
+from _claims.processes import from_main_process
+from _claims.rows import Configuration, Result, Row, chosen
 from _claims.verdict import Verdict
+from _common.entry_point import DivergedError
+from _fixed_p import by_p
+from dynamic_p import ALGORITHM_1, BASELINE, FALLING
 
 NAME = "fine_tuning"
-RECIPES = Path(__file__).resolve().parents[2]
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3)
 SWEEPS = {"raw": 0.1, "adam": 5e-3}
 """Learning rates of the sweep over p: the paper's larger one, and the recipes' own where updates are matched."""
-BASELINE = "p = 0.5"
+RECIPES_RATE = 5e-3
+MOVING = (*FALLING, ALGORITHM_1)
 STRATEGIES: dict[str, list[str]] = {
     BASELINE: [],
-    "p 0.45 to 0.35": ["--p_schedule", "linear:0.45..0.35"],
-    "p 0.6 to 0.5": ["--p_schedule", "linear:0.6..0.5"],
-    "Algorithm 1": ["--p_control", "gradient", "--p_interval", "5"],
+    **{name: ["--p_schedule", schedule] for name, schedule in FALLING.items()},
+    ALGORITHM_1: ["--p_control", "gradient", "--p_interval", "5"],
 }
-FALLING = ("p 0.45 to 0.35", "p 0.6 to 0.5")
 QUICK: dict[str, list[str]] = {
     "gpt2_lora": ["--max_steps", "40", "--per_device_train_batch_size", "8", "--max_validation_blocks", "48"],
     "vit_lora": ["--num_train_epochs", "3"],
 }
 HUB = {"gpt2_lora": "gpt2", "vit_lora": "google/vit-base-patch16-224-in21k"}
 RULE = (
-    "confirmed where, for both recipes, G_w/G_b (mean of the last quarter of training) falls with p, raw, and both "
-    f"falling p have a smaller best validation loss than p = 0.5 by more than {statistics.STANDARD_ERRORS:g} "
-    "standard errors of the difference, paired by seed; not confirmed where a ratio does not fall, or a mean "
-    f"difference is not below zero; else inconclusive. {statistics.TREND_RULE}"
+    "confirmed where, for both recipes, G_w/G_b (mean of the last quarter of training) falls with p, raw, and so does "
+    "the best validation loss with both falling p against p = 0.5, raw; not confirmed where one of these is not. Of a "
+    f"loss, by how much it is below the baseline's: {statistics.ABOVE_RULE} {statistics.TREND_RULE}"
 )
 
 
 def configurations(given: Options) -> list[Configuration]:
-    """The sweep over p, raw and matched, and the strategies, for both recipes."""
+    """The sweep over p and the strategies, raw and matched, for both recipes."""
     sweep = [
         {"p": p, "update_scale": scale, "learning_rate": lr, "strategy": None}
         for scale, lr in SWEEPS.items()
         for p in EXPONENTS
     ]
-    moving = [{"p": 0.5, "update_scale": "raw", "learning_rate": 5e-3, "strategy": name} for name in STRATEGIES]
+    moving = [
+        {"p": 0.5, "update_scale": scale, "learning_rate": RECIPES_RATE, "strategy": name}
+        for scale in SWEEPS
+        for name in STRATEGIES
+    ]
     return [
-        {
-            "size": given.size,
-            "recipe": recipe,
-            "data": given.image_folder if given.full else "embedded",
-            **how,
-            "seed": seed,
-        }
+        {"size": given.size, "recipe": recipe, **how, "options": _of_size(recipe, given), "seed": seed}
         for recipe in QUICK
         for how in (*sweep, *moving)
         for seed in range(given.seeds)
     ]
 
 
+def _of_size(recipe: str, given: Options) -> list[str]:
+    """What a run of that size asks of the recipe."""
+    if not given.full:
+        return QUICK[recipe]
+    images = ["--image_folder", str(given.image_folder)] if recipe == "vit_lora" else []
+    return ["--model_name_or_path", HUB[recipe], *images]
+
+
 def options_of(configuration: Configuration, given: Options, folder: str) -> list[str]:
     """What the recipe is called with."""
-    recipe, strategy = configuration["recipe"], configuration["strategy"]
+    strategy = configuration["strategy"]
     options = ["--output_dir", folder, "--seed", str(configuration["seed"])]
     options += ["--optim_args", f"p={configuration['p']},update_scale={configuration['update_scale']}"]
     options += ["--learning_rate", str(configuration["learning_rate"]), "--logging_steps", "5", "--save_strategy", "no"]
     options += ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", str(given.device == "cpu").lower()]
     options += ["--eval_strategy", "steps", "--eval_steps", "10", "--telemetry", "global"]
     options += STRATEGIES[strategy] if strategy else []
-    options += ["--sample_tokens", "0"] if recipe == "gpt2_lora" else []
-    if not given.full:
-        return options + QUICK[recipe]
-    options += ["--model_name_or_path", HUB[recipe]]
-    return options + (["--image_folder", given.image_folder] if recipe == "vit_lora" else [])
+    options += ["--sample_tokens", "0"] if configuration["recipe"] == "gpt2_lora" else []
+    return options + configuration["options"]
 
 
 def run(configuration: Configuration, given: Options) -> Result:
-    """Call the recipe, and read what it wrote."""
+    """Call the recipe, and read what its main process wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        failure = _call(configuration["recipe"], options_of(configuration, given, folder))
-        if failure and "diverged" not in failure:
-            raise RuntimeError(f"{configuration['recipe']} failed: {failure}")
-        history = json.loads(Path(folder, "trainer_state.json").read_text("utf-8"))["log_history"]
-    curves = {
+        diverged = _diverges(configuration["recipe"], options_of(configuration, given, folder))
+        curves = from_main_process(lambda: _curves(Path(folder, "trainer_state.json")), given.device)
+    return {"diverged": diverged, "curves": curves}
+
+
+def _curves(state: Path) -> dict[str, list[list[float]]]:
+    history = json.loads(state.read_text("utf-8"))["log_history"]
+    return {
         name: [[record["step"], float(f"{record[name]:.6g}")] for record in history if record.get(name) is not None]
         for name in ("pdyn/D_w", "pdyn/D_b", "pdyn/p", "eval_loss", "eval_accuracy")
     }
-    return {"diverged": bool(failure), "curves": curves}
 
 
-def _call(recipe: str, options: Sequence[str]) -> str:
-    """Run a recipe in this process; return what it failed with, if it did."""
+def _diverges(recipe: str, options: Sequence[str]) -> bool:
+    """Run a recipe in this process, quietly; RecipeError where it refuses for another reason."""
+    # Its `main`, not the script: that ends the process group, which the runs after it need.
+    main = importlib.import_module(recipe).main
     said = io.StringIO()
     with _command_line([f"{recipe}.py", *options]), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            runpy.run_path(str(RECIPES / f"{recipe}.py"), run_name="__main__")
-        except SystemExit as end:
-            return said.getvalue().strip()[-2000:] if end.code else ""
-    return ""
+            main()
+        except DivergedError:
+            return True
+    return False
 
 
 @contextlib.contextmanager
@@ -132,45 +141,49 @@ def ratio(result: Result) -> float:
     return float(weights[last:].mean() / biases[last:].mean())
 
 
+def measured(result: Result, name: str) -> np.ndarray:
+    """Of every evaluation during training, the step and the number, (2, evaluations)."""
+    return np.array(result["curves"][name], float).T
+
+
 def best_loss(result: Result) -> float:
-    """The smallest validation loss during training."""
-    return min(value for _, value in result["curves"]["eval_loss"])
+    """The smallest validation loss during training; NaN for a run that diverged."""
+    return float("nan") if result["diverged"] else float(measured(result, "eval_loss")[1].min())
 
 
-def swept(rows: Sequence[Row], recipe: str, scale: str) -> np.ndarray:
-    """G_w/G_b, (p, seeds)."""
-    wanted = {"recipe": recipe, "update_scale": scale, "strategy": None}
-    found = [row for row in rows if wanted.items() <= row["configuration"].items()]
-    return np.array([[ratio(r["result"]) for r in found if r["configuration"]["p"] == p] for p in EXPONENTS])
+def steps_to(result: Result, loss: float) -> float:
+    """The first step with a validation loss as small; infinite if none has."""
+    steps, losses = measured(result, "eval_loss")
+    return float(steps[losses <= loss].min(initial=np.inf))
 
 
-def gain(rows: Sequence[Row], recipe: str, strategy: str) -> statistics.Mean:
+def swept(rows: Sequence[Row], recipe: str, scale: str, value: Callable[[Result], float] = ratio) -> np.ndarray:
+    """Of the sweep over p, (p, seeds)."""
+    return by_p(rows, value, recipe=recipe, update_scale=scale, strategy=None)
+
+
+def with_strategy(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> list[Result]:
+    """By seed."""
+    return [row["result"] for row in chosen(rows, recipe=recipe, update_scale=scale, strategy=strategy)]
+
+
+def gain(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> statistics.Mean:
     """In best validation loss below the baseline's, paired by seed."""
-
-    def losses(name: str) -> np.ndarray:
-        wanted = {"recipe": recipe, "strategy": name}
-        return np.array([best_loss(r["result"]) for r in rows if wanted.items() <= r["configuration"].items()])
-
-    return statistics.mean_of((losses(BASELINE) - losses(strategy)).tolist())
-
-
-def verdict_on_gain(found: statistics.Mean) -> str:
-    """By RULE, of one strategy of one recipe."""
-    if found.mean <= 0:
-        return statistics.NOT_CONFIRMED
-    return statistics.CONFIRMED if statistics.differs(found) else statistics.INCONCLUSIVE
+    usual, moving = (with_strategy(rows, recipe, scale, name) for name in (BASELINE, strategy))
+    return statistics.mean_of([best_loss(one) - best_loss(other) for one, other in zip(usual, moving, strict=True)])
 
 
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
-    trends = {(recipe, scale): statistics.trend(swept(rows, recipe, scale)) for recipe in QUICK for scale in SWEEPS}
-    gains = {(recipe, name): gain(rows, recipe, name) for recipe in QUICK for name in list(STRATEGIES)[1:]}
-    ends = {key: swept(rows, *key).mean(1)[[0, -1]] for key in trends}
+    cases = list(itertools.product(QUICK, SWEEPS))
+    trends = {case: statistics.trend(swept(rows, *case)) for case in cases}
+    gains = {(*case, name): gain(rows, *case, name) for case in cases for name in MOVING}
+    ends = {case: swept(rows, *case).mean(1)[[0, -1]] for case in cases}
     told = [
         f"{recipe} G_w/G_b {ends[recipe, scale][0]:.3g} to {ends[recipe, scale][1]:.3g} {scale} ({trend.verdict(-1)})"
         for (recipe, scale), trend in trends.items()
     ]
-    told += [f"{recipe} {name}: loss lower by {found}" for (recipe, name), found in gains.items()]
+    told += [f"{recipe} {name}, {scale}: loss lower by {found}" for (recipe, scale, name), found in gains.items()]
     return Verdict(
         number=10,
         claim="Fine-tuning with LoRA: G_w/G_b falls with p, and a falling p helps",
@@ -179,15 +192,36 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         measured="; ".join(told),
         verdict=statistics.all_of(
             [trends[recipe, "raw"].verdict(-1) for recipe in QUICK]
-            + [verdict_on_gain(gains[recipe, name]) for recipe in QUICK for name in FALLING]
+            + [statistics.above_zero(gains[recipe, "raw", name]) for recipe in QUICK for name in FALLING]
         ),
         seeds=given.seeds,
         size=given.size,
+        reason=_learned(rows),
         figures={
-            f"{recipe}, {scale}": statistics.means_by_p(EXPONENTS, swept(rows, recipe, scale))
-            for recipe, scale in trends
+            f"{recipe}, {scale}": {
+                "G_w/G_b": statistics.means_by_p(EXPONENTS, swept(rows, recipe, scale)),
+                "best validation loss": statistics.means_by_p(EXPONENTS, swept(rows, recipe, scale, best_loss)),
+                "steps to the best loss of p = 0.5": {
+                    name: [str(steps) for steps in _steps_to_baseline(rows, recipe, scale, name)] for name in STRATEGIES
+                },
+            }
+            for recipe, scale in cases
         },
     )
+
+
+def _steps_to_baseline(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> list[float]:
+    usual, moving = (with_strategy(rows, recipe, scale, name) for name in (BASELINE, strategy))
+    return [steps_to(other, best_loss(one)) for one, other in zip(usual, moving, strict=True)]
+
+
+def _learned(rows: Sequence[Row]) -> str:
+    """How far training came over the sweep, without which ratios cannot be read."""
+    told = []
+    for recipe, scale in itertools.product(QUICK, SWEEPS):
+        found = swept(rows, recipe, scale, best_loss).mean(1)
+        told.append(f"{recipe} {scale} {found[0]:.3g} to {found[-1]:.3g}")
+    return f"p decides how far training comes: best validation loss from p=-0.4 to 0.3, {'; '.join(told)}."
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
@@ -198,12 +232,13 @@ def draw(rows: Sequence[Row], given: Options) -> None:
                 label = f"{'raw' if scale == 'raw' else 'matched'}, lr = {lr:g}"
                 values = swept(rows, recipe, scale).T
                 figures.band(ratios, EXPONENTS, values, color=f"C{i}", marker="o", markersize=3, label=label)
-            ratios.set(title=recipe, xlabel="p", ylabel="G_w / G_b", yscale="log")
+                found = [gain(rows, recipe, scale, name) for name in MOVING]
+                places = np.arange(len(MOVING)) + 0.4 * i - 0.2
+                bars.barh(places, [g.mean for g in found], 0.38, xerr=[g.spread for g in found], color=f"C{i}")
+            ratios.set(title=recipe, xlabel="p", ylabel="G_w / G_b")
+            figures.logarithmic(ratios)
             ratios.legend()
-            names = list(STRATEGIES)[1:]
-            found = [gain(rows, recipe, name) for name in names]
-            bars.barh(range(len(names)), [g.mean for g in found], xerr=[g.spread for g in found])
-            bars.set_yticks(range(len(names)), names)
+            bars.set_yticks(range(len(MOVING)), MOVING)
             bars.set(title="best validation loss below that of p = 0.5")
         figures.save(figure, given.directory / "figure.png")
 

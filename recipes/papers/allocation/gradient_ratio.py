@@ -9,7 +9,9 @@ digits, 40 epochs. Full: ResNet-18 on CIFAR-100 or CIFAR-10 (an unpacked cifar-1
 serve the claims after it as well.
 """
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,23 +19,16 @@ import _fixed_p
 from _claims import figures, statistics
 from _claims.claim import Claim
 from _claims.options import Options
-from _claims.rows import Result, Row
+from _claims.rows import Result, Row, chosen
+from _claims.statistics import CONFIRMED
 from _claims.verdict import Verdict
-from _fixed_p import EXPONENTS, PAPERS_RATES, by_p, final_ratio
+from _fixed_p import EXPONENTS, PAPERS_RATES, by_p, final_ratio, has_died, last_ratios, layer_ratios, layers, short
 
 NAME = "gradient_ratio"
 RULE = (
     "confirmed where the last epoch's G_w/G_b falls with p at both of the paper's learning rates. "
     f"{statistics.TREND_RULE}"
 )
-CONVOLUTION, NORMALIZATION = ".convolution", ".normalization"
-
-
-def layer_ratio(result: Result, layer: str) -> float | None:
-    """G_w/G_b of a convolution and the normalisation that follows it, or of the classifier, in the last epoch."""
-    weights, biases = result["layers"]["weight"], result["layers"]["bias_like"]
-    weight, bias = weights[layer], biases[layer.replace(CONVOLUTION, NORMALIZATION)]
-    return weight / bias if weight is not None and bias else None
 
 
 def train_accuracy(result: Result) -> float | None:
@@ -41,36 +36,27 @@ def train_accuracy(result: Result) -> float | None:
     return result["table_2"]["train"]["accuracy"]
 
 
-def layers(rows: Sequence[Row]) -> list[str]:
-    """Names of the layers that have both, from the input to the output."""
-    return list(rows[0]["result"]["layers"]["weight"])
-
-
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
     rates = _fixed_p.learning_rates(given)
     trends = {lr: statistics.trend(by_p(rows, final_ratio, lr=lr)) for lr in rates}
-    by_layer = {
-        lr: {
-            layer: statistics.trend(by_p(rows, lambda result, layer=layer: layer_ratio(result, layer), lr=lr)).verdict(
-                +1
-            )
-            for layer in layers(rows)
-        }
+    of_layers = {lr: _fixed_p.trends_of_layers(rows, lr=lr) for lr in rates}
+    moving = {
+        (lr, direction): [layer for layer, found in of_layers[lr].items() if found.verdict(direction) == CONFIRMED]
         for lr in rates
-    }
-    against = {
-        lr: [layer for layer, verdict in found.items() if verdict == statistics.CONFIRMED]
-        for lr, found in by_layer.items()
+        for direction in (-1, +1)
     }
     ends = {lr: [statistics.mean_of(by_p(rows, final_ratio, lr=lr)[i]) for i in (0, -1)] for lr in rates}
     told = "; ".join(f"{ends[lr][0]} to {ends[lr][1]} at lr={lr:g} ({trends[lr].verdict(-1)})" for lr in rates)
+    own = "; ".join(
+        f"{len(moving[lr, -1])} of {len(of_layers[lr])} fall and {_named(moving[lr, +1])} at lr={lr:g}" for lr in rates
+    )
     return Verdict(
         number=4,
         claim="Fixed p: G_w/G_b falls with p",
         paper="565 to 42 at lr=0.01 and 374 to 18 at lr=0.1, from p=-0.4 to 0.3, monotone; some layers the other way",
         rule=RULE,
-        measured=f"{told}; layers that rise with p: {_told(against)}",
+        measured=f"{told}. Layers: {own}",
         verdict=statistics.all_of(trends[lr].verdict(-1) for lr in PAPERS_RATES),
         seeds=given.seeds,
         size=given.size,
@@ -81,7 +67,9 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
                 "correlation": trends[lr].correlation,
                 "change": str(trends[lr].change),
                 "train accuracy": statistics.means_by_p(EXPONENTS, by_p(rows, train_accuracy, lr=lr)),
-                "layers that rise": against[lr],
+                "dead networks": int(by_p(rows, has_died, lr=lr).sum()),
+                "layers that fall": moving[lr, -1],
+                "layers that rise": moving[lr, +1],
             }
             for lr in rates
         },
@@ -92,58 +80,72 @@ def _learned(rows: Sequence[Row], rates: Sequence[float]) -> str:
     """How far the networks came, without which ratios cannot be read."""
     found = {lr: by_p(rows, train_accuracy, lr=lr).mean(1) for lr in rates}
     told = ", ".join(f"{values[0]:.0%} to {values[-1]:.0%} at lr={lr:g}" for lr, values in found.items())
+    dead = sum(int(by_p(rows, has_died, lr=lr).sum()) for lr in rates)
     return (
-        f"p also sets the size of updates, and so how far training comes: train accuracy from p=-0.4 to 0.3 is {told}."
+        "p also sets the size of updates, and so how far training comes: train accuracy after the last epoch, from "
+        f"p=-0.4 to 0.3, is {told}. {dead} networks of {len(rows)} died, and have no ratio."
     )
 
 
-def _told(against: dict[float, list[str]]) -> str:
-    return ", ".join(f"{len(names)} at lr={lr:g}" for lr, names in against.items())
+def _named(rising: list[str]) -> str:
+    return f"{', '.join(map(short, rising))} rises" if rising else "none rises"
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """Fig. 3, with the last epoch over p, and layer by layer."""
+    """Fig. 3, with the last epoch over p, globally and by layer; `layers.png`: Fig. 3 for every layer."""
+    _draw_layers(rows, given)
     rates = _fixed_p.learning_rates(given)
-    colours = figures.colours(len(EXPONENTS))
     with figures.panels(3, len(rates)) as (figure, grid):
         for column, lr in enumerate(rates):
             curves, ends, heat = grid[:, column]
-            for p, colour in zip(EXPONENTS, colours, strict=True):
-                of_p = [r for r in rows if (r["configuration"]["p"], r["configuration"]["lr"]) == (p, lr)]
-                values = np.array([r["result"]["curves"]["G_w_over_G_b"] for r in of_p], float)
-                figures.band(curves, np.arange(1, values.shape[1] + 1), values, color=colour, label=f"p = {p:g}")
-            curves.set(title=f"lr = {lr:g}", yscale="log", xlabel="epoch", ylabel="G_w / G_b")
+            _curves(curves, rows, lr, lambda result: result["curves"]["G_w_over_G_b"])
+            curves.set(title=f"lr = {lr:g}", xlabel="epoch", ylabel="G_w / G_b")
+            figures.logarithmic(curves)
             figures.band(ends, EXPONENTS, by_p(rows, final_ratio, lr=lr).T, color="0.2", marker="o", markersize=4)
-            ends.set(yscale="log", xlabel="p", ylabel="G_w / G_b, last epoch")
+            ends.set(xlabel="p", ylabel="G_w / G_b, last epoch")
+            figures.logarithmic(ends)
             _heat_map(heat, rows, lr)
         grid[0, 0].legend(ncols=2)
         figures.save(figure, given.directory / "figure.png")
 
 
+def _draw_layers(rows: Sequence[Row], given: Options) -> None:
+    rates, names = _fixed_p.learning_rates(given), layers(rows)
+    with figures.panels(len(names), len(rates), height=2.0, sharex=True) as (figure, grid):
+        for (row, name), (column, lr) in itertools.product(enumerate(names), enumerate(rates)):
+            axes = grid[row, column]
+            _curves(axes, rows, lr, functools.partial(layer_ratios, layer=name))
+            axes.set_title(f"{short(name)}, lr = {lr:g}", fontsize=8)
+            figures.logarithmic(axes)
+        for axes in grid[-1]:
+            axes.set_xlabel("epoch")
+        for axes in grid[:, 0]:
+            axes.set_ylabel("G_w / G_b")
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(EXPONENTS))
+        figures.save(figure, given.directory / "layers.png")
+
+
+def _curves(
+    axes: figures.Axes, rows: Sequence[Row], lr: float, ratios: Callable[[Result], Sequence[float | None]]
+) -> None:
+    """A ratio over epochs, by p. A network that died has none, and leaves its seed's mean where it did."""
+    for p, colour in zip(EXPONENTS, figures.colours(len(EXPONENTS)), strict=True):
+        values = np.array([ratios(row["result"]) for row in chosen(rows, p=p, lr=lr)], float)
+        values[~(values > 0)] = np.nan
+        figures.band(axes, np.arange(1, values.shape[1] + 1), values, color=colour, label=f"p = {p:g}")
+
+
 def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
     names = layers(rows)
-    ratios = np.array([by_p(rows, lambda r, n=name: layer_ratio(r, n), lr=lr).mean(1) for name in names])
+    ratios = np.array([last_ratios(rows, name, lr=lr).mean(1) for name in names])
     relative = np.log2(ratios / ratios[:, EXPONENTS.index(0.0)][:, None])
-    largest = np.nanmax(np.abs(relative))
+    largest = np.nanmax(np.abs(relative), initial=0.1)
     image = axes.imshow(relative, aspect="auto", cmap="PuOr_r", vmin=-largest, vmax=largest)
     axes.set_xticks(range(len(EXPONENTS)), [f"{p:g}" for p in EXPONENTS])
     axes.set_yticks(range(len(names)), [short(name) for name in names], fontsize=7)
     axes.set(xlabel="p", title="layers: log2 of G_w/G_b over its p = 0")
     axes.grid(False)
     axes.figure.colorbar(image, ax=axes)
-
-
-def short(layer: str) -> str:
-    """A layer's name without what all of them have."""
-    for long, brief in (
-        ("resnet.", ""),
-        ("encoder.stages.", "stage "),
-        (".layers.", "."),
-        (".layer.", " conv "),
-        (CONVOLUTION, ""),
-    ):
-        layer = layer.replace(long, brief)
-    return layer
 
 
 CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)

@@ -4,8 +4,9 @@
 
 A linear layer whose inputs are active with probabilities from 0.005 to 1 is trained with the stock Trainer; log
 gain, (v_hat + eps)^-p from the optimizer's second moments, is fitted by a line over log probability, for every p.
-Once as the paper assumes, where noise makes the gradients, and twice where its assumption fails: eps as large as
-second moments are, and inputs that correlate with the residual. Quick and full are the same.
+Once as the paper assumes, where noise makes the gradients, and where its assumptions fail: eps as large as the second
+moment of an input that is active with a probability of 0.01, 0.1, or 1, and inputs that correlate with the residual.
+Quick and full are the same.
 """
 
 import math
@@ -20,32 +21,34 @@ from _claims import figures, statistics
 from _claims.claim import Claim
 from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
 from _claims.options import Options
-from _claims.rows import Configuration, Result, Row
+from _claims.rows import Configuration, Result, Row, chosen
 from _claims.verdict import Verdict
 from hf_pdyn.theory import allocation
 
 NAME = "sparse_gain"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
-CASES = ("noise", "eps", "correlated")
+EPS_CASES = {"eps 0.01": 0.01, "eps 0.1": 0.1, "eps 1": 1.0}
+"""eps by the activation probability whose second moment it equals, under noise of variance 1."""
+CASES = ("noise", *EPS_CASES, "correlated")
 LEVELS, COPIES = 12, 8
 BATCH = 64
 CLOSE, FAR, ZERO = 0.1, 0.25, 0.01
 RULE = (
     f"confirmed where, under noise, every fitted slope lies within {CLOSE:.0%} of -p (for p=0, below {ZERO:g}); not "
-    f"confirmed where one is off by more than {FAR:.0%}; else inconclusive. The two other cases show where it "
+    f"confirmed where one is off by more than {FAR:.0%}; else inconclusive. The other cases show where it "
     "breaks, and have no part in the verdict"
 )
 
 
-def activations() -> torch.Tensor:
-    """The probability of every input: LEVELS of them, COPIES inputs each."""
-    return torch.logspace(math.log10(0.005), 0, LEVELS).repeat_interleave(COPIES)
+def activations(levels: int = LEVELS, copies: int = COPIES) -> torch.Tensor:
+    """The probability of every input: so many levels of them, so many inputs each."""
+    return torch.logspace(math.log10(0.005), 0, levels).repeat_interleave(copies)
 
 
 def configurations(given: Options) -> list[Configuration]:
     """Every case and p. Learning rates are so small that the residual stays what it is in the beginning."""
     return [
-        {"case": case, "p": p, "eps": 1e-2 / BATCH if case == "eps" else 1e-14, "levels": LEVELS, "copies": COPIES}
+        {"case": case, "p": p, "eps": EPS_CASES.get(case, 1e-12) / BATCH, "levels": LEVELS, "copies": COPIES}
         | {"lr": 1e-7, "batch_size": BATCH, "steps": 1000, "samples": 8192, "seed": seed}
         for case in CASES
         for p in EXPONENTS
@@ -56,7 +59,8 @@ def configurations(given: Options) -> list[Configuration]:
 def run(configuration: Configuration, given: Options) -> Result:
     """Train one layer; return the gains, and the line through them."""
     generator = torch.Generator().manual_seed(configuration["seed"])
-    pi = activations()
+    levels, copies = configuration["levels"], configuration["copies"]
+    pi = activations(levels, copies)
     X = sparse_inputs(pi, configuration["samples"], generator)  # noqa: N806
     if configuration["case"] == "correlated":
         target = X.sum(1, keepdim=True)
@@ -71,8 +75,9 @@ def run(configuration: Configuration, given: Options) -> Result:
     v_hat = trainer.optimizer.state[weight]["exp_avg_sq"].double().cpu().flatten() / (1 - beta2**training.steps)
     gain = allocation.gain(v_hat, p=training.p, eps=training.eps)
     line = stats.linregress(pi.log().numpy(), gain.log().numpy())
-    by_level = gain.log().view(LEVELS, COPIES).mean(1)
-    return {"slope": float(line.slope), "slope_error": float(line.stderr), "log_gain": by_level.tolist()}
+    error = 0.0 if math.isnan(line.stderr) else float(line.stderr)  # of equal gains, p = 0, scipy has none
+    by_level = gain.log().view(levels, copies).mean(1)
+    return {"slope": float(line.slope), "slope_error": error, "log_gain": by_level.tolist()}
 
 
 def expected_gain(case: str, p: float, eps: float) -> torch.Tensor:
@@ -86,7 +91,7 @@ def expected_gain(case: str, p: float, eps: float) -> torch.Tensor:
 
 
 def _of(rows: Sequence[Row], case: str, p: float) -> list[Row]:
-    return [r for r in rows if (r["configuration"]["case"], r["configuration"]["p"]) == (case, p)]
+    return chosen(rows, case=case, p=p)
 
 
 def _slopes(rows: Sequence[Row], case: str, p: float) -> statistics.Mean:
@@ -110,19 +115,24 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     else:
         outcome = statistics.NOT_CONFIRMED if max(off) > FAR else statistics.INCONCLUSIVE
     told = {case: ", ".join(f"{_slopes(rows, case, p).mean:.3f}" for p in EXPONENTS) for case in CASES}
+    errors = [row["result"]["slope_error"] for row in rows]
+    spreads = [_slopes(rows, case, p).spread for case in CASES for p in EXPONENTS]
     ps = ", ".join(f"{p:g}" for p in EXPONENTS)
     return Verdict(
         number=3,
         claim="Sparse inputs: gain ~ (activation probability)^-p",
         paper="the slope of log gain against log probability is -p, where eps does not dominate (Eq. 30)",
         rule=RULE,
-        measured=f"slopes for p = {ps}: {told['noise']}; with eps as large as second moments {told['eps']}; with "
-        f"inputs that correlate with the residual {told['correlated']}",
+        measured=f"slopes for p = {ps}: {told['noise']}; with eps as large as the second moment at pi=0.01 "
+        f"{told['eps 0.01']}, at pi=0.1 {told['eps 0.1']}, at pi=1 {told['eps 1']}; with "
+        f"inputs that correlate with the residual {told['correlated']}; errors of fits up to {max(errors):.2g}, spread "
+        f"over seeds up to {max(spreads):.2g}",
         verdict=outcome,
         seeds=given.seeds,
         size=given.size,
         reason="Second moments have a term in pi^2 where an input correlates with the residual, so the slope goes "
-        "towards -2p; eps flattens it towards 0. Both follow `theory.allocation.sparse_gain_slope`.",
+        "towards -2p; eps halves it at the probability whose second moment it equals, and flattens it towards 0 below. "
+        "Both follow `theory.allocation.sparse_gain_slope`.",
         figures={
             case: {
                 f"p={p:g}": {
@@ -141,8 +151,10 @@ def draw(rows: Sequence[Row], given: Options) -> None:
     """Log gain over log probability, with what theory expects, by case; and slopes over p."""
     pi = activations()[::COPIES].numpy()
     colours = figures.colours(len(EXPONENTS))
-    titles = {"noise": "noise (the paper's case)", "eps": "eps dominates", "correlated": "correlated with the residual"}
-    with figures.panels(1, 4, width=3.3) as (figure, (panels,)):
+    titles = {"noise": "noise (the paper's case)", "correlated": "correlated with the residual"}
+    titles |= {case: f"eps = second moment at π = {level:g}" for case, level in EPS_CASES.items()}
+    with figures.panels(2, 3, width=3.5) as (figure, grid):
+        panels = grid.flatten()
         for axes, case in zip(panels, CASES, strict=False):
             for p, colour in zip(EXPONENTS, colours, strict=True):
                 found = _of(rows, case, p)
@@ -160,17 +172,19 @@ def draw(rows: Sequence[Row], given: Options) -> None:
                     label=f"p = {p:g}",
                 )
                 axes.plot(pi, np.exp(expected - expected[-1]), color=colour, linewidth=1)
-            axes.set(title=titles[case], xscale="log", yscale="log", xlabel="activation probability")
-        panels[0].set_ylabel("gain, relative to π = 1")
-        panels[0].legend()
-        for case, marker in zip(CASES, "os^", strict=True):
+            axes.set(title=titles[case], xscale="log", xlabel="activation probability")
+            figures.logarithmic(axes)
+        for axes in grid[:, 0]:
+            axes.set_ylabel("gain, relative to π = 1")
+        panels[0].legend(loc="lower right", ncols=2)
+        for case, marker in zip(CASES, "osvD^", strict=True):
             slopes = [_slopes(rows, case, p) for p in EXPONENTS]
-            panels[3].errorbar(
+            panels[-1].errorbar(
                 EXPONENTS, [s.mean for s in slopes], [s.spread for s in slopes], marker=marker, linestyle="", label=case
             )
-        panels[3].plot(EXPONENTS, [-p for p in EXPONENTS], color="0.5", linewidth=1, label="-p")
-        panels[3].set(title="slope", xlabel="p")
-        panels[3].legend()
+        panels[-1].plot(EXPONENTS, [-p for p in EXPONENTS], color="0.5", linewidth=1, label="-p")
+        panels[-1].set(title="slope", xlabel="p")
+        panels[-1].legend()
         figures.save(figure, given.directory / "figure.png")
 
 

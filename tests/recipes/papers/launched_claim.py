@@ -1,4 +1,4 @@
-"""Runs of claims 2, 4 and 8, cut short, by a launch of processes: `launched_claim.py DIRECTORY`."""
+"""Runs of claims 2, 4, 8 and 10, cut short, by a launch of processes: `launched_claim.py DIRECTORY`."""
 
 import dataclasses
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "recipes" / "papers" / "allocation"))
 
+import fine_tuning
 import path_allocation
 
 import _fixed_p
@@ -20,10 +21,14 @@ def configurations(options: Options) -> list[Configuration]:
     layer = path_allocation.configurations(options)[0]
     network = _fixed_p.configurations(options, exponents=[0.2], rates=[0.1])[0]
     matched = next(c for c in dynamic_p.configurations(options) if c["strategy"] in dynamic_p.MATCHED)
-    return [{**layer, "steps": 20}, {**network, "epochs": 1}, matched]
+    recipe = next(c for c in fine_tuning.configurations(options) if c["strategy"] == "Algorithm 1")
+    # Twice the same recipe: the second finds the process group of the first.
+    return [{**layer, "steps": 20}, {**network, "epochs": 1}, matched, recipe, {**recipe, "seed": 1}]
 
 
 def run(configuration: Configuration, options: Options) -> Result:
+    if "recipe" in configuration:
+        return fine_tuning.run(configuration, options)
     if "strategy" in configuration:  # each process needs what the main one observed, to go on alike
         return dynamic_p.run(configuration, options)
     return (path_allocation if "pi" in configuration else _fixed_p).run(configuration, options)
@@ -35,6 +40,8 @@ def main() -> None:
     dynamic_p.MATCHING_ROUNDS = 1
     usual = dynamic_p.optimization
     dynamic_p.optimization = lambda *how: dataclasses.replace(usual(*how), epochs=2)
+    blocks = ["--block_size", "32", "--max_train_blocks", "64", "--max_validation_blocks", "8"]
+    fine_tuning.QUICK = {"gpt2_lora": ["--pretrain_steps", "2", "--max_steps", "10", *blocks]}
     options = Options(full=False, device="cpu", seeds=3, jobs=1, output_dir=folder, claim="launched")
     run_all(configurations(options), run, Rows(folder / "rows.jsonl"), options, "launched")
 

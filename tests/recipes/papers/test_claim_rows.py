@@ -1,4 +1,5 @@
 import json
+import math
 import multiprocessing
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def test_rows_are_found_again_by_their_configuration(tmp_path: Path) -> None:
     row = again.of(ONE)
     assert row["versions"] == versions() and row["hardware"] == hardware("cpu") and row["seconds"] == 0.25
     assert {"torch", "transformers", "hf-pdyn", "python"} <= row["versions"].keys()
+
+
+def test_a_number_that_is_not_finite_is_missing(tmp_path: Path) -> None:
+    """As JSON has neither NaN nor infinity; the row that was just added reads as the one on the disk."""
+    rows = Rows(tmp_path / "rows.jsonl")
+    added = rows.add(ONE, {"x": [math.nan, 1.0], "y": {"z": math.inf}}, 0.25, "cpu")
+    assert added["result"] == {"x": [None, 1.0], "y": {"z": None}} == Rows(rows.path).of(ONE)["result"]
+    json.loads(rows.path.read_text(), parse_constant=pytest.fail)
 
 
 def test_a_row_is_on_the_disk_at_once(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ BENT = [[5.0, 5.1, 4.9], [9.0, 9.1, 8.9], [4.0, 4.1, 3.9]]
         (NOISY, -1, INCONCLUSIVE),  # falls in the mean, but by less than seeds differ
         (BENT, -1, INCONCLUSIVE),  # rho = 0.5
         ([[1.0, 1.0, 1.0]] * 3, -1, NOT_CONFIRMED),
-        ([*CLEAR[:2], [math.nan, 5.0, 5.0]], -1, NOT_CONFIRMED),  # a diverged run
+        ([*CLEAR[:2], [math.nan, 5.0, 5.0]], -1, INCONCLUSIVE),  # a diverged run
     ],
 )
 def test_verdict_on_a_trend(by_x: list[list[float]], direction: int, expected: str) -> None:
@@ -37,8 +37,22 @@ def test_mean_and_its_error() -> None:
     found = statistics.mean_of([1.0, 2.0, 6.0])
     assert (found.mean, found.n) == (3.0, 3)
     assert found.spread == pytest.approx(math.sqrt(7))
-    assert found.error == pytest.approx(math.sqrt(7 / 3))
-    assert statistics.differs(statistics.Mean(1.0, 0.5, 3)) and not statistics.differs(statistics.Mean(1.0, 0.6, 3))
+    assert found.interval == pytest.approx(4.302653 * math.sqrt(7 / 3))  # Student's t of 0.975 and two degrees
+    assert statistics.differs(statistics.Mean(1.0, 0.4, 3)) and not statistics.differs(statistics.Mean(1.0, 0.41, 3))
+
+
+@pytest.mark.parametrize(
+    ("difference", "expected"),
+    [
+        (statistics.Mean(1.0, 0.1, 3), CONFIRMED),
+        (statistics.Mean(1.0, 1.0, 3), INCONCLUSIVE),
+        (statistics.Mean(0.0, 0.0, 3), NOT_CONFIRMED),
+        (statistics.Mean(-1.0, 5.0, 3), NOT_CONFIRMED),
+        (statistics.Mean(math.nan, math.nan, 3), INCONCLUSIVE),
+    ],
+)
+def test_above_zero(difference: statistics.Mean, expected: str) -> None:
+    assert statistics.above_zero(difference) == expected
 
 
 @pytest.mark.parametrize(

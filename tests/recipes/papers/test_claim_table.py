@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from _claims import statistics, verdict
-from _claims.verdict import Verdict
+from _claims.verdict import Part, Verdict
 from tests.recipes.papers.conftest import PAPERS
 
 ROOT = PAPERS.parents[1]
@@ -16,7 +16,7 @@ CLAIMS += ["lr_decay", "dynamic_p", "own_effect", "fine_tuning"]
 
 def example(number: int = 1) -> Verdict:
     return Verdict(
-        number, "a | b", "paper", "rule", "measured", statistics.CONFIRMED, 3, "quick", parts={"x": "no (3)"}
+        number, "a | b", "paper", "rule", "measured", statistics.CONFIRMED, 3, "quick", parts={"x": Part("no", "3")}
     )
 
 

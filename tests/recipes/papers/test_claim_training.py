@@ -27,10 +27,10 @@ def few() -> images.Images:
     )
 
 
-def trained(few: images.Images, how: Optimization, **options: Any) -> tuple[dict[str, Any], torch.nn.Module]:
+def trained(few: images.Images, how: Optimization) -> tuple[dict[str, Any], torch.nn.Module]:
     set_seed(0)
     model = networks.resnet(TINY, few.channels, few.classes)
-    return training.train(model, few, how, 0, "cpu", **options), model
+    return training.train(model, few, how, 0, "cpu"), model
 
 
 def test_resnet_18_is_the_usual_one() -> None:
@@ -61,8 +61,15 @@ def test_what_is_observed(few: images.Images) -> None:
         assert row["accuracy"] == pytest.approx(float((logits.argmax(-1) == part.labels).float().mean()), abs=1e-6)
         assert set(result["hard"][split]) == set(np.argsort(-losses)[: round(0.1 * len(losses))].tolist())
     weights = [name.removesuffix(".weight") for name, param in model.named_parameters() if param.ndim > 1]
-    assert list(result["layers"]["weight"]) == weights
-    assert "bias_updates" not in result
+    assert list(result["gradients"]["weight"]) == weights
+    weights, biases = (np.array(list(result["gradients"][part].values())) for part in ("weight", "bias_like"))
+    assert weights.shape == (7, 2)
+    # The root of a sum of squared means is the mean of roots, less what the spread over steps takes.
+    for part, norm in ((weights, "D_w"), (biases, "D_b")):
+        together = np.sqrt(np.square(part).sum(0))
+        whole = np.array(result["curves"][norm])
+        assert (together <= whole * (1 + 1e-5)).all() and (together > 0.9 * whole).all()
+    assert result["samples"] == {"train": len(few.train), "test": len(few.test)}
 
 
 def test_the_same_seed_gives_the_same(few: images.Images) -> None:
@@ -77,13 +84,13 @@ def test_learning_rate_factors_multiply_the_cosine(few: images.Images) -> None:
     np.testing.assert_allclose(rates[1], rates[0] * np.array(factors), rtol=1e-5)  # six digits are kept
 
 
-def test_p_moves_and_bias_updates_are_told(few: images.Images) -> None:
+def test_p_moves_and_updates_are_told(few: images.Images) -> None:
     how = dataclasses.replace(TWO_EPOCHS, p_schedule="linear:0.5..0.3")
-    result, model = trained(few, how, update_every=1)
+    result, model = trained(few, how)
     assert 0.5 > result["curves"]["p"][0] > result["curves"]["p"][1] >= 0.3
     norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
-    assert set(result["bias_updates"]) == {*norms, "classifier.1"}
-    assert all(len(values) == 2 for values in result["bias_updates"].values())
+    assert set(result["updates"]["bias_like"]) == {*norms, "classifier.1"}
+    assert all(len(values) == 2 for values in result["updates"]["bias_like"].values())
 
 
 def test_control_decides_at_every_epoch(few: images.Images) -> None:

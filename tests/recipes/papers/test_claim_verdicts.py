@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import math
 import zlib
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from _claims.claim import Claim
 from _claims.options import Options
 from _claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
 from _claims.training import CURVES, TABLE_2
+from _claims.verdict import Part
 from tests.recipes.papers.conftest import rows_of
 
 Configuration = dict[str, Any]
@@ -57,16 +59,17 @@ def network(
     curves["D_b"] = [1.0 + 0.1 * (-1) ** i for i in range(epochs)]
     curves["D_w"] = [1.0 + 0.1 * (-1) ** (i // 2) for i in range(epochs)]
     row = dict.fromkeys(TABLE_2, 0.5 * factor) | {"p50": p50 * factor, "p95": tail * factor, "p99": 2 * tail * factor}
-    by_layer = dict.fromkeys(LAYERS, ratio * factor)
+    by_layer = {layer: [ratio * factor] * epochs for layer in LAYERS}
     return {
         "curves": curves,
         "table_2": {"train": row, "test": row},
-        "layers": {
+        "gradients": {
             "weight": by_layer,
-            "bias_like": {layer.replace("convolution", "normalization"): 1.0 for layer in LAYERS},
+            "bias_like": {layer.replace("convolution", "normalization"): [1.0] * epochs for layer in LAYERS},
         },
         "hard": {"train": hard or [1, 2], "test": hard or [1, 2]},
-        "bias_updates": {"a.normalization": [1.0] * epochs, "classifier.1": [1.0] * epochs},
+        "updates": {"bias_like": {"a.normalization": [1.0] * epochs, "classifier.1": [1.0] * epochs}},
+        "samples": {"train": 400, "test": 400},
         "matched_within": 0.05,
         "lr_factors": [1.0] * epochs,
     }
@@ -89,6 +92,14 @@ def hard_by(*, p_matters: bool) -> Result:
         return network(c, hard=[*range(of_p, of_p + 30), *range(own, own + 10)])
 
     return result
+
+
+def hard_where_trained(c: Configuration) -> dict[str, Any]:
+    """Trained networks agree, the others with nobody: which is no migration between the two most distant p."""
+    if c["p"] > 0:
+        return network(c, hard=[*range(30)])
+    own = 1000 * (1 + c["seed"])
+    return network(c, hard=[*range(15), *range(own, own + 15)])
 
 
 def rising(cosine: float, constant: float) -> Result:
@@ -163,6 +174,7 @@ CASES: list[tuple[Any, Result, str]] = [
     (sample_losses, losses(+5.0, +1.0), NOT_CONFIRMED),
     (hard_samples, hard_by(p_matters=True), CONFIRMED),
     (hard_samples, hard_by(p_matters=False), NOT_CONFIRMED),
+    (hard_samples, hard_where_trained, NOT_CONFIRMED),
     (lr_decay, rising(1.5, 1.0), CONFIRMED),
     (lr_decay, rising(1.5, 1.5), NOT_CONFIRMED),
     (lr_decay, rising(0.7, 0.5), NOT_CONFIRMED),
@@ -189,58 +201,159 @@ def test_rule(options: Options, module: Any, result: Result, expected: str) -> N
     assert found.claim and found.paper and found.rule and found.measured and found.seeds == 3
     claim.draw(rows, given)
     assert (given.directory / "figure.png").stat().st_size > 10_000
+    assert (given.directory / "layers.png").exists() == (module is gradient_ratio)
 
 
-def test_numbers_of_claims_are_their_own() -> None:
-    modules = {case[0] for case in CASES}
-    assert len(modules) == 10 and len({module.NAME for module in modules}) == 10
+def test_claims_are_numbered_from_1_to_10(options: Options) -> None:
+    first = {module: result for module, result, _ in reversed(CASES)}
+    judged = []
+    for module, result in first.items():
+        given = dataclasses.replace(options, claim=module.NAME)
+        judged.append(module.CLAIM.judge(rows_of(list(module.CLAIM.configurations(given)), result), given))
+    assert sorted(found.number for found in judged) == list(range(1, 11))
+    assert len({found.claim for found in judged}) == 10
 
 
-def test_a_diverged_run_confirms_nothing(options: Options) -> None:
+CONFIRMING: list[tuple[Any, Result]] = [
+    (gradient_ratio, by_p("ratio", -3.0)),
+    (sample_losses, losses(-5.0, +1.0)),
+    (lr_decay, rising(1.5, 1.0)),
+    (own_effect, own(raw=-3.0, matched=-3.0)),
+]
+
+
+@pytest.mark.parametrize(("module", "confirming"), CONFIRMING, ids=[module.NAME for module, _ in CONFIRMING])
+def test_a_diverged_run_confirms_nothing(options: Options, module: Any, confirming: Result) -> None:
     """Where p = 0.3 diverged, there is no trend; and figures are drawn all the same."""
 
     def result(c: Configuration) -> dict[str, Any]:
-        found = by_p("ratio", -3.0)(c)
+        found = confirming(c)
         if c["p"] == 0.3:
             found["curves"] = {name: [None] * len(values) for name, values in found["curves"].items()}
             found["table_2"] = {split: dict.fromkeys(row) for split, row in found["table_2"].items()}
-            found["layers"]["weight"] = dict.fromkeys(found["layers"]["weight"])
+            weights = found["gradients"]["weight"]
+            found["gradients"]["weight"] = {layer: [None] * len(norms) for layer, norms in weights.items()}
         return found
 
-    for module in (gradient_ratio, sample_losses, hard_samples, lr_decay):
-        given = dataclasses.replace(options, claim=module.NAME)
-        rows = rows_of(list(module.CLAIM.configurations(given)), result)
-        module.CLAIM.draw(rows, given)
-        assert module.CLAIM.judge(rows, given).verdict != CONFIRMED
-    tuned_rows = rows_of(
-        list(fine_tuning.configurations(options)),
-        lambda c: {**tuned(-3.0, 0.2)(c), "diverged": c["p"] == 0.3 and c["update_scale"] == "raw"},
-    )
-    assert fine_tuning.judge(tuned_rows, options).verdict == NOT_CONFIRMED
+    given = dataclasses.replace(options, claim=module.NAME)
+    rows = rows_of(list(module.CLAIM.configurations(given)), result)
+    module.CLAIM.draw(rows, given)
+    verdict = module.CLAIM.judge(rows, given)
+    assert verdict.verdict == INCONCLUSIVE
+    verdict.write(given.directory)
+    json.loads((given.directory / "verdict.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
 
 
-def test_effects_are_told_apart(options: Options) -> None:
-    rows = rows_of(list(own_effect.configurations(options)), own(raw=-3.0, matched=0.0))
-    told = own_effect.judge(rows, options).measured
-    assert "G_w/G_b falls: the learning rate in disguise" in told
-    assert "median test loss falls: not there" in told
+@pytest.mark.parametrize("which", [{"p": 0.3, "update_scale": "raw"}, {"strategy": "p 0.6 to 0.5"}])
+def test_a_recipe_that_diverged_confirms_nothing(options: Options, which: dict[str, Any]) -> None:
+    """Its losses before it did so are no result either."""
+
+    def result(c: Configuration) -> dict[str, Any]:
+        found = tuned(-3.0, 0.2)(c)
+        if which.items() <= c.items():
+            found["diverged"] = True
+            found["curves"]["eval_loss"][-1][1] = None
+        return found
+
+    rows = rows_of(list(fine_tuning.configurations(options)), result)
+    fine_tuning.draw(rows, dataclasses.replace(options, claim=fine_tuning.NAME))
+    assert fine_tuning.judge(rows, options).verdict == INCONCLUSIVE
+
+
+def test_networks_that_died_have_no_ratio(options: Options) -> None:
+    """Their weights have no gradient: 0 is no small G_w/G_b."""
+
+    def result(c: Configuration) -> dict[str, Any]:
+        found = by_p("ratio", -3.0)(c)
+        if c["p"] == 0.3 and c["seed"] == 1 and c["lr"] == 0.1:
+            for name in ("G_w_over_G_b", "D_w"):
+                found["curves"][name] = [1.0, *[0.0] * 7]
+            weights = found["gradients"]["weight"]
+            found["gradients"]["weight"] = {layer: [0.0] * len(norms) for layer, norms in weights.items()}
+        return found
+
+    given = dataclasses.replace(options, claim=gradient_ratio.NAME)
+    rows = rows_of(list(gradient_ratio.CLAIM.configurations(given)), result)
+    gradient_ratio.draw(rows, given)
+    found = gradient_ratio.judge(rows, given)
+    assert found.verdict == INCONCLUSIVE and "1 networks of 96 died" in found.reason
+    assert found.figures["lr=0.1"]["dead networks"] == 1
+
+
+def test_a_strategy_that_diverged_gains_nothing(options: Options) -> None:
+    """Whatever is asked about it: nothing of a training can be read where all of it is missing."""
+
+    def result(c: Configuration) -> dict[str, Any]:
+        found = gaining(+0.1)(c)
+        if c["strategy"] in ("p 0.6 to 0.5", "lr matched to p 0.45 to 0.35"):
+            found["curves"] = {name: [None] * len(values) for name, values in found["curves"].items()}
+            updates = found["updates"]["bias_like"]
+            found["updates"]["bias_like"] = {layer: [None] * len(norms) for layer, norms in updates.items()}
+            found["matched_within"] = math.nan
+        return found
+
+    given = dataclasses.replace(options, claim=dynamic_p.NAME)
+    rows = rows_of(dynamic_p.configurations(given), result)
+    dynamic_p.draw(rows, given)
+    verdict = dynamic_p.judge(rows, given)
+    assert verdict.verdict != CONFIRMED
+    assert not any(part.verdict == CONFIRMED for name, part in verdict.parts.items() if name != "prediction 3")
+    verdict.write(given.directory)
+    json.loads((given.directory / "verdict.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
+
+
+@pytest.mark.parametrize(
+    ("raw", "matched", "expected"),
+    [
+        (-3.0, 0.0, "the learning rate in disguise"),
+        (-3.0, -3.0, "p's own"),
+        (0.0, -3.0, "not there, but there when matched"),
+        (0.0, 0.0, "not there"),
+    ],
+)
+def test_effects_are_told_apart(options: Options, raw: float, matched: float, expected: str) -> None:
+    rows = rows_of(list(own_effect.configurations(options)), own(raw=raw, matched=matched))
+    found = own_effect.judge(rows, options)
+    told = dict(part.split(": ") for part in found.measured.split("; "))
+    assert told["G_w/G_b falls"] == expected
+    assert told["median test loss falls"] == "not there"
+    if raw == 0.0:  # nothing is there that could be p's own
+        assert found.verdict == INCONCLUSIVE
+
+
+def test_step_sizes_alone(options: Options) -> None:
+    """G_w/G_b falls with p, and with the learning rate where p is 0: then that may be all."""
+
+    def result(c: Configuration) -> dict[str, Any]:
+        if "strategy" in c:
+            return network(c)
+        raw = c["update_scale"] == "raw"
+        return network(c, ratio=5 * math.exp(-3 * c["p"]) * c["lr"] ** -0.5 if raw else 5.0)
+
+    found = own_effect.judge(rows_of(list(own_effect.configurations(options)), result), options)
+    assert found.verdict == NOT_CONFIRMED
+    assert found.parts["step sizes alone"].verdict == CONFIRMED
+    assert "G_w/G_b falls: confirmed; " in found.parts["step sizes alone"].measured
+    assert found.parts["prediction 1"].verdict == NOT_CONFIRMED
 
 
 def test_parts_of_dynamic_p(options: Options) -> None:
     """Faster by construction: a falling p is at 0.9 from the second of eight epochs on."""
 
     def result(c: Configuration) -> dict[str, Any]:
-        found = network(c, update_ratio={"p = 0.5": 4.0}.get(c["strategy"], 4.0))
-        quick = c["strategy"] in dynamic_p.FALLING
-        found["curves"]["test_accuracy"] = [0.5, *[0.95] * 7] if quick else np.linspace(0.5, 0.9, 8).tolist()
-        found["curves"]["update_w"] = [{True: 8.0, False: 4.0}[quick or c["strategy"] == dynamic_p.ALGORITHM_1]] * 8
+        found = network(c)
+        moves = c["strategy"] in dynamic_p.MOVING
+        found["curves"]["test_accuracy"] = [0.5, *[0.95] * 7] if moves else np.linspace(0.5, 0.9, 8).tolist()
+        found["curves"]["update_w"] = [8.0 if moves else 4.0] * 8
+        found["curves"]["D_b"] = [(2.0 if moves else 1.0) * norm for norm in found["curves"]["D_b"]]
         return found
 
     parts = dynamic_p.parts(rows_of(dynamic_p.configurations(options), result))
-    assert parts["faster"] == "confirmed (0.25 of the baseline's epochs, missed with 0 of 3 seeds)"
-    assert parts["prediction 3"].startswith("confirmed (opposite changes in 0.286 ")  # 2 of 7 changes
-    assert parts["prediction 4"].startswith("confirmed")
-    assert parts["prediction 5"].startswith("not confirmed")  # nothing moves
+    assert parts["faster"] == Part(CONFIRMED, "0.25 of the baseline's epochs, missed with 0 of 3 seeds")
+    assert parts["prediction 3"].verdict == CONFIRMED
+    assert parts["prediction 3"].measured.startswith("opposite changes in 0.286 ")  # 2 of 7 changes
+    assert parts["prediction 4"].verdict == CONFIRMED
+    assert parts["prediction 5"].verdict == NOT_CONFIRMED  # nothing moves
 
 
 def test_overlaps_are_symmetric_and_their_controls_are_of_the_same_p(options: Options) -> None:
@@ -249,9 +362,12 @@ def test_overlaps_are_symmetric_and_their_controls_are_of_the_same_p(options: Op
         found = hard_samples.overlaps(rows, 0.1, "test", same_seed=same_seed)
         assert found.shape == (3, 8, 8)
         np.testing.assert_array_equal(found, found.transpose(0, 2, 1))
-    same, apart, difference = hard_samples.migration(rows, 0.1, "test")
+    found = hard_samples.migration(rows, 0.1, "test")
     # Thirty samples of p and ten of the seed: runs of one p share 30 of 50, of the farthest ones none.
-    assert (same.mean, apart.mean, difference.mean) == (pytest.approx(0.6), 0.0, pytest.approx(0.6))
+    assert (found.small.mean, found.large.mean, found.apart.mean) == (pytest.approx(0.6), pytest.approx(0.6), 0.0)
+    assert [below.mean for below in found.below] == [pytest.approx(0.6)] * 2 and found.small.n == 3
+    # Two hard tenths of 40 of 400 share 4 of 76 by chance.
+    assert hard_samples.by_chance(rows, "test") == pytest.approx(4 / 76)
 
 
 def test_table_2_has_ours_and_the_papers(options: Options) -> None:
@@ -259,7 +375,7 @@ def test_table_2_has_ours_and_the_papers(options: Options) -> None:
     rows = rows_of(list(sample_losses.CLAIM.configurations(given)), losses(-5.0, 1.0))
     sample_losses.judge(rows, given)
     lines = (given.directory / "table_2.md").read_text().splitlines()
-    assert len(lines) == 2 + 3 * 8
+    assert len(lines) == 2 + 4 * 8
     assert lines[2].startswith("| 0.01 | -0.4 |") and "(77.58)" in lines[2] and "(1.78)" in lines[2]
     assert "(" not in lines[-1]  # the paper has no learning rate of 1
 
