@@ -90,25 +90,30 @@ class RecordWriter:
         self._rows = []
         return path
 
-    def cut(self, step: int) -> None:
-        """Forget every row after that step, from which the run is being repeated."""
+    def cut(self, step: int) -> dict[Path, str]:
+        """Forget every row after that step, from which the run is being repeated.
+
+        Returns the files that stay as they are because they cannot be read or written, with the reason.
+        """
         self._rows = [row for row in self._rows if row["step"] <= step]
+        left: dict[Path, str] = {}
         for path in sorted(self._folder.glob("*.parquet")):
             try:
-                table = pq.read_table(path)
-            except (OSError, pa.ArrowException):  # not ours to mend; readers say so
-                continue
-            kept = table.filter(pc.less_equal(table["step"], step))
-            if len(kept) == 0:
-                path.unlink()
-            elif len(kept) < len(table):
-                _write(kept, path)
+                _cut(path, step)
+            except _UNREADABLE as error:
+                left[path] = _reason(error)
+        return left
 
 
-def forget_after(run_dir: str | Path, step: int) -> None:
-    """Forget every row of any kind after that step: the run is repeated from there, or begins anew at -1."""
+def forget_after(run_dir: str | Path, step: int) -> dict[Path, str]:
+    """Forget every row of any kind after that step: the run is repeated from there, or begins anew at -1.
+
+    Returns the files that stay as they are, with the reason.
+    """
+    left: dict[Path, str] = {}
     for kind in KINDS.values():
-        RecordWriter(run_dir, kind).cut(step)
+        left |= RecordWriter(run_dir, kind).cut(step)
+    return left
 
 
 def read(run_dir: str | Path, kind: Kind) -> tuple[pa.Table, dict[Path, str]]:
@@ -117,11 +122,28 @@ def read(run_dir: str | Path, kind: Kind) -> tuple[pa.Table, dict[Path, str]]:
     for path in sorted(kind.folder(run_dir).glob("*.parquet")):
         try:
             tables.append(pq.read_table(path).select(kind.schema.names).cast(kind.schema))
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            problems[path] = str(error).splitlines()[0][:200]
+        except _UNREADABLE as error:
+            problems[path] = _reason(error)
     if not tables:
         return kind.schema.empty_table(), problems
     return pa.concat_tables(tables).sort_by("step"), problems
+
+
+_UNREADABLE = (OSError, KeyError, ValueError, pa.ArrowException)
+"""What a damaged or foreign file raises."""
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _cut(path: Path, step: int) -> None:
+    table = pq.read_table(path)
+    kept = table.filter(pc.less_equal(table["step"], step))
+    if len(kept) == 0:
+        path.unlink()
+    elif len(kept) < len(table):
+        _write(kept, path)
 
 
 def _write(table: pa.Table, path: Path) -> None:

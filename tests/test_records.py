@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hf_pdyn.records import DECISIONS, KINDS, LAYERS, SAMPLE_LOSSES, RecordWriter, read
+from hf_pdyn.records import DECISIONS, KINDS, LAYERS, SAMPLE_LOSSES, RecordWriter, forget_after, read
 
 
 def rows(*steps: int) -> list[dict[str, Any]]:
@@ -84,6 +85,16 @@ def test_a_file_of_other_columns_is_named(tmp_path: Path) -> None:
     LAYERS.folder(tmp_path).rename(DECISIONS.folder(tmp_path))
     table, problems = read(tmp_path, DECISIONS)
     assert len(table) == 0 and len(problems) == 1
+
+
+def test_a_foreign_file_stays_and_the_others_are_cut(tmp_path: Path) -> None:
+    writer = written(tmp_path, (10, 20), (30,))
+    foreign = LAYERS.folder(tmp_path) / "a-foreign.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    left = forget_after(tmp_path, 10)
+    assert list(left) == [foreign] and "step" in left[foreign]
+    assert read(tmp_path, LAYERS)[0].to_pylist() == rows(10)
+    assert writer.cut(-1).keys() == {foreign} and foreign.exists()
 
 
 def test_a_failed_write_leaves_the_file_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
