@@ -26,10 +26,12 @@ class Recorder:
         self.kind = kind
         self._writer: RecordWriter | None = None
         self._warned = False
+        self._first_step = 0
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Start a training, or go on with the one that a checkpoint is of."""
         self._writer, self._warned = None, False
+        self._first_step = state.global_step
         if state.is_world_process_zero:
             self._writer = RecordWriter(run_directory(args), self.kind)
 
@@ -37,7 +39,9 @@ class Recorder:
         """Rows of this moment, without step and epoch."""
         if self._writer is not None:
             self._writer.add(_at(state, rows))
-            if len(self._writer) >= _FLUSH_AT and not self._warned:
+            # Until all callbacks have begun, files are an earlier run's, and are then dropped.
+            begun = state.global_step > self._first_step
+            if begun and len(self._writer) >= _FLUSH_AT and not self._warned:
                 self.flush()
 
     def write(self, state: TrainerState, rows: Iterable[Mapping[str, Any]], name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import Trainer, TrainerCallback
 
-from hf_pdyn import PControlCallback, TelemetryCallback
+from hf_pdyn import PControlCallback, SpectralCallback, TelemetryCallback
 from hf_pdyn.control import ControlConfig
 from hf_pdyn.records import DECISIONS, KINDS, LAYERS, RecordWriter, read
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
@@ -100,6 +100,14 @@ def test_a_full_disk_is_one_warning_and_nothing_is_lost(tmp_path: Path, monkeypa
     monkeypatch.undo()
     trained(tmp_path / "undisturbed")
     assert rows(tmp_path) == rows(tmp_path / "undisturbed")
+
+
+def test_rows_of_the_first_step_outlive_what_is_dropped_however_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hf_pdyn.callbacks.recording._FLUSH_AT", 3)
+    trainer(tmp_path, callbacks=[SpectralCallback(4), TelemetryCallback()], max_steps=8).train()
+    assert {row["step"] for row in rows(tmp_path)["layers"]} == {0, 4, 8}
 
 
 def test_every_trial_of_a_search_has_its_own(tmp_path: Path) -> None:
