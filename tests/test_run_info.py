@@ -32,6 +32,24 @@ def test_a_resume_is_one_more_start_and_unfinished(tmp_path: Path) -> None:
     assert [(start["step"], start["max_steps"]) for start in found["starts"]] == [(0, 12), (12, 20)]
 
 
+def test_every_run_has_an_id_of_its_own(tmp_path: Path) -> None:
+    first = run_info.write_start(tmp_path, 0, {})
+    assert run_info.write_start(tmp_path, 6, {}) == run_info.write_start(tmp_path, 7, {}, first) == first
+    assert len((run_info.read(tmp_path) or {})["starts"]) == 3
+    second = run_info.write_start(tmp_path, 0, {}, first)
+    assert second != first
+    assert run_info.write_start(tmp_path, 6, {}, first) == first
+    assert [start["step"] for start in (run_info.read(tmp_path) or {})["starts"]] == [6]
+
+
+def test_the_id_of_a_state() -> None:
+    assert run_info.id_in({"stateful_callbacks": {"pdyn": {"version": 1, "run": "x"}}}) == "x"
+    for odd in ({}, {"stateful_callbacks": []}, {"stateful_callbacks": {"pdyn": []}}):
+        assert run_info.id_in(odd) is None
+    for of_an_earlier_version in ({"version": 1}, {"version": 1, "run": None}, {"run": 3}):
+        assert run_info.id_in({"stateful_callbacks": {"pdyn": of_an_earlier_version}}) is None
+
+
 def test_a_new_run_replaces_the_one_before(tmp_path: Path) -> None:
     for most in (12, 20):
         run_info.write_start(tmp_path, 0, {"max_steps": most})
@@ -55,6 +73,8 @@ def test_a_resume_over_a_damaged_file_starts_a_new_one(tmp_path: Path) -> None:
         ('{"format": 1, "starts": []}', "no list of starts"),
         ('{"format": 1, "starts": [3]}', "no list of starts"),
         ('{"format": 7, "starts": [{}]}', "format 7"),
+        ("[" * 100_000, "no JSON"),
+        (f'{{"format": 1, "starts": [{{"model": {"[" * 300}{"]" * 300}}}]}}', "nested deeper than 50 levels"),
     ],
 )
 def test_what_cannot_be_read_is_said(tmp_path: Path, content: str, reason: str) -> None:

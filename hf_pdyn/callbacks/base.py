@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_pdyn import run_info
 from hf_pdyn.callbacks.recording import Recorder
 from hf_pdyn.callbacks.run_log import RunLog
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
@@ -32,8 +33,6 @@ PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
 
 _CLAIMS = "_pdyn_claims"
-_BEGUN = "_pdyn_begun"
-_MEMORY_KEY = "pdyn"
 _MEMORY_VERSION = 1
 
 
@@ -80,9 +79,14 @@ class PdynCallback(TrainerCallback):
     """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
     _run_log: RunLog | None = None
     """Of the last of our callbacks to begin a training, for all of them."""
+    _training: TrainerState | None = None
+    """Of the training that it has begun; each has its own."""
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
+
+    def take_up(self, state: TrainerState) -> None:
+        """Go on from what the checkpoint of a resumed run remembers; ValueError where that cannot be."""
 
     def on_train_begin(
         self,
@@ -95,7 +99,10 @@ class PdynCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None and optimizer is not None
-        place_before_reporters(self)
+        place_before_reporters(PdynCallback)
+        if self._training is state:  # the same callback, added twice
+            return
+        self._training = state
         make_checkpoints_resumable()
         self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
         self._run_log = None
@@ -120,12 +127,13 @@ class PdynCallback(TrainerCallback):
         if self.recorder is not None:
             self.recorder.begin(args, state)
         self.begin(args, state)
-        begun: list[PdynCallback] = vars(state).setdefault(_BEGUN, [])
-        begun.append(self)
-        if len(begun) == sum(isinstance(callback, PdynCallback) for callback in all_callbacks(self)):
+        self.take_up(state)
+        ours = [callback for callback in all_callbacks(self) if isinstance(callback, PdynCallback)]
+        if ours[-1] is self:
             # None has refused: only now is what an earlier run left replaced.
             self._run_log = RunLog()
-            self._run_log.begin(args, state, model, optimizer, begun)
+            memory = _memory(state)
+            memory[run_info.ID] = self._run_log.begin(args, state, model, optimizer, ours, memory.get(run_info.ID))
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """What must be on the disk before the checkpoint of this step is: called in every process."""
@@ -139,6 +147,7 @@ class PdynCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._training = None
         self._flush()
         if self._run_log is not None:
             self._run_log.finish(state)
@@ -224,6 +233,8 @@ class RememberingCallback(PdynCallback, ABC):
         watch_clipping()
         watch_mixed_mesh_clipping()
         super().on_train_begin(args, state, *event, **kwargs)
+
+    def take_up(self, state: TrainerState) -> None:
         memory = _memory(state)
         if self.memory_name in memory:
             self._continue(memory[self.memory_name], state.global_step)
@@ -273,7 +284,7 @@ class RememberingCallback(PdynCallback, ABC):
 
 def _memory(state: TrainerState) -> dict[str, Any]:
     """What of ours goes into trainer_state.json, or came from there."""
-    memory: dict[str, Any] = state.stateful_callbacks.setdefault(_MEMORY_KEY, {"version": _MEMORY_VERSION})
+    memory: dict[str, Any] = state.stateful_callbacks.setdefault(run_info.MEMORY, {"version": _MEMORY_VERSION})
     return memory
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -35,17 +36,22 @@ class RunLog:
         model: nn.Module,
         optimizer: Optimizer,
         callbacks: Iterable[object],
-    ) -> None:
+        run_id: str | None = None,
+    ) -> str | None:
         """Note the start, and forget the records of what is about to be repeated, or of an earlier run.
 
-        callbacks: those whose settings are part of the run.
+        callbacks: those whose settings are part of the run. run_id: that of the run that the checkpoint is of.
+
+        Returns the run's id: on the main process None where nothing could be noted, on others `run_id`.
         """
+        noted: str | None = None
 
         def write() -> None:
+            nonlocal noted
             run_dir = run_directory(args)
             # A new training has rows of step 0 of its own.
-            forget_after(run_dir, state.global_step if state.global_step > 0 else -1)
-            run_info.write_start(
+            _warn_of(forget_after(run_dir, state.global_step if state.global_step > 0 else -1))
+            noted = run_info.write_start(
                 run_dir,
                 state.global_step,
                 {
@@ -58,11 +64,14 @@ class RunLog:
                     "processes": args.world_size,
                     "training_arguments": args.to_dict(),
                 },
+                run_id,
             )
             self._run_dir = run_dir
 
-        if state.is_world_process_zero:
-            _try(write)
+        if not state.is_world_process_zero:
+            return run_id
+        _try(write)
+        return noted
 
     def finish(self, state: TrainerState) -> None:
         """Note the end."""
@@ -104,6 +113,17 @@ def _base_model(model: nn.Module) -> nn.Module:
 def _size(param: nn.Parameter) -> int:
     whole: int | None = getattr(param, "ds_numel", None)  # of DeepSpeed ZeRO-3, which leaves an empty tensor
     return param.numel() if whole is None else whole
+
+
+def _warn_of(left: Mapping[Path, str]) -> None:
+    """Of files that keep rows which the run should have dropped."""
+    if left:
+        path, reason = next(iter(left.items()))
+        warnings.warn(
+            f"hf_pdyn could not drop the rows that this run repeats or replaces from {len(left)} of its files, the "
+            f"first is {path}: {reason}. Remove what is not this run's.",
+            stacklevel=3,
+        )
 
 
 def _try(write: Callable[[], None]) -> None:

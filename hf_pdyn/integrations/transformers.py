@@ -95,20 +95,21 @@ def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
         transformers.trainer.DEFAULT_CALLBACKS.append(entry)
 
 
-def place_before_reporters(callback: TrainerCallback) -> None:
-    """Move `callback` to just behind DefaultFlowCallback in the handler that is delivering this event.
+def place_before_reporters(kind: type[TrainerCallback]) -> None:
+    """Move the callbacks of that class, each once and in their order, to just behind DefaultFlowCallback.
 
     A callback that a user passes stands behind the reporters, which then never see what it adds to a
-    log record. No argument of an event names the handler, so it is found on the stack; without it
+    log record. No argument of an event names the handler that delivers it, so it is found on the stack; without it
     (another Trainer's own event loop) the order stays, and only trainer_state.json has the metrics.
     """
     handler = _on_the_stack(CallbackHandler)
     if handler is None:
         return
-    others = [other for other in handler.callbacks if other is not callback]
+    moved = {id(callback): callback for callback in handler.callbacks if isinstance(callback, kind)}
+    others = [callback for callback in handler.callbacks if not isinstance(callback, kind)]
     flow = next((i for i, other in enumerate(others) if isinstance(other, DefaultFlowCallback)), -1)
     # A new list: the handler is iterating over the old one, and each callback must get the event once.
-    handler.callbacks = [*others[: flow + 1], callback, *others[flow + 1 :]]
+    handler.callbacks = [*others[: flow + 1], *moved.values(), *others[flow + 1 :]]
 
 
 def _on_the_stack(kind: type[T]) -> T | None:

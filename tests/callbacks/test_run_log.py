@@ -1,17 +1,25 @@
 """Every training with one of our callbacks leaves a `pdyn/run.json`."""
 
+import copy
 import inspect
+import json
+import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 
 import hf_pdyn
 from hf_pdyn import callbacks, records, run_info
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.run_log import describe_model, settings
-from tests.training import gpt2, trainer
+from hf_pdyn.control import ControlConfig
+from tests.training import gpt2, saved_state, trainer
 
 
 def noted(run_dir: Path) -> dict[str, Any]:
@@ -60,6 +68,31 @@ def test_a_start_that_is_refused_leaves_the_earlier_run_as_it_is(tmp_path: Path)
     assert everything(tmp_path) == before
 
 
+def test_a_resume_that_a_checkpoint_s_state_refuses_leaves_the_run_as_it_is(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "optim_args": "p=0.4"}
+    trainer(tmp_path, callbacks=both(), **options).train()
+    before = everything(tmp_path)
+    narrow = hf_pdyn.PControlCallback(ControlConfig(p_min=0.45, p_max=0.6), interval=4)
+    # The p of the checkpoint's optimizer is within the range, the p that control remembers is not.
+    state = saved_state(tmp_path / "checkpoint-6")
+    assert state["stateful_callbacks"]["pdyn"]["control"]["state"]["p"] < 0.45
+    run = trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback(), Sets(0.5), narrow], **options)
+    with pytest.raises(ValueError, match="p_min"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert everything(tmp_path) == before
+
+
+class Sets(TrainerCallback):
+    """Gives every group that p when training begins."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            group["p"] = self.p
+
+
 def test_a_new_run_replaces_all_that_an_earlier_one_left(tmp_path: Path) -> None:
     """Also the records of callbacks that it does not have."""
     trainer(tmp_path, callbacks=[*both(), hf_pdyn.SampleLossCallback(4)]).train()
@@ -84,6 +117,82 @@ def test_a_run_that_dies_is_unfinished_and_a_resume_keeps_its_start(tmp_path: Pa
         (6, "TelemetryCallback"),
     ]
     assert found["finished"]["step"] == 12
+
+
+def test_a_state_keeps_nothing_alive(tmp_path: Path) -> None:
+    run = trainer(tmp_path, callbacks=both())
+    run.train()
+    weights = len(pickle.dumps(run.model))
+    assert len(pickle.dumps(run.state)) < weights / 2
+    assert len(pickle.dumps(copy.deepcopy(run.state))) < weights / 2
+
+
+def test_the_order_of_callbacks_stays(tmp_path: Path) -> None:
+    """Over several trainings, also in the log of a resumed one."""
+    schedules = [hf_pdyn.ScheduleCallback("weight_decay", 0.1), hf_pdyn.ScheduleCallback("eps", 1e-8)]
+    run = trainer(tmp_path, callbacks=[*schedules, *both()], save_strategy="steps", save_steps=6, weight_decay=0.1)
+    run.train()
+    for checkpoint in (6, None):
+        run.train(resume_from_checkpoint=checkpoint and str(tmp_path / f"checkpoint-{checkpoint}"))
+        handled = [one for one in run.callback_handler.callbacks if isinstance(one, PdynCallback)]
+        assert handled[:2] == schedules and len(handled) == 4
+        starts = noted(tmp_path)["starts"]
+        assert all(start["callbacks"] == starts[0]["callbacks"] for start in starts)
+        assert [entry.get("field") for entry in starts[0]["callbacks"][:2]] == ["weight_decay", "eps"]
+
+
+@pytest.mark.parametrize("others", [[], [hf_pdyn.NonfiniteCallback()]], ids=["alone", "around another"])
+def test_a_callback_that_is_added_twice_is_one(tmp_path: Path, others: list[PdynCallback]) -> None:
+    control = hf_pdyn.PControlCallback(interval=4)
+    run = trainer(tmp_path, callbacks=[control, *others, control])
+    for _ in range(2):
+        run.train()
+        found = noted(tmp_path)
+        assert found["finished"]["step"] == 12
+        names = [entry["name"] for entry in found["starts"][0]["callbacks"]]
+        assert names == ["PControlCallback", *(type(other).__name__ for other in others)]
+
+
+def test_a_run_and_its_checkpoints_have_one_id_and_a_new_run_another(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, callbacks=both(), **options).train()
+    first = noted(tmp_path)["run"]
+    trainer(tmp_path, callbacks=both(), **options).train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert noted(tmp_path)["run"] == first and len(noted(tmp_path)["starts"]) == 2
+    assert {run_info.id_in(saved_state(tmp_path / f"checkpoint-{step}")) for step in (6, 12)} == {first}
+    shutil.copytree(tmp_path / "checkpoint-12", tmp_path / "kept")
+
+    trainer(tmp_path, callbacks=[hf_pdyn.NonfiniteCallback()], **options).train()
+    second = noted(tmp_path)["run"]
+    assert second != first and run_info.id_in(saved_state(tmp_path / "checkpoint-12")) == second
+
+    # Going on from a checkpoint of the first, it is the first again; what began the second is not its start.
+    longer = {**options, "max_steps": 18, "save_strategy": "no"}
+    trainer(tmp_path, callbacks=both(), **longer).train(resume_from_checkpoint=str(tmp_path / "kept"))
+    assert noted(tmp_path)["run"] == first
+    assert [start["step"] for start in noted(tmp_path)["starts"]] == [12]
+
+
+def test_a_checkpoint_of_an_earlier_version_has_no_id_and_goes_on(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, callbacks=both(), **options).train()
+    path = tmp_path / "checkpoint-6" / "trainer_state.json"
+    state = saved_state(path.parent)
+    del state["stateful_callbacks"]["pdyn"]["run"]
+    path.write_text(json.dumps(state))
+    before = noted(tmp_path)["run"]
+    trainer(tmp_path, callbacks=both(), **options).train(resume_from_checkpoint=str(path.parent))
+    assert noted(tmp_path)["run"] == before and noted(tmp_path)["finished"]["step"] == 12
+
+
+def test_a_foreign_file_blocks_nothing_else(tmp_path: Path) -> None:
+    trainer(tmp_path, callbacks=both()).train()
+    foreign = records.LAYERS.folder(tmp_path) / "a-foreign.parquet"
+    pq.write_table(pa.table({"x": [1]}), foreign)
+    with pytest.warns(UserWarning, match=r"could not drop the rows.* 1 of its files, the first is .*a-foreign"):
+        trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()], max_steps=2).train()
+    assert set(everything(tmp_path)) == {"run.json", "layers/a-foreign.parquet"}
+    assert noted(tmp_path)["finished"]["step"] == 2
 
 
 def test_what_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
