@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -85,7 +84,7 @@ class Run:
     def status(self) -> str:
         """How far it came, in words."""
         finish = (self.info or {}).get("finished")
-        step = finish.get("step") if isinstance(finish, dict) else self.step
+        step = _whole(finish.get("step")) if isinstance(finish, dict) else self.step
         where = (
             "no step known"
             if step is None
@@ -107,7 +106,7 @@ class Run:
         found: dict[str, dict[int, tuple[float | None, float]]] = {}
         for record in self.history:
             for name, value in record.items():
-                if name not in ("step", "epoch") and is_number(value) and math.isfinite(value):
+                if name not in ("step", "epoch") and is_number(value) and _is_finite(value):
                     step, epoch = _taken_at(name, record)
                     found.setdefault(name, {})[step] = (epoch, float(value))
         series = {}
@@ -121,9 +120,9 @@ class Run:
 
 def _taken_at(name: str, record: dict[str, Any]) -> tuple[int, float | None]:
     """The step and the epoch of a number in a log record: spectra wait for the next record, and say since when."""
-    measured = record.get("pdyn/spectrum/step")
-    if name.startswith("pdyn/spectrum/") and is_number(measured) and measured != record["step"]:
-        return int(measured), None
+    measured = _whole(record.get("pdyn/spectrum/step"))
+    if name.startswith("pdyn/spectrum/") and measured is not None and measured != record["step"]:
+        return measured, None
     return record["step"], record.get("epoch")
 
 
@@ -136,6 +135,14 @@ def _moment(entry: dict[str, Any]) -> str:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is an int or a float; a bool is neither here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_finite(value: int | float) -> bool:
+    """Whether a float can have it: JSON has integers that are larger."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def read_runs(directories: Iterable[str | Path]) -> list[Run]:
@@ -192,7 +199,7 @@ def _read(path: Path, name: str) -> Run:
     else:
         if info is None:
             problems.append(f"There is no {run_info.path_of('')}, so the configuration is not known.")
-    state = _read_state(path, _began_anew(info), problems)
+    state = _read_state(path, (info or {}).get(run_info.ID), problems)
     history = _usable(state.get("log_history"), problems)
     if not history and not any("read" in problem for problem in problems):
         problems.append(
@@ -221,34 +228,24 @@ def _read(path: Path, name: str) -> Run:
     )
 
 
-def _began_anew(info: dict[str, Any] | None) -> float:
-    """When a run that began at step 0 did so, in seconds since 1970; 0 where that is not known."""
-    try:
-        first = (info or {})["starts"][0]
-        return datetime.fromisoformat(first["time"]).timestamp() if first["step"] == 0 else 0.0
-    except (LookupError, TypeError, ValueError):
-        return 0.0
-
-
-def _read_state(path: Path, since: float, problems: list[str]) -> dict[str, Any]:
+def _read_state(path: Path, run_id: object, problems: list[str]) -> dict[str, Any]:
     """The state that came farthest: the run's own, or its newest checkpoint's if it was killed after a resume.
 
-    since: what was written before is an earlier run's, which a new one leaves in the directory until it writes its own.
+    run_id: the run's, where it is known. A state with another is what an earlier run left in the directory.
     """
-    files = [file for file in _state_files(path) if file.exists()]
-    stale = [file for file in files if file.stat().st_mtime < since]
-    if stale:
-        named = ", ".join(str(file.relative_to(path)) for file in stale)
-        problems.append(f"An earlier run in this directory left what is not shown here: {named}.")
-    candidates = []
-    for file in files:
-        if file in stale:
-            continue
+    candidates, foreign = [], []
+    for file in _state_files(path):
         state = _json_object(file, path, problems)
-        if state is not None:
-            candidates.append(state)
-            if file.parent != path:  # older checkpoints know less
-                break
+        if state is None:
+            continue
+        if run_id and run_info.id_in(state) not in (None, run_id):
+            foreign.append(str(file.relative_to(path)))
+            continue
+        candidates.append(state)
+        if file.parent != path:  # older checkpoints know less
+            break
+    if foreign:
+        problems.append(f"Another run in this directory left what is not shown here: {', '.join(foreign)}.")
     return max(candidates, key=lambda state: _whole(state.get("global_step")) or 0, default={})
 
 
@@ -274,9 +271,9 @@ def _usable(history: object, problems: list[str]) -> tuple[dict[str, Any], ...]:
         if not isinstance(record, dict) or _whole(record.get("step")) is None:
             continue
         epoch = record.get("epoch")
-        usable.append({**record, "epoch": epoch if is_number(epoch) and math.isfinite(epoch) else None})
+        usable.append({**record, "epoch": epoch if is_number(epoch) and _is_finite(epoch) else None})
         for key, value in record.items():
-            if is_number(value) and not math.isfinite(value):
+            if is_number(value) and not _is_finite(value):
                 not_finite.setdefault(key, []).append(record["step"])
     if len(usable) < len(records):
         problems.append(f"{len(records) - len(usable)} of {len(records)} log records have no step and are left out.")
@@ -289,7 +286,7 @@ def _usable(history: object, problems: list[str]) -> tuple[dict[str, Any], ...]:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def _resumes_with_other_settings(info: dict[str, Any] | None) -> list[str]:
@@ -299,11 +296,20 @@ def _resumes_with_other_settings(info: dict[str, Any] | None) -> list[str]:
         old, new = before.get("training_arguments"), after.get("training_arguments")
         if isinstance(old, dict) and isinstance(new, dict):
             changed = [key for key in new if new[key] != old.get(key) and key not in _CHANGE_WITH_A_RESUME]
-            if changed or before.get("callbacks") != after.get("callbacks"):
-                if before.get("callbacks") != after.get("callbacks"):
-                    changed.append("callbacks")
+            if _in_any_order(before.get("callbacks")) != _in_any_order(after.get("callbacks")):
+                changed.append("callbacks")
+            if changed:
                 found.append(f"It was resumed at step {after.get('step')} with other settings: {', '.join(changed)}.")
     return found
+
+
+def _in_any_order(callbacks: object) -> object:
+    return sorted(map(by_content, callbacks)) if isinstance(callbacks, list) else callbacks
+
+
+def by_content(value: object) -> str:
+    """A key by which JSON is sorted."""
+    return json.dumps(value, sort_keys=True)
 
 
 _CHANGE_WITH_A_RESUME = ("resume_from_checkpoint", "logging_dir", "run_name")

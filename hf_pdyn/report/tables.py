@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pdyn.report.run import Run, printable
+from hf_pdyn.report.run import Run, by_content, printable
 
 NOTHING = "-"
 
@@ -114,14 +114,16 @@ def _flat_start(start: Mapping[str, Any]) -> dict[tuple[str, str], str]:
 
 
 def _by_name(callbacks: Any) -> dict[str, Any]:
-    """A list of callbacks as a mapping; several of one class are numbered."""
-    found: dict[str, Any] = {}
+    """A list of callbacks as a mapping; several of one class are numbered by their settings, in whatever order."""
+    grouped: dict[str, list[Mapping[str, Any]]] = {}
     for entry in callbacks if isinstance(callbacks, list) else []:
         if isinstance(entry, Mapping):
-            name = str(entry.get("name", "?"))
-            count = sum(key == name or key.startswith(f"{name} #") for key in found)
-            found[f"{name} #{count + 1}" if count else name] = {k: v for k, v in entry.items() if k != "name"} or "on"
-    return found
+            grouped.setdefault(str(entry.get("name", "?")), []).append(entry)
+    return {
+        f"{name} #{number}" if number > 1 else name: {k: v for k, v in entry.items() if k != "name"} or "on"
+        for name, entries in grouped.items()
+        for number, entry in enumerate(sorted(entries, key=by_content), start=1)
+    }
 
 
 def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:

@@ -40,7 +40,7 @@ def make_run(
             history.append({"step": step, "epoch": step / 40, "eval_loss": 3 / (i + 1), "eval_runtime": 0.5})
     if info:
         run_info.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
-    write_state(directory, history, global_step=steps[-1] if steps else 0, max_steps=every * records)
+    write_state(directory, history, run_id_of(directory), global_step=max(steps, default=0), max_steps=every * records)
     _write_records(directory, LAYERS, [row for step in steps for row in _layer_rows(step, layers, rng, spectra)])
     _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
     losses = [
@@ -72,10 +72,16 @@ def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_argument
     }
 
 
-def write_state(directory: Path, history: list[Any], **state: Any) -> Path:
+def run_id_of(directory: Path) -> str | None:
+    return (run_info.read(directory) or {}).get("run")
+
+
+def write_state(directory: Path, history: list[Any], run_id: str | None = None, **state: Any) -> Path:
+    """run_id: None as of an earlier version."""
     path = directory / "trainer_state.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"log_history": history, "stateful_callbacks": {}, **state}))
+    ours = {"version": 1} | ({} if run_id is None else {"run": run_id})
+    path.write_text(json.dumps({"log_history": history, "stateful_callbacks": {"pdyn": ours}, **state}))
     return path
 
 

@@ -9,7 +9,8 @@ import pytest
 from hf_pdyn import run_info
 from hf_pdyn.records import DECISIONS, LAYERS
 from hf_pdyn.report.run import Series, read_runs
-from tests.report.runs import cut_off, make_run, start, write_state
+from hf_pdyn.report.tables import configuration
+from tests.report.runs import cut_off, make_run, run_id_of, start, write_state
 
 
 def test_a_whole_run_has_no_problems(tmp_path: Path) -> None:
@@ -147,23 +148,69 @@ def test_spectra_stand_where_they_were_taken(tmp_path: Path) -> None:
 def test_what_an_earlier_run_left_is_not_shown(tmp_path: Path) -> None:
     """A new run in a used directory, killed before it wrote a state: no old state counts, no old checkpoint."""
     path = make_run(tmp_path / "run")
-    write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], global_step=90, max_steps=120)
-    long_ago = 1_000_000_000
-    for state in (path / "trainer_state.json", path / "checkpoint-90" / "trainer_state.json"):
-        os.utime(state, (long_ago, long_ago))
+    write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], run_id_of(path), global_step=90, max_steps=120)
+    new = run_info.write_start(path, 0, start())
     (run,) = read_runs([path])
     assert run.history == () and run.step is None
-    assert "An earlier run in this directory left" in run.problems[0] and "checkpoint-90" in run.problems[0]
-    write_state(path / "checkpoint-10", [{"step": 10, "loss": 2.0}], global_step=10, max_steps=120)
+    assert "Another run in this directory left" in run.problems[0] and "checkpoint-90" in run.problems[0]
+    write_state(path / "checkpoint-10", [{"step": 10, "loss": 2.0}], new, global_step=10, max_steps=120)
     (run,) = read_runs([path])
     assert run.step == 10 and run.last("loss") == 2.0
 
 
-def test_a_checkpoint_that_a_run_goes_on_from_is_its_own(tmp_path: Path) -> None:
-    """Of a run that is known from step 90 on only, older files may be its own."""
-    path = tmp_path / "run"
+@pytest.mark.parametrize("seconds", [1_000_000_000, 4_000_000_000])
+def test_when_a_file_was_written_says_nothing(tmp_path: Path, seconds: int) -> None:
+    """Archives, copies and clocks change it."""
+    path = make_run(tmp_path / "run")
+    for file in path.rglob("*.json"):
+        os.utime(file, (seconds, seconds))
+    (run,) = read_runs([path])
+    assert run.step == 120 and run.problems == ()
+
+
+def test_a_state_without_an_id_is_the_run_s_own(tmp_path: Path) -> None:
+    """So it is of a version that wrote none."""
+    path = make_run(tmp_path / "run", records=1)
     write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], global_step=90, max_steps=120)
-    os.utime(path / "checkpoint-90" / "trainer_state.json", (1_000_000_000, 1_000_000_000))
-    run_info.write_start(path, 90, start())
     (run,) = read_runs([path])
     assert run.step == 90 and run.problems == ()
+    info = json.loads(run_info.path_of(path).read_text())
+    del info["run"]
+    run_info.path_of(path).write_text(json.dumps(info))
+    write_state(path / "checkpoint-100", [{"step": 100, "loss": 1.0}], "x", global_step=100, max_steps=120)
+    (run,) = read_runs([path])
+    assert run.step == 100 and run.problems == ()
+
+
+def test_the_order_of_callbacks_is_no_setting(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", finished=False)
+    callbacks = [{"name": "ScheduleCallback", "field": field} for field in ("p", "eps")]
+    for step, order in ((0, callbacks), (60, callbacks[::-1])):
+        run_id = run_info.write_start(path, step, start() | {"callbacks": order})
+    write_state(path, [{"step": 60}], run_id, global_step=60)
+    (run,) = read_runs([path])
+    assert run.problems == ()
+    other = make_run(tmp_path / "b", info=False)
+    run_info.write_start(other, 0, start() | {"callbacks": callbacks})
+    settings = {setting.name: setting for setting in configuration(read_runs([path, other]))}
+    assert not settings["ScheduleCallback.field"].differs and not settings["ScheduleCallback #2.field"].differs
+    run_info.write_start(path, 90, start() | {"callbacks": callbacks[:1]})
+    (run,) = read_runs([path])
+    assert run.problems == ("It was resumed at step 90 with other settings: callbacks.",)
+
+
+def test_numbers_beyond_any_float_are_named(tmp_path: Path) -> None:
+    large = 10**400
+    history = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": large, "epoch": large}, {"step": large, "loss": 1.0}]
+    write_state(tmp_path, [*history, {"step": 3, "pdyn/spectrum/x": 1.0, "pdyn/spectrum/step": float("inf")}])
+    (run,) = read_runs([tmp_path])
+    assert run.series("loss").values == (2.0,) and run.series("pdyn/spectrum/x").steps == (3,)
+    assert "loss is not finite in 1 of 3 log records, from step 2 on; those are left out." in run.problems
+    assert "1 of 4 log records have no step and are left out." in run.problems
+
+
+def test_a_run_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    run_info.path_of(path).write_text("[" * 100_000)
+    (run,) = read_runs([path])
+    assert run.step == 120 and "run.json cannot be read" in run.problems[0]
