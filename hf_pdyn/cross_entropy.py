@@ -54,10 +54,11 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor, *, shifted: bool = Fals
             f"sample losses need labels that are classes, got {labels.dtype} for {logits.shape[-1]} outputs: that is "
             "regression, or several labels at once"
         )
+    labels = labels.long()  # the smaller types have no -100
     if tokens and shifted:
         # The labels move, as in transformers' own loss: a shifted view of the logits would have to be copied.
         labels = functional.pad(labels, (0, 1), value=_IGNORED)[:, 1:]
-    labels = torch.where((labels >= 0) & (labels < logits.shape[-1]), labels, _IGNORED).long()
+    labels = torch.where((labels >= 0) & (labels < logits.shape[-1]), labels, _IGNORED)
     losses = _cross_entropy(logits.flatten(0, -2), labels.flatten()).view_as(labels)
     labelled = labels != _IGNORED
     if not tokens:

@@ -47,6 +47,15 @@ class TestValues:
             assert loss[i].item() == pytest.approx(sum(tokens) / len(tokens), rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32])
+def test_labels_of_any_integer_type(dtype: torch.dtype) -> None:
+    logits = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(2))
+    labels = torch.tensor([[0, 1, 2, 3], [6, 5, 4, 3]])
+    for shifted in (False, True):
+        ours, expected = (sample_cross_entropy(logits, one, shifted=shifted) for one in (labels.to(dtype), labels))
+        assert ours.loss.tolist() == expected.loss.tolist() and ours.labelled.all()
+
+
 def test_nan_stays_nan() -> None:
     loss, labelled, _ = sample_cross_entropy(torch.tensor([[float("nan"), 1.0], [0.0, 0.0]]), torch.tensor([0, 0]))
     assert loss.isnan().tolist() == [True, False] and labelled.all()
