@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -85,17 +87,26 @@ class SampleLossCallback(PdynCallback):
         if reason:
             self._say(state, reason)
             return
-        for split, data_set in self._data_sets(trainer).items():
-            size = self.train_probe if split == "train" else self.test_probe
-            reason = probing.why_not_indexed(data_set) if size != 0 else None
-            if reason:
-                self._say(state, reason, split)
-            elif size != 0:
-                self._indices[split] = even_spread(len(data_set), size)
+        wanted = {split: one for split, one in self._data_sets(trainer).items() if self._probe(split) != 0}
+        lengths = gathered({split: probing.length(data_set) for split, data_set in wanted.items()})
+        for split, length in _lengths_of_all(lengths).items():
+            if isinstance(length, str):
+                self._say(state, length, split)
+            else:
+                self._indices[split] = even_spread(length, self._probe(split))
+
+    def _probe(self, split: str) -> int | None:
+        return self.train_probe if split == "train" else self.test_probe
 
     def _data_sets(self, trainer: Any) -> dict[str, Any]:
         found = probing.data_sets(trainer)
         return found if self._train_set is None else found | {"train": self._train_set}
+
+    def _data_set(self, trainer: Any, split: str) -> Any:
+        found = self._data_sets(trainer)
+        if split not in found:
+            raise LookupError("the Trainer has no such data set any more")
+        return found[split]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.run.ends_epoch(state.global_step):  # the file is there before this step's checkpoint
@@ -120,7 +131,8 @@ class SampleLossCallback(PdynCallback):
         metrics: dict[str, float] = {}
         for split in list(self._indices):
             # A reading of this split, or a reason: the same on every process, so that all of them go on alike.
-            reading = _reading_of_all(trainer, self._data_sets(trainer)[split], self._indices[split])
+            data_set = functools.partial(self._data_set, trainer, split)
+            reading = _reading_of_all(trainer, data_set, self._indices[split])
             if isinstance(reading, str):
                 del self._indices[split]
                 self._say(state, reading, split)
@@ -145,7 +157,22 @@ class SampleLossCallback(PdynCallback):
             warnings.warn(f"pdyn sample losses{f' of {split}' if split else ''}: {reason}.", stacklevel=2)
 
 
-def _reading_of_all(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str:
+def _lengths_of_all(found: Sequence[Mapping[str, int | str]]) -> dict[str, int | str]:
+    """Every split's length on all processes, or why it is not measured on any; of what each of them has found."""
+    agreed: dict[str, int | str] = {}
+    for split in dict.fromkeys(chain.from_iterable(found)):
+        lengths = [of_one.get(split, "there is no such data set") for of_one in found]
+        reasons = [f"{length}, on process {rank}" for rank, length in enumerate(lengths) if isinstance(length, str)]
+        if len(set(lengths)) == 1:
+            agreed[split] = lengths[0]
+        elif reasons:
+            agreed[split] = reasons[0]
+        else:
+            agreed[split] = f"its length is not the same on all processes: {', '.join(map(str, lengths))}"
+    return agreed
+
+
+def _reading_of_all(trainer: Any, data_set: Callable[[], Any], indices: Sequence[int]) -> _Losses | str:
     """The losses of those samples, ascending, on every process; or why there are none, also on every process."""
     parts = gathered(_own_reading_or_reason(trainer, data_set, indices))
     reasons = [f"{part}, on process {rank}" for rank, part in enumerate(parts) if isinstance(part, str)]
@@ -162,7 +189,7 @@ def _reading_of_all(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Los
     )
 
 
-def _own_reading_or_reason(trainer: Any, data_set: Any, indices: Sequence[int]) -> _Losses | str | None:
+def _own_reading_or_reason(trainer: Any, data_set: Callable[[], Any], indices: Sequence[int]) -> _Losses | str | None:
     """None where the reason is another process's."""
     try:
         return _own_reading(trainer, data_set, own_share(indices))
@@ -173,18 +200,19 @@ def _own_reading_or_reason(trainer: Any, data_set: Any, indices: Sequence[int]) 
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
-def _own_reading(trainer: Any, data_set: Any, share: list[int]) -> _Losses:
+def _own_reading(trainer: Any, data_set: Callable[[], Any], share: list[int]) -> _Losses:
     """The losses of this process's share, in its order."""
     together = probing.forwards_together(trainer)
-    shifted = probing.shifts_labels(trainer)
+    batches = probing.batches(trainer, share)
+    loaded = _loaded(trainer, data_set, batches)
     found: list[SampleCrossEntropy] = []
     problem: Exception | None = None
-    with probing.evaluating(trainer):
-        loader = probing.loader(trainer, data_set, share)
-        loaded = chain.from_iterable(
-            [loader]
-        )  # iter(loader), which may fail in one process, comes with the first batch
-        for _ in range(len(loader)):
+    with ExitStack() as evaluation:
+        try:
+            evaluation.enter_context(probing.evaluating(trainer))
+        except Exception as error:
+            problem = error
+        for _ in batches:
             batch = None
             try:
                 batch = next(loaded) if problem is None else None
@@ -194,12 +222,13 @@ def _own_reading(trainer: Any, data_set: Any, share: list[int]) -> _Losses:
             if any(gathered(problem is not None)) if together else problem is not None:
                 break
             try:
-                found.append(sample_cross_entropy(*probing.logits_and_labels(trainer, batch), shifted=shifted))
+                logits, labels = probing.logits_and_labels(trainer, batch)
+                found.append(sample_cross_entropy(logits, labels, shifted=probing.shifts_labels(trainer)))
             except Exception as error:
                 problem = error
     if problem is not None:
         raise problem
-    if len(found) < len(loader):
+    if len(found) < len(batches):
         raise _FailedElsewhereError
     loss, labelled, correct = zip(*found, strict=True)
     return _Losses(
@@ -208,6 +237,11 @@ def _own_reading(trainer: Any, data_set: Any, share: list[int]) -> _Losses:
         torch.cat(labelled).cpu().numpy(),
         None if correct[0] is None else torch.cat(correct).cpu().numpy(),
     )
+
+
+def _loaded(trainer: Any, data_set: Callable[[], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
+    """The batches, loaded; what fails in one process before the first, fails with the first."""
+    yield from probing.loader(trainer, data_set(), batches)
 
 
 def _rows(split: str, reading: _Losses) -> list[dict[str, Any]]:

@@ -33,11 +33,14 @@ def data_sets(trainer: Any) -> dict[str, Any]:
     return {split: data_set for split, data_set in found.items() if data_set is not None}
 
 
-def why_not_indexed(data_set: Any) -> str | None:
-    """Why a data set has no samples that an index names; None where it has."""
+def length(data_set: Any) -> int | str:
+    """How many samples a data set has, at least one; or why it has none that an index names."""
     if isinstance(data_set, IterableDataset) or not (hasattr(data_set, "__len__") and hasattr(data_set, "__getitem__")):
         return f"{type(data_set).__name__} is read in order only: its samples have no index"
-    return None if len(data_set) else "it is empty"
+    try:
+        return len(data_set) or "it is empty"
+    except Exception as error:
+        return f"it does not tell its length ({type(error).__name__}: {str(error)[:200]})"
 
 
 def why_not_by_process(trainer: Any) -> str | None:
@@ -55,8 +58,14 @@ def forwards_together(trainer: Any) -> bool:
     return sharded or (trainer.is_deepspeed_enabled and shards_every_parameter())
 
 
-def loader(trainer: Any, data_set: Any, indices: Sequence[int]) -> DataLoader[Any]:
-    """Batches of those samples, in that order, as the Trainer's data collator makes them."""
+def batches(trainer: Any, indices: Sequence[int]) -> list[list[int]]:
+    """Those indices, in that order, as many together as the Trainer evaluates."""
+    size = trainer.args.per_device_eval_batch_size
+    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+
+
+def loader(trainer: Any, data_set: Any, indices: Sequence[Sequence[int]]) -> DataLoader[Any]:
+    """Batches of those samples, as the Trainer's data collator makes them."""
     collate = trainer.data_collator
     with contextlib.suppress(Exception):  # what cannot be copied is used as it is
         collate = copy.deepcopy(collate)  # it may hold a generator, whose next numbers are the training's
@@ -64,11 +73,10 @@ def loader(trainer: Any, data_set: Any, indices: Sequence[int]) -> DataLoader[An
         data_set = trainer._remove_unused_columns(data_set, description="sample losses")
     else:
         collate = trainer._get_collator_with_removed_columns(collate, description="sample losses")
-    size = trainer.args.per_device_eval_batch_size
     workers = trainer.args.dataloader_num_workers
     return DataLoader(
         data_set,
-        batch_sampler=[list(indices[start : start + size]) for start in range(0, len(indices), size)],
+        batch_sampler=[list(batch) for batch in indices],
         collate_fn=collate,
         num_workers=workers,
         multiprocessing_context=getattr(trainer.args, "dataloader_multiprocessing_context", None) if workers else None,
@@ -83,14 +91,14 @@ def evaluating(trainer: Any) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     # no_grad, as the Trainer: a tensor that a module keeps from inference_mode can never be part of a backward.
     with apart(_SEED), torch.no_grad():
-        _switch(optimizer, "eval")  # of schedule-free optimizers, which evaluate other weights than they train
-        model.eval()
         try:
+            _switch(optimizer, "eval")  # of schedule-free optimizers, which evaluate other weights than they train
+            model.eval()
             yield
         finally:
-            _switch(optimizer, "train")
             for module, mode in training.items():
                 module.training = mode
+            _switch(optimizer, "train")
 
 
 def logits_and_labels(trainer: Any, batch: Any) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from hf_pdyn import SampleLossCallback, TelemetryCallback, run_info
+from hf_pdyn.callbacks.samples import _lengths_of_all
 from hf_pdyn.records import SAMPLE_LOSSES, read
 from hf_pdyn.sample_loss import epochs, read_epoch
 from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
@@ -238,6 +239,14 @@ class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         return iter(token_blocks(64))
 
 
+class Endless:
+    def __len__(self) -> int:
+        raise TypeError("nobody knows")
+
+    def __getitem__(self, i: int) -> Any:
+        return token_blocks(1)[0]
+
+
 def broken_at(index: int) -> Any:
     class Broken(list):  # type: ignore[type-arg]
         def __getitem__(self, i: Any) -> Any:
@@ -283,6 +292,13 @@ UNAVAILABLE: dict[str, tuple[Any, Any, Any, str, list[str]]] = {
         "of test: OSError: cannot be read, on process 0. Training goes on",
         ["train"],
     ),
+    "a length that is not told": (
+        gpt2,
+        lambda: token_blocks(4),
+        Endless,
+        r"of test: it does not tell its length \(TypeError: nobody knows\)",
+        ["train"],
+    ),
     "nothing": (gpt2, lambda: token_blocks(4), list, "of test: it is empty", ["train"]),
 }
 
@@ -296,6 +312,64 @@ def test_what_cannot_be_measured_is_said_once(tmp_path: Path, name: str) -> None
     assert len([one for one in said if "sample losses" in str(one.message)]) == 1
     assert run.state.global_step == 6
     assert sorted(set(read(tmp_path, SAMPLE_LOSSES)[0]["split"].to_pylist())) == splits
+
+
+class Replaces(TrainerCallback):
+    """Gives the Trainer another evaluation set after the first epoch."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.eval_dataset = token_blocks(3)
+
+
+def test_a_data_set_that_goes_ends_its_losses_and_no_training(tmp_path: Path) -> None:
+    replaces = Replaces()
+    run = trainer(tmp_path, callbacks=[SampleLossCallback(4), replaces], max_steps=24)
+    replaces.trainer = run
+    run.eval_dataset = {"a": token_blocks(2)}
+    with pytest.warns(UserWarning, match=r"of test/a: LookupError: the Trainer has no such data set") as said:
+        run.train()
+    assert len([one for one in said if "sample losses" in str(one.message)]) == 1
+    assert run.state.global_step == 24
+    recorded = read(tmp_path, SAMPLE_LOSSES)[0].select(["split", "epoch"]).to_pylist()
+    assert {(row["split"], row["epoch"]) for row in recorded} == {
+        ("train", 1.0), ("train", 2.0), ("train", 3.0), ("test/a", 1.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["loader", "evaluating"])
+def test_where_forwards_are_collective_every_failure_before_them_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """Else the others, at the gathering before a forward pass, would meet this one at the gathering of results."""
+    told: list[Any] = []
+
+    def gathered(value: Any) -> list[Any]:
+        told.append(value)
+        return [value]
+
+    def fails(*_: Any) -> None:
+        raise MemoryError("none left")
+
+    monkeypatch.setattr("hf_pdyn.callbacks.samples.gathered", gathered)
+    monkeypatch.setattr("hf_pdyn.integrations.probing.forwards_together", lambda _: True)
+    monkeypatch.setattr(f"hf_pdyn.integrations.probing.{part}", fails)
+    with pytest.warns(UserWarning, match="of train: MemoryError: none left, on process 0"):
+        trainer(tmp_path, callbacks=[SampleLossCallback(20, 0)], max_steps=8).train()
+    assert told == [{"train": 64}, True, "MemoryError: none left"]
+
+
+def test_processes_agree_on_what_they_measure() -> None:
+    found = [{"a": 3, "b": 4, "c": "it is empty", "d": 1}, {"a": 3, "b": 5, "c": 2}]
+    assert _lengths_of_all(found[:1]) == found[0]
+    assert _lengths_of_all(found) == {
+        "a": 3,
+        "b": "its length is not the same on all processes: 4, 5",
+        "c": "it is empty, on process 0",
+        "d": "there is no such data set, on process 1",
+    }
 
 
 def test_a_sample_without_labels_is_missing(tmp_path: Path) -> None:

@@ -21,7 +21,13 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, name: str) -> None:
     if reason:
         pytest.skip(reason)
     options = LAUNCHES[name].options
-    cases = {"whole": options, "without": {**options, "measures": False}, "failing": {**options, "fails": True}}
+    cases = {
+        "whole": options,
+        "without": {**options, "measures": False},
+        "failing": {**options, "fails": True},
+        "losing": {**options, "loses": True},
+        "unswitched": {**options, "switches": False},
+    }
     ranks = launch(2, "samples_worker", tmp_path / "out", cases)
     train(tmp_path / "expected", {})
     for split, indices in SPLITS.items():
@@ -32,7 +38,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, name: str) -> None:
     assert len(list(SAMPLE_LOSSES.folder(tmp_path / "out" / "whole").iterdir())) == 2
     assert ranks[0]["whole"]["logged"] == ranks[1]["whole"]["logged"] != []
     for rank in ranks:
-        assert rank["whole"]["weights"] == rank["without"]["weights"] == rank["failing"]["weights"]
+        assert all(rank[name]["weights"] == rank["whole"]["weights"] for name in cases)
 
     # What one process cannot read, none of them goes on with: said once, and the others' splits are whole.
     assert [rank["failing"]["steps"] for rank in ranks] == [12, 12]
@@ -44,3 +50,12 @@ def test_two_processes_measure_what_one_does(tmp_path: Path, name: str) -> None:
         assert failing.loss.tolist() == whole.loss.tolist()
     with pytest.raises(ValueError, match="test/many"):
         read_epoch(tmp_path / "out" / "failing", "test/many")
+
+    # So it is with what fails before the first forward pass.
+    gone = [
+        f"of {split}: LookupError: the Trainer has no such data set any more" for split in ("test/many", "test/one")
+    ]
+    for name, messages in {"losing": gone, "unswitched": ["of train: MemoryError: none left"]}.items():
+        assert [rank[name]["steps"] for rank in ranks] == [12, 12] and ranks[1][name]["said"] == []
+        for message, told in zip(messages, ranks[0][name]["said"], strict=True):
+            assert f"{message}, on process 1" in told
