@@ -43,7 +43,7 @@ class SampleLossSummary:
 
     accuracy: None where nothing is classified.
     std: of the samples themselves (divided by n).
-    p50, p95, p99: quantiles, interpolated linearly between order statistics (numpy's default).
+    p50, p95, p99: `quantiles`.
     """
 
     count: int
@@ -70,17 +70,28 @@ def summary(losses: ArrayLike, correct: ArrayLike | None = None) -> SampleLossSu
     if correct is not None and np.shape(correct) != ordered.shape:
         raise ValueError(f"correct must have one value a loss, got {np.shape(correct)} for {ordered.shape}.")
     finite = ordered[np.isfinite(ordered)]
+    p50, p95, p99 = quantiles(losses, (0.50, 0.95, 0.99))
     return SampleLossSummary(
         count=len(ordered),
         accuracy=None if correct is None else float(np.mean(np.asarray(correct, dtype=bool))),
         mean=float(finite.mean()) if len(finite) else math.nan,
         std=float(finite.std()) if len(finite) else math.nan,
-        p50=_quantile(ordered, 0.50),
-        p95=_quantile(ordered, 0.95),
-        p99=_quantile(ordered, 0.99),
+        p50=p50,
+        p95=p95,
+        p99=p99,
         share_above_5=float(np.mean(ordered > LARGE_LOSS)),
         nonfinite=len(ordered) - len(finite),
     )
+
+
+def quantiles(losses: ArrayLike, shares: Sequence[float]) -> list[float]:
+    """The quantiles of losses (n,) at these shares, interpolated linearly between order statistics (numpy's default).
+
+    NaN and infinity count as larger than every other loss; a quantile that one of them enters is infinite. ValueError
+    where there are no losses.
+    """
+    ordered = np.sort(_ranked(losses))
+    return [_quantile(ordered, share) for share in shares]
 
 
 def hard_samples(losses: ArrayLike, share: float = HARD_SHARE) -> NDArray[np.int64]:

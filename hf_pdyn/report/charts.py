@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from hf_pdyn.control import BRANCHES
 from hf_pdyn.report import vega
-from hf_pdyn.report.run import Run
+from hf_pdyn.report.run import Run, finite_or_none
 from hf_pdyn.report.thinning import evenly, thin
 from hf_pdyn.report.vega import Line, Palette, Spec
-from hf_pdyn.sample_loss import hard_samples, jaccard
+from hf_pdyn.sample_loss import hard_samples, jaccard, quantiles
 
 _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)
@@ -118,8 +121,10 @@ def sections(runs: Sequence[Run]) -> tuple[list[Section], Thinned]:
             (*charts.of_sample_losses(), *charts.of_hard_samples()),
             "No sample losses recorded: --sample_losses.",
         ),
-        Section("other", "Other metrics", "", charts.of_other_scalars(), "Nothing else was logged."),
     ]
+    other, left_out = charts.of_other_scalars()
+    intro = f"The first {len(other)} of {len(other) + left_out} metrics; the others are left out." if left_out else ""
+    found.append(Section("other", "Other metrics", intro, other, "Nothing else was logged."))
     return _with_unique_keys(found), charts.thinned
 
 
@@ -200,7 +205,8 @@ class _Charts:
         self.palette = Palette(tuple(run.name for run in runs))
         self.thinned = Thinned()
         self._charted: set[str] = set()
-        self._sample_losses = [(run, sample_losses(run)) for run in runs]
+        self._quantities = [(run, _quantities(run.layers)) for run in runs]
+        self._sample_losses = [(run, _epochs(run.sample_losses)) for run in runs]
 
     def of_scalars(self, wanted: Iterable[_Scalars]) -> tuple[Chart, ...]:
         """The charts of those for which any run has a value."""
@@ -230,7 +236,7 @@ class _Charts:
         return Chart(scalars.key, scalars.title, scalars.note, spec)
 
     def of_decisions(self) -> tuple[Chart, ...]:
-        rows = [{"run": run.name, **row} for run in self.runs for row in decision_rows(run)]
+        rows = [{"run": run.name, **row} for run in self.runs for row in run.decided]
         if not rows:
             return ()
         fired = {row["branch"] for row in rows}
@@ -240,12 +246,13 @@ class _Charts:
     def of_layers(self) -> tuple[Chart, ...]:
         """Gradient, update and their ratio, by run and pathway."""
         found = []
-        for run in self.runs:
-            for part, by_name in _layer_values(run).items():
+        for run, by_part in self._quantities:
+            for part, by_name in by_part.items():
                 if part in _PATHWAYS:
-                    updates, params = by_name.get("update_norm", {}), by_name.get("param_norm", {})
-                    values = {**by_name, "ratio": _ratio(updates, params)}
-                    found += [(run, part, *wanted, values[wanted[0]]) for wanted in _HEAT_MAPS if values.get(wanted[0])]
+                    maps = {name: _Map.of(quantity) for name, quantity in by_name.items()}
+                    if {"update_norm", "param_norm"} <= by_name.keys():
+                        maps["ratio"] = _Map.of(by_name["update_norm"], by_name["param_norm"])
+                    found += [(run, part, *wanted, maps[wanted[0]]) for wanted in _HEAT_MAPS if wanted[0] in maps]
         return self._heat_maps(found)
 
     def of_spectra(self) -> tuple[Chart, ...]:
@@ -265,29 +272,32 @@ class _Charts:
             for name in dict.fromkeys(names)
         )
         found = []
-        for run in self.runs:
-            for part, by_name in _layer_values(run).items():
-                if part not in _PATHWAYS and "/" not in part:  # a head is not a row of its own
-                    found += [(run, part, name, known.get(name, name), values) for name, values in by_name.items()]
+        for run, by_part in self._quantities:
+            for part, by_name in by_part.items():
+                if part not in _PATHWAYS and not _HEAD.fullmatch(part):  # a head is not a row of its own
+                    for name, quantity in by_name.items():
+                        found.append((run, part, name, known.get(name, name), _Map.of(quantity)))
         return (*lines, *self._heat_maps(found))
 
-    def _heat_maps(self, found: Sequence[tuple[Run, str, str, str, _Values]]) -> tuple[Chart, ...]:
+    def _heat_maps(self, found: Sequence[tuple[Run, str, str, str, _Map]]) -> tuple[Chart, ...]:
         cells = _CELLS_OF_A_REPORT // max(len(found), 1)
         fewest, most = _COLUMNS_OF_A_HEAT_MAP
         charts = []
-        for run, part, name, title, values in found:
-            layers = sorted(values, key=natural)
-            steps = sorted({step for by_step in values.values() for step in by_step})
-            columns = min(max(cells // len(layers), fewest), most)
+        for run, part, name, title, wanted in found:
+            columns = min(max(cells // max(len(wanted.layers), 1), fewest), most)
+            steps = self._evenly(wanted.steps, columns)
+            values = wanted.values(steps)
+            if not np.isfinite(values).any():  # a ratio of what never stands side by side
+                continue
             spec = vega.heat_map(
-                {layer: values[layer] for layer in layers},
+                dict(zip(wanted.layers, values.tolist(), strict=True)),
                 run=run.name,
-                steps=self._evenly(steps, columns),
+                steps=steps,
                 value_title=title.lower(),
-                labels=_short_labels(layers),
+                labels=_short_labels(wanted.layers),
             )
             key = "-".join(["layers", _file_name(part), _file_name(name), f"run{self.runs.index(run)}"])
-            note = f"{part}; {len(layers)} layers"
+            note = f"{part}; {len(wanted.layers)} layers"
             charts.append(Chart(key, title, note, spec, run=run.name, part=part))
         return tuple(charts)
 
@@ -297,14 +307,13 @@ class _Charts:
         for run, by_split in self._sample_losses:
             for split, by_step in by_split.items():
                 for step in self._evenly(list(by_step), _EPOCHS_OF_A_CHART):
-                    epoch, losses = by_step[step]
-                    moment = {"run": run.name, "step": step, "epoch": epoch}
-                    rows.setdefault(split, []).append(moment | _quantiles(losses.values()))
+                    moment = {"run": run.name, "step": step, "epoch": by_step[step].epoch}
+                    rows.setdefault(split, []).append(moment | _distribution(by_step[step].loss))
         return tuple(
             Chart(
                 f"sample_losses-{_file_name(split)}",
                 f"Losses of {split} samples",
-                "Median, the middle half as a band, 5 % to 95 % as rules.",
+                f"Median, the middle half as a band, 5 % to 95 % as rules.{_not_drawn(rows[split])}",
                 vega.bands(rows[split], self.palette, y_title="loss of a sample"),
             )
             for split in sorted(rows)
@@ -312,10 +321,10 @@ class _Charts:
 
     def of_hard_samples(self) -> tuple[Chart, ...]:
         """How far runs agree on the hardest tenth of a split, after their last epochs."""
-        last: dict[str, dict[str, _EpochLosses]] = {}
+        last: dict[str, dict[str, _Hard]] = {}
         for run, by_split in self._sample_losses:
             for split, by_step in by_split.items():
-                last.setdefault(split, {})[run.name] = by_step[max(by_step)]
+                last.setdefault(split, {})[run.name] = _Hard.of(by_step[max(by_step)])
         charts = []
         for split, by_run in sorted(last.items()):
             if len(by_run) < 2:
@@ -334,8 +343,8 @@ class _Charts:
         self.thinned.evenly |= len(steps) > most
         return evenly(steps, most)
 
-    def of_other_scalars(self) -> tuple[Chart, ...]:
-        """Whatever else the log records hold, but timings and what a chart has already."""
+    def of_other_scalars(self) -> tuple[tuple[Chart, ...], int]:
+        """Whatever else the log records hold, but timings and what a chart has already; and how many are left out."""
         names = dict.fromkeys(name for run in self.runs for name in run.metrics)
         shown = [
             name
@@ -346,64 +355,116 @@ class _Charts:
             and name.count("/") < 3
             and any(len(run.series(name)) > 1 and any(run.series(name).values) for run in self.runs)
         ]
-        return self.of_scalars(
+        charts = self.of_scalars(
             _Scalars(f"other-{i:02d}-{_file_name(name)}", name, name, {"": name})
             for i, name in enumerate(shown[:_OTHER_CHARTS])
         )
+        return charts, len(shown) - len(charts)
 
-
-_Values = dict[str, dict[int, float]]
-"""By layer, by step."""
 
 _SPECTRUM = re.compile(r"pdyn/spectrum/(.+)/([^/]+)")
+_HEAD = re.compile(r"attention/head \d+")
 _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 
-def decision_rows(run: Run) -> list[dict[str, Any]]:
-    """A run's decisions with a step, a p and a branch that is one; numbers that are not finite are None."""
-    rows = [{key: _finite_or_none(value) for key, value in row.items()} for row in run.decisions.to_pylist()]
-    return [row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES]
+@dataclass(frozen=True, eq=False)
+class _Epoch:
+    """Losses of a split after an epoch: (n,) each, what is not finite among them. epoch: None where it is not known."""
+
+    epoch: float | None
+    index: NDArray[np.int64]
+    loss: NDArray[np.float64]
 
 
-_EpochLosses = tuple[float | None, dict[int, float]]
-"""The epoch, and the finite losses by index."""
-
-
-def sample_losses(run: Run) -> dict[str, dict[int, _EpochLosses]]:
+def _epochs(table: pa.Table) -> dict[str, dict[int, _Epoch]]:
     """By split, by step, in their order."""
-    found: dict[str, dict[int, _EpochLosses]] = {}
-    columns = [run.sample_losses[name].to_pylist() for name in ("split", "step", "epoch", "index", "loss")]
-    for split, step, epoch, index, loss in zip(*columns, strict=True):
-        if None not in (split, step, index, loss) and math.isfinite(loss):
-            found.setdefault(split, {}).setdefault(step, (_finite_or_none(epoch), {}))[1][index] = loss
+    table = _known(table, ("split", "step", "index", "loss"))
+    codes, splits = _encoded(table["split"])
+    step, epoch, index, loss = (table[name].to_numpy() for name in ("step", "epoch", "index", "loss"))
+    found: dict[str, dict[int, _Epoch]] = {}
+    for code, split in enumerate(splits):
+        rows = np.flatnonzero(codes == code)
+        for own in np.split(rows, np.flatnonzero(np.diff(step[rows])) + 1):
+            moment = finite_or_none(float(epoch[own[0]]))
+            found.setdefault(split, {})[int(step[own[0]])] = _Epoch(moment, index[own], loss[own])
     return found
 
 
-def natural(text: str) -> list[tuple[int, int | str]]:
-    """A key by which h.2 comes before h.10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
+@dataclass(frozen=True, eq=False)
+class _Quantity:
+    """A quantity of a part as it was recorded: (n,) each, values finite. layer: where its name stands in `names`."""
+
+    names: Sequence[str]
+    layer: NDArray[np.int32]
+    step: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+    def at(self, steps: Sequence[int], layers: Sequence[str]) -> NDArray[np.float64]:
+        """Values (layers, steps), NaN where there are none; steps ascend."""
+        row_of = {layer: row for row, layer in enumerate(layers)}
+        rows = np.array([row_of.get(name, -1) for name in self.names])[self.layer]
+        kept = np.isin(self.step, steps) & (rows >= 0)
+        found = np.full((len(layers), len(steps)), np.nan)
+        found[rows[kept], np.searchsorted(steps, self.step[kept])] = self.value[kept]
+        return found
 
 
-def _layer_values(run: Run) -> dict[str, dict[str, _Values]]:
-    """By part, by name of the quantity: finite values by layer and step."""
-    found: dict[str, dict[str, _Values]] = {}
-    columns = [run.layers[name].to_pylist() for name in ("part", "name", "layer", "step", "value")]
-    for part, name, layer, step, value in zip(*columns, strict=True):
-        if None not in (part, name, layer, step, value) and math.isfinite(value):
-            found.setdefault(part, {}).setdefault(name, {}).setdefault(layer, {})[step] = value
+def _quantities(table: pa.Table) -> dict[str, dict[str, _Quantity]]:
+    """By part, pathways first, by name of the quantity."""
+    table = _known(table, ("part", "name", "layer", "step", "value"))
+    table = table.filter(pc.is_finite(table["value"]))
+    (part, parts), (name, names), (layer, layers) = (_encoded(table[column]) for column in ("part", "name", "layer"))
+    step, value = table["step"].to_numpy(), table["value"].to_numpy()
+    found: dict[str, dict[str, _Quantity]] = {}
+    kinds = part.astype(np.int64) * max(len(names), 1) + name
+    for kind in np.unique(kinds).tolist():
+        own = np.flatnonzero(kinds == kind)
+        quantity = _Quantity(layers, layer[own], step[own], value[own])
+        found.setdefault(parts[kind // len(names)], {})[names[kind % len(names)]] = quantity
     return {
         part: found[part] for part in sorted(found, key=lambda part: (part not in _PATHWAYS, part != "weight", part))
     }
 
 
-def _ratio(numerators: _Values, denominators: _Values) -> _Values:
-    found: _Values = {}
-    for layer, by_step in numerators.items():
-        below = denominators.get(layer, {})
-        ratios = {step: value / below[step] for step, value in by_step.items() if below.get(step)}
-        if ratios:
-            found[layer] = ratios
-    return found
+def _known(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """The rows that have all of these."""
+    return table.filter(reduce(pc.and_, [pc.is_valid(table[column]) for column in columns]))
+
+
+def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
+    """Which of its words each row has, and the words."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """A heat map of a quantity, or of its ratio to another: its layers from top to bottom, and all of its steps."""
+
+    above: _Quantity
+    below: _Quantity | None
+    layers: list[str]
+    steps: list[int]
+
+    @classmethod
+    def of(cls, above: _Quantity, below: _Quantity | None = None) -> _Map:
+        layers, steps = np.unique(above.layer), np.unique(above.step)
+        if below is not None:
+            layers, steps = np.intersect1d(layers, below.layer), np.intersect1d(steps, below.step)
+        return cls(above, below, sorted((above.names[i] for i in layers), key=natural), steps.tolist())
+
+    def values(self, steps: Sequence[int]) -> NDArray[np.float64]:
+        """Values (layers, steps), NaN where there are none, or none that is finite."""
+        found = self.above.at(steps, self.layers)
+        if self.below is not None:
+            with np.errstate(all="ignore"):
+                found = found / self.below.at(steps, self.layers)
+        return np.where(np.isfinite(found), found, np.nan)
+
+
+def natural(text: str) -> list[tuple[int, int | str]]:
+    """A key by which h.2 comes before h.10."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
 
 
 def _short_labels(layers: Sequence[str]) -> dict[str, str]:
@@ -420,24 +481,43 @@ def _short_labels(layers: Sequence[str]) -> dict[str, str]:
     return short if len(set(short.values())) == len(layers) else {layer: layer for layer in layers}
 
 
-def _quantiles(losses: Iterable[float]) -> dict[str, float]:
-    values = np.array(list(losses))
-    quantiles = zip(_QUANTILES, np.quantile(values, list(_QUANTILES.values())).tolist(), strict=True)
-    return {name: vega.short(value) for name, value in (*quantiles, ("mean", float(values.mean())))}
+def _distribution(loss: NDArray[np.float64]) -> dict[str, float | None]:
+    """Quantiles, None where they are infinite, the mean of the finite losses, and how many are not."""
+    finite = loss[np.isfinite(loss)]
+    found = dict(zip(_QUANTILES, quantiles(loss, list(_QUANTILES.values())), strict=True))
+    found["mean"] = float(finite.mean()) if len(finite) else np.inf
+    numbers = {name: vega.short(value) if np.isfinite(value) else None for name, value in found.items()}
+    return numbers | {"nonfinite": len(loss) - len(finite)}
 
 
-def _overlap(first: _EpochLosses, second: _EpochLosses) -> dict[str, Any]:
-    (epoch, one), (other_epoch, other) = first, second
-    if one.keys() != other.keys():
+def _not_drawn(rows: Iterable[dict[str, Any]]) -> str:
+    """A sentence on the runs of which a quantile is infinite."""
+    runs = list(dict.fromkeys(row["run"] for row in rows if any(row[name] is None for name in _QUANTILES)))
+    named = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
+    return f" Infinite quantiles are not drawn: {named}." if runs else ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Hard:
+    """The hard samples after an epoch. measured: indices of all, ascending. samples: of the hard ones."""
+
+    epoch: float | None
+    measured: NDArray[np.int64]
+    samples: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, epoch: _Epoch) -> _Hard:
+        # Ascending, as of equal losses all runs must take the same ones.
+        measured, place = np.unique(epoch.index, return_index=True)
+        return cls(epoch.epoch, measured, measured[hard_samples(epoch.loss[place])])
+
+
+def _overlap(one: _Hard, other: _Hard) -> dict[str, Any]:
+    if not np.array_equal(one.measured, other.measured):
         return {"value": None, "note": "measured other samples"}
-    when = " and ".join(f"{at:.3g}" for at in dict.fromkeys((epoch, other_epoch)) if at is not None)
-    indices = np.array(sorted(one))  # of equal losses, both runs take the first ones
-    hard = [indices[hard_samples([losses[i] for i in indices])] for losses in (one, other)]
-    return {"value": vega.short(jaccard(*hard)), "note": f"{len(hard[0])} hard samples each, epoch {when or 'unknown'}"}
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    when = " and ".join(f"{at:.3g}" for at in dict.fromkeys((one.epoch, other.epoch)) if at is not None)
+    note = f"{len(one.samples)} hard samples each, epoch {when or 'unknown'}"
+    return {"value": vega.short(jaccard(one.samples, other.samples)), "note": note}
 
 
 def _file_name(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import struct
+import textwrap
 import zlib
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -14,6 +15,7 @@ from hf_pdyn.report.run import Run
 
 _WIDTH = 560
 _SCALE = 2.0
+_CHARACTERS_OF_A_LINE = 88
 
 
 def vl_convert() -> ModuleType:
@@ -39,7 +41,8 @@ def png(chart: Chart, runs: Sequence[Run]) -> bytes:
     spec = copy.deepcopy(chart.spec)
     spec["width"] = _WIDTH
     owner = f"{chart.run}, " if chart.run is not None and len(runs) > 1 else ""
-    spec["title"] = {"text": chart.title, "subtitle": f"{owner}{chart.note}"} if owner or chart.note else chart.title
+    words = textwrap.wrap(f"{owner}{chart.note}", _CHARACTERS_OF_A_LINE)
+    spec["title"] = {"text": chart.title, "subtitle": words} if words else chart.title
     color = spec["encoding"].get("color", {})
     if color.get("field") == "run" and len(runs) > 1:
         color["legend"] = {"title": None, "columns": 3, "symbolType": "stroke"}

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from hf_pdyn import __version__
 from hf_pdyn.report import vega
-from hf_pdyn.report.charts import Section, decision_rows, sections
+from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.run import Run
 from hf_pdyn.report.tables import NOTHING, Setting, configuration, final_values
@@ -34,7 +34,7 @@ def page(runs: Sequence[Run]) -> str:
     """The report on these runs as HTML. ImportError, with the cure, where vl-convert-python is missing."""
     parts, thinned = sections(runs)
     settings = configuration(runs)
-    decisions = [{"run": run.name, **row} for run in runs for row in decision_rows(run)[-_DECISIONS_OF_A_RUN:]]
+    decisions = [{"run": run.name, **row} for run in runs for row in run.decided[-_DECISIONS_OF_A_RUN:]]
     charts = [chart for section in parts for chart in section.charts]
     return _template().render(
         title=_title(runs),
@@ -48,7 +48,7 @@ def page(runs: Sequence[Run]) -> str:
         differences=sum(setting.differs for setting in settings),
         decisions=decisions,
         decisions_of_a_run=_DECISIONS_OF_A_RUN,
-        decisions_left_out=sum(len(decision_rows(run)) for run in runs) - len(decisions),
+        decisions_left_out=sum(len(run.decided) for run in runs) - len(decisions),
         palette=vega.Palette(tuple(run.name for run in runs)),
         colours=len(vega.COLOURS),
         style=Markup(_file("page.css")),

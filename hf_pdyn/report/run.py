@@ -15,6 +15,7 @@ from typing import Any, TypeGuard
 import pyarrow as pa
 
 from hf_pdyn import run_info
+from hf_pdyn.control import BRANCHES
 from hf_pdyn.records import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, Kind, read
 
 _STATE = "trainer_state.json"
@@ -65,6 +66,14 @@ class Run:
         """The last value of a number in the log records."""
         values = self.series(name).values
         return values[-1] if values else None
+
+    @cached_property
+    def decided(self) -> tuple[dict[str, Any], ...]:
+        """The decisions with a step, a p and a branch that is one; numbers that are not finite are None."""
+        rows = [{key: finite_or_none(value) for key, value in row.items()} for row in self.decisions.to_pylist()]
+        return tuple(
+            row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES
+        )
 
     @cached_property
     def starts(self) -> tuple[dict[str, Any], ...]:
@@ -135,6 +144,11 @@ def _moment(entry: dict[str, Any]) -> str:
 def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is an int or a float; a bool is neither here."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def finite_or_none(value: Any) -> Any:
+    """`value`, None for a float that is not finite, which JSON has not."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _is_finite(value: int | float) -> bool:

@@ -222,10 +222,13 @@ _SHAPES = {
 def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) -> Spec:
     """Quantiles over epochs: the middle half as a band, 5 % to 95 % as rules, the median as a line.
 
-    rows: `run`, `epoch`, `step`, `q05`, `q25`, `median`, `q75`, `q95`, `mean`.
+    rows: `run`, `epoch`, `step`, `q05`, `q25`, `median`, `q75`, `q95`, `mean`, each of these None where it is not
+    finite, and `nonfinite`, how many losses are not.
     """
-    ends = [row[end] for row in rows for end in ("q05", "q95")]
+    ends = [row[name] for row in rows for name in ("q05", "q25", "median", "q75", "q95") if row[name] is not None]
     scale: Spec = {"type": "log", "nice": False} if spans_decades(ends) else {"zero": False}
+    if not ends:
+        scale = {"domain": [0, 1]}
     names = {"q05": "5 %", "q25": "25 %", "median": "median", "q75": "75 %", "q95": "95 %", "mean": "mean"}
     y = {
         "type": "quantitative",
@@ -254,25 +257,32 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
                     {"field": key, "type": "quantitative", "title": title, "format": ".4~g"}
                     for key, title in names.items()
                 ),
+                {"field": "nonfinite", "type": "quantitative", "title": "not finite", "format": ",d"},
             ],
         },
         layer=[
             {
+                "transform": [{"filter": "isValid(datum.q75)"}],
                 "mark": {"type": "area", "opacity": 0.18},
                 "encoding": {"y": {**y, "field": "q25"}, "y2": {"field": "q75"}},
             },
             {
+                "transform": [{"filter": "isValid(datum.q95)"}],
                 "mark": {"type": "rule", "opacity": 0.5, "strokeWidth": 1.5},
                 "encoding": {"y": {**y, "field": "q05"}, "y2": {"field": "q95"}},
             },
             {"mark": {"type": "line", "strokeWidth": 1.8}, "encoding": {"y": {**y, "field": "median"}}},
-            {"mark": {"type": "point", "filled": True, "size": 45}, "encoding": {"y": {**y, "field": "median"}}},
+            {
+                "transform": [{"filter": "isValid(datum.median)"}],
+                "mark": {"type": "point", "filled": True, "size": 45},
+                "encoding": {"y": {**y, "field": "median"}},
+            },
         ],
     )
 
 
 def heat_map(
-    rows: Mapping[str, Mapping[int, float]],
+    rows: Mapping[str, Sequence[float]],
     *,
     run: str,
     steps: Sequence[int],
@@ -281,9 +291,10 @@ def heat_map(
 ) -> Spec:
     """Layers by steps, coloured by the logarithm of positive values; what is missing or zero stays blank.
 
-    rows: by layer, in their order from top to bottom, the values by step. labels: what to write for each layer.
+    rows: by layer, in their order from top to bottom, the values at `steps`, NaN where there are none. labels: what to
+    write for each layer.
     """
-    positive = [value for values in rows.values() for value in values.values() if value > 0]
+    positive = [value for values in rows.values() for value in values if value > 0]
     low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
     if low == high:
         low, high = low / 1.5, high * 1.5
@@ -293,7 +304,7 @@ def heat_map(
             "layer": labels[layer],
             "name": layer,
             "step": list(steps),
-            "value": [short(values[step]) if values.get(step, 0.0) > 0 else None for step in steps],
+            "value": [short(value) if value > 0 else None for value in values],
         }
         for layer, values in rows.items()
     ]

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from hf_pdyn import run_info
 from hf_pdyn.control import BRANCHES
 from hf_pdyn.records import DECISIONS, LAYERS, SAMPLE_LOSSES, Kind, RecordWriter
@@ -89,6 +92,19 @@ def cut_off(path: Path) -> None:
     """As an interrupted copy leaves it."""
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+
+
+def diverge(path: Path, losses: dict[int, float]) -> Path:
+    """Give the test samples of these indices these losses after the last epoch, all of them for the index -1."""
+    for file in (path / "pdyn" / "sample_losses").iterdir():
+        table = pq.read_table(file)
+        changed = table.to_pylist()
+        last = max(row["step"] for row in changed)
+        for row in changed:
+            if row["split"] == "test" and row["step"] == last:
+                row["loss"] = losses.get(-1, losses.get(row["index"], row["loss"]))
+        pq.write_table(pa.Table.from_pylist(changed, schema=table.schema), file)
+    return path
 
 
 def _log_record(step: int, progress: float, rng: random.Random, learning_rate: float, spectra: bool) -> dict[str, Any]:

@@ -1,15 +1,22 @@
 """Which charts a report has, and what is in them."""
 
+import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
+from hf_pdyn.records import LAYERS, RecordWriter
+from hf_pdyn.report import charts as report_charts
 from hf_pdyn.report.charts import Chart, Section, natural, sections
 from hf_pdyn.report.run import read_runs
 from hf_pdyn.report.tables import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
-from tests.report.runs import make_run, write_state
+from hf_pdyn.sample_loss import hard_sample_overlap, read_epoch
+from tests.report.runs import diverge, make_run, write_state
 
 
 def charted(*paths: Path) -> dict[str, Section]:
@@ -98,6 +105,88 @@ def test_jaccard_compares_what_was_measured_alike(tmp_path: Path) -> None:
     assert values["a", "a"] == 1.0 and values["a", "c"] == 1.0  # the same seed
     assert values["a", "b"] is None
     assert "jaccard-test" not in charts(paths[0])
+
+
+def test_losses_that_are_not_finite_are_the_hardest_and_hide_no_run(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    paths = [
+        make_run(tmp_path / "a", samples=80),
+        diverge(make_run(tmp_path / "b", samples=80), {5: inf, 7: nan}),
+        diverge(make_run(tmp_path / "c", samples=80), {-1: nan}),
+    ]
+    found = charts(*paths)
+    overlaps = {(row["run"], row["other"]): row["value"] for row in rows(found["jaccard-test"])}
+    a, b = (read_epoch(path, "test") for path in paths[:2])
+    assert {5, 7} <= set(b.hard_samples()) and overlaps["a", "b"] == pytest.approx(
+        hard_sample_overlap([a, b])[0, 1], 1e-4
+    )
+    assert None not in overlaps.values()
+
+    last = {row["run"]: row for row in rows(found["sample_losses-test"]) if row["step"] == 120}
+    assert [last[run]["nonfinite"] for run in "abc"] == [0, 2, 80]
+    assert last["b"]["median"] == pytest.approx(b.summary().p50, rel=1e-4) and last["b"]["q95"] is not None
+    assert [last["c"][name] for name in ("q05", "median", "q95", "mean")] == [None] * 4
+    assert found["sample_losses-test"].note.endswith(" Infinite quantiles are not drawn: c.")
+    assert "not drawn" not in found["sample_losses-train"].note
+
+
+def test_a_run_without_any_finite_loss_is_drawn(tmp_path: Path) -> None:
+    path = diverge(make_run(tmp_path / "a", records=4), {-1: float("inf")})
+    (row,) = rows(charts(path)["sample_losses-test"])
+    assert row["nonfinite"] == 40 and row["median"] is None
+
+
+def test_what_charts_need_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_runs([make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abc")])
+    calls: dict[str, int] = {"hard_samples": 0, "_quantities": 0, "_epochs": 0}
+    for name in calls:
+        original = getattr(report_charts, name)
+
+        def counting(*args: Any, name: str = name, original: Any = original) -> Any:
+            calls[name] += 1
+            return original(*args)
+
+        monkeypatch.setattr(report_charts, name, counting)
+    sections(found)
+    assert calls == {"hard_samples": 6, "_quantities": 3, "_epochs": 3}
+    assert found[0].decided is found[0].decided
+
+
+def test_rows_never_become_python_objects(tmp_path: Path) -> None:
+    """Of 240,000 rows charting keeps what numpy has of them: layer, step and value, 20 bytes each."""
+    (run,) = read_runs([make_run(tmp_path / "a", samples=1, records=4)])
+    count, layers = 240_000, 60
+    of = np.arange(count)
+    layer = pa.array([f"h.{i}" for i in range(layers)]).take(pa.array(of % layers))
+    columns = {"step": of // layers, "epoch": of / 1e3, "layer": layer, "value": 1.0 + of}
+    table = pa.table({**columns, "part": ["weight"] * count, "name": ["grad_norm"] * count})
+    run = dataclasses.replace(run, layers=table.select(LAYERS.schema.names).cast(LAYERS.schema))
+    tracemalloc.start()
+    found, thinned = sections([run])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    (chart,) = (chart for section in found if section.key == "layers" for chart in section.charts)
+    row = rows(chart)[1]
+    assert (row["name"], row["step"][-1]) == ("h.1", count // layers - 1) and thinned.evenly
+    assert row["value"][-1] == pytest.approx(count - layers + 2, rel=1e-4)
+    assert peak < 60 * count
+
+
+def test_of_several_adapters_each_has_its_maps(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a")
+    writer = RecordWriter(path, LAYERS)
+    row = {"step": 130, "epoch": 3.0, "layer": "h.0", "name": "nuclear", "value": 2.0}
+    writer.add([row | {"part": part} for part in ("lora/english", "lora/head 3", "attention/head 4")])
+    writer.flush()
+    parts = {chart.part for chart in charted(path)["spectra"].charts}
+    assert parts == {None, "attention", "lora", "lora/english", "lora/head 3"}
+
+
+def test_metrics_that_have_no_chart_are_said(tmp_path: Path) -> None:
+    write_state(tmp_path, [{"step": step, **{f"m{i}": float(step) for i in range(30)}} for step in (1, 2)])
+    section = charted(tmp_path)["other"]
+    assert len(section.charts) == 24
+    assert section.intro == "The first 24 of 30 metrics; the others are left out."
 
 
 def test_decisions_keep_what_can_be_drawn(tmp_path: Path) -> None:

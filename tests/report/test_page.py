@@ -13,7 +13,7 @@ import pytest
 from hf_pdyn import run_info
 from hf_pdyn.report.page import page
 from hf_pdyn.report.run import read_runs
-from tests.report.runs import cut_off, make_run, start, write_state
+from tests.report.runs import cut_off, diverge, make_run, start, write_state
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("vl_convert")
@@ -251,11 +251,15 @@ def _values_without_a_range(folder: Path) -> list[Path]:
     return [folder / "a"]
 
 
+def _diverged(folder: Path) -> list[Path]:
+    return [diverge(make_run(folder / "a", records=4), {-1: float("nan")}), make_run(folder / "b", records=4)]
+
+
 def _many(folder: Path) -> list[Path]:
     return [make_run(folder / f"{i}", seed=i, records=3, samples=0, spectra=False, layers=("h.0",)) for i in range(50)]
 
 
-@pytest.mark.parametrize("make", [_nothing_but_a_loss, _not_even_a_log, _values_without_a_range, _many])
+@pytest.mark.parametrize("make", [_nothing_but_a_loss, _not_even_a_log, _values_without_a_range, _diverged, _many])
 def test_pages_of_odd_runs(browser: Any, tmp_path: Path, make: Any) -> None:
     path = tmp_path / "report.html"
     path.write_text(page(read_runs(make(tmp_path))))
