@@ -26,7 +26,8 @@ import dynamic_p
 from _claims.options import Options
 from _claims.rows import Rows
 from _common.entry_point import RecipeError
-from _common.pretrained_vit import write_processor
+from _common.pretrained import PretrainingSettings, pydoc_checkpoint
+from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint, write_processor
 from tests.distributed.launching import ENVIRONMENT, ROOT
 from tests.recipes.cifar import write_cifar100
 from tests.recipes.papers import launched_claim
@@ -120,18 +121,22 @@ def _short(optimization: Any, epochs: int) -> Any:
     return lambda *arguments: dataclasses.replace(optimization(*arguments), epochs=epochs)
 
 
+def write_faces(directory: Path) -> None:
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for emotion in ("1", "2", "3"):
+            folder = directory / part / emotion
+            folder.mkdir(parents=True)
+            for i in range(3):
+                Image.fromarray(random.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
 def test_faces_in_folders(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint and images of its own, in RAF-DB's layout."""
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=7)
     ResNetForImageClassification(config).save_pretrained(tmp_path / "model")
     write_processor(tmp_path / "model", 16)
-    random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for emotion in ("1", "2", "3"):
-            folder = tmp_path / "faces" / part / emotion
-            folder.mkdir(parents=True)
-            for i in range(3):
-                Image.fromarray(random.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    write_faces(tmp_path / "faces")
     monkeypatch.setattr(dynamic_p, "optimization", _short(dynamic_p.optimization, 2))
     given = dataclasses.replace(
         options, full=True, image_folder=str(tmp_path / "faces"), model_name_or_path=str(tmp_path / "model")
@@ -155,6 +160,29 @@ def test_a_fine_tuning_recipe(options: Options, monkeypatch: pytest.MonkeyPatch,
     assert steps[-1] == 12 and exponents[0] > exponents[-1] >= 0.5
     assert fine_tuning.ratio(result) > 0 and math.isfinite(fine_tuning.best_loss(result))
     assert sys.argv[0] != f"{recipe}.py"
+
+
+@pytest.mark.parametrize("recipe", ["gpt2_lora", "vit_lora"])
+def test_a_full_fine_tuning_takes_named_checkpoints(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """Checkpoints of the recipes' own stand for those of the hub, and the runs are cut short."""
+    if recipe == "gpt2_lora":
+        checkpoint = pydoc_checkpoint(PretrainingSettings(steps=2), tmp_path, show_progress=False)
+        shorter = ["--max_train_blocks", "16", "--max_validation_blocks", "4"]
+    else:
+        checkpoint = vit_checkpoint(ViTPretrainingSettings(steps=2), tmp_path, show_progress=False)
+        shorter = []
+    monkeypatch.setitem(fine_tuning.HUB, recipe, str(checkpoint))
+    write_faces(tmp_path / "faces")
+    given = dataclasses.replace(options, full=True, image_folder=str(tmp_path / "faces"))
+    configuration = first(fine_tuning, given, recipe=recipe, strategy="Algorithm 1")
+    assert configuration["options"][:2] == ["--model_name_or_path", str(checkpoint)]
+    assert ("--image_folder" in configuration["options"]) == (recipe == "vit_lora")
+    cut = ["--max_steps", "10", "--per_device_train_batch_size", "4", *shorter]
+    result = fine_tuning.run({**configuration, "options": configuration["options"] + cut}, given)
+    assert [step for step, _ in result["curves"]["pdyn/p"]] == [5, 10]
+    assert math.isfinite(fine_tuning.best_loss(result))
 
 
 def test_a_recipe_that_refuses_is_no_result(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
