@@ -125,6 +125,11 @@ class StepStatistics:
         """The pathways that have a trainable parameter in the optimizer."""
         return frozenset(scope.pathway for scope in self.scopes)
 
+    @property
+    def sharded(self) -> bool:
+        """Whether a reading adds up over processes, so that all of them must come to it."""
+        return self._shards.sharded
+
     def stop_measuring(self) -> None:
         """After a failure, no window gets another step; where parameters are sharded, each gets NaN instead.
 

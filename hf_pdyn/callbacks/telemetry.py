@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from hf_pdyn.statistics import StepStatistics
 from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class TelemetryCallback(RememberingCallback):
@@ -73,7 +75,14 @@ class TelemetryCallback(RememberingCallback):
             warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
 
     def stop_measuring(self) -> None:
-        """Measure nothing from here on."""
+        """Log nothing from here on. Where parameters are sharded the window stays: others wait for its part."""
+        if self._window is not None and not self._statistics.sharded:
+            self._window = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        super().on_train_end(args, state, control, **kwargs)
         self._window = None
 
     def on_step_begin(
@@ -140,16 +149,30 @@ class TelemetryCallback(RememberingCallback):
             else:
                 self._decay(rates)
 
-    @never_fatal
     def metrics(self, state: TrainerState) -> dict[str, float] | None:
+        return self._metrics(state, self._of_window(lambda window: window.read() if len(window) else None))
+
+    def _of_window(self, read: Callable[[Window], T]) -> T | None:
+        """What it reads of the window, if there is one; also once this callback has given up."""
+        try:
+            return read(self._window) if self._window is not None else None
+        except Exception as error:
+            self._fail(error)
+            return None
+
+    @never_fatal
+    def _fail(self, error: Exception) -> None:
+        raise error
+
+    @never_fatal
+    def _metrics(self, state: TrainerState, reading: Reading | None) -> dict[str, float] | None:
         self._settle()
         # A record of skipped steps alone has nothing but their count, and that one is wanted.
-        if self._window is None or not (len(self._window) or self._skipped_steps > self._logged_skips):
+        if self._window is None or not (reading or self._skipped_steps > self._logged_skips):
             return None
         self._logged_skips = self._skipped_steps
         collected: dict[str, float] = {}
-        if len(self._window):
-            reading = self._window.read()
+        if reading:
             self._count_nonfinite(reading.nonfinite_steps)
             collected = _global_metrics(reading)
             if self.recorder is not None:
@@ -160,11 +183,14 @@ class TelemetryCallback(RememberingCallback):
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
         return collected
 
-    @never_fatal
     def remember(self) -> dict[str, Any] | None:
+        return self._remember(self._of_window(Window.state_dict))
+
+    @never_fatal
+    def _remember(self, window: dict[str, Any] | None) -> dict[str, Any] | None:
         self._settle()
         return {
-            "window": self._window.state_dict() if self._window is not None else None,
+            "window": window,
             "skipped_steps": self._skipped_steps,
             "nonfinite_steps": self._nonfinite_steps,
             "cumulative_decay": dict(self._cumulative_decay),

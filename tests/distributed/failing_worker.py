@@ -33,7 +33,9 @@ def fails_at(call: int, original: Any) -> Any:
 
 
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
-    failing = fails_at(5 if options.pop("fails") else 0, StepStatistics._sums_of_squares)
+    failing = options.pop("fails")
+    statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sums_of_squares)
+    decay = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._decay)
     exponents = Exponents()
     run = trainer(
         out,
@@ -41,11 +43,14 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         per_device_train_batch_size=4,
         max_steps=18,
         logging_steps=3,
+        save_strategy="steps",
+        save_steps=8,
         **options,
     )
     with (
         warnings.catch_warnings(record=True) as caught,
-        mock.patch.object(StepStatistics, "_sums_of_squares", failing),
+        mock.patch.object(StepStatistics, "_sums_of_squares", statistics),
+        mock.patch.object(TelemetryCallback, "_decay", decay),
     ):
         warnings.simplefilter("always")
         run.train()
@@ -54,6 +59,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "steps": run.state.global_step,
         "p": exponents.steps,
         "said": [str(one.message) for one in caught if "stopped measuring" in str(one.message)],
+        "D_w": [record.get("pdyn/D_w") for record in training_logs(run.state.log_history)],
         "nonfinite": [record.get("pdyn/nonfinite_steps") for record in training_logs(run.state.log_history)],
     }
 

@@ -16,13 +16,20 @@ def test_no_process_waits_for_one_that_failed(tmp_path: Path, name: str) -> None
     if reason:
         pytest.skip(reason)
     options = LAUNCHES[name].options
-    cases = {"whole": {**options, "fails": False}, "failing": {**options, "fails": True}}
+    cases = {fails: {**options, "fails": fails} for fails in ("whole", "statistics", "telemetry")}
     first, second = launch(2, "failing_worker", tmp_path / "out", cases)
-    assert first["failing"]["steps"] == second["failing"]["steps"] == 18
-    assert first["failing"]["p"] == second["failing"]["p"]
-    assert [len(rank["failing"]["said"]) for rank in (first, second)] == [0, 1]
+    assert first["statistics"]["steps"] == second["statistics"]["steps"] == 18
+    assert first["statistics"]["p"] == second["statistics"]["p"]
+    assert [len(rank["statistics"]["said"]) for rank in (first, second)] == [0, 1]
     if name == "DDP":  # every process has whole gradients: rank 0 decides by its own
-        assert first["failing"]["p"] == first["whole"]["p"]
+        assert first["statistics"]["p"] == first["whole"]["p"]
         assert len(set(first["whole"]["p"])) > 1
     else:  # from the failure on, no step enters a sum
-        assert first["failing"]["nonfinite"][-1] == 14
+        assert first["statistics"]["nonfinite"][-1] == 14
+
+    # A failure of the callback itself: its metrics end there, the others' do not.
+    assert first["telemetry"]["steps"] == second["telemetry"]["steps"] == 18
+    assert [len(rank["telemetry"]["said"]) for rank in (first, second)] == [0, 1]
+    assert first["telemetry"]["p"] == second["telemetry"]["p"] == first["whole"]["p"]
+    assert first["telemetry"]["D_w"] == first["whole"]["D_w"]
+    assert [value is None for value in second["telemetry"]["D_w"]] == [False] + [True] * 5
