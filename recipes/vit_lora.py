@@ -242,10 +242,7 @@ def default_checkpoint(options: ModelArguments, training_options: TrainingArgume
 @torch.no_grad()
 def check_images_fit(model: PreTrainedModel, images: ProcessedImages) -> None:
     """Raise where the model cannot take an image as its image processor makes it."""
-    try:
-        pixels = images[0]["pixel_values"].unsqueeze(0)
-    except OSError as error:
-        raise RecipeError(f"the images must be readable, got {error}; remove the file, or give it anew") from error
+    pixels = images[0]["pixel_values"].unsqueeze(0)
     try:
         model(pixel_values=pixels.to(model.device, model.dtype))
     except (ValueError, RuntimeError) as error:

@@ -61,7 +61,14 @@ class ProcessedImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = int(self.rows[index])
-        return {"pixel_values": self.to_pixels(self.source.images[row]), "labels": int(self.source.labels[row])}
+        try:
+            pixels = self.to_pixels(self.source.images[row])
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # of a broken PNG, PIL says SyntaxError
+            raise RecipeError(
+                f"the images must be readable, got {error} for image {row} of {len(self.source)}; remove the file, or"
+                " give it anew"
+            ) from error
+        return {"pixel_values": pixels, "labels": int(self.source.labels[row])}
 
     def first(self, count: int | None) -> "ProcessedImages":
         """Return the first ``count`` rows, or all of them for None."""
@@ -196,11 +203,9 @@ def train_and_validation(
 ) -> tuple[ProcessedImages, ProcessedImages]:
     """Return the training and the validation images, each in one fixed random order.
 
-    Without validation images ``validation_fraction`` of every class is held out. Random, since folders come
-    sorted by class; fixed, so that a resumed run has the same split.
+    Without validation images ``validation_fraction``, between 0 and 1, of every class is held out. Random, since
+    folders come sorted by class; fixed, so that a resumed run has the same split.
     """
-    if not 0 < validation_fraction < 1:
-        raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {validation_fraction}")
     random = np.random.default_rng(_SPLIT_SEED)
     if images.validation is not None:
         sources = (images.train, images.validation)
@@ -257,8 +262,13 @@ def _idx_file(folder: Path, name: str) -> Path:
 
 
 def _cifar_names(path: Path, key: str) -> tuple[str, ...]:
-    names = read_cifar_batch(path).get(key, ())
-    return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
+    meta = read_cifar_batch(path)
+    names = meta.get(key)
+    if not isinstance(names, list) or not names:
+        raise RecipeError(
+            f"a CIFAR meta file must hold {key!r}, a list of classes, got {list(meta)} in {str(path)!r}; fetch it again"
+        )
+    return tuple(name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names)
 
 
 def _cifar_batch(path: Path, key: str = "labels") -> tuple[np.ndarray, np.ndarray]:
@@ -285,18 +295,29 @@ def of_splits(name: str, splits: "datasets.DatasetDict", image_column: str, labe
             f" {train.features[image_column]}; its columns are {dict(train.features)}"
         )
     feature = train.features[label_column]
+    if not isinstance(feature, datasets.ClassLabel | datasets.Value):
+        raise RecipeError(
+            f"--label_column must hold one class a row, got {label_column!r} of {name!r}, which is {feature}; its"
+            f" columns are {dict(train.features)}"
+        )
+
+    def labels_of(split: str) -> list[Any]:
+        labels = splits[split].select_columns([label_column])[:][label_column]
+        if None in labels:
+            raise RecipeError(
+                f"--label_column must have a class for every image, got none for {labels.count(None)} of {len(labels)}"
+                f" in the split {split!r} of {name!r}; drop those images"
+            )
+        return labels
+
     is_named = isinstance(feature, datasets.ClassLabel)
-    values = range(feature.num_classes) if is_named else sorted(set(_column(train, label_column)))
+    values = range(feature.num_classes) if is_named else sorted(set(labels_of("train")))
     index = {value: i for i, value in enumerate(values)}
 
     def part(split: str) -> LabelledImages:
-        labels = [index.get(label, -1) for label in _column(splits[split], label_column)]
+        labels = [index.get(label, -1) for label in labels_of(split)]
         return LabelledImages(splits[split][image_column], np.asarray(labels, np.int64))
 
     class_names = tuple(feature.names) if is_named else tuple(str(value) for value in values)
     validation = next((split for split in ("validation", "test") if split in splits), None)
     return checked(ImageSet(name, class_names, part("train"), None if validation is None else part(validation)))
-
-
-def _column(dataset: "datasets.Dataset", name: str) -> list[Any]:
-    return dataset.select_columns([name])[:][name]

@@ -3,6 +3,7 @@
 import gzip
 import pickle
 import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def read_idx(path: Path) -> np.ndarray:
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
     except OSError as error:
         raise RecipeError(f"a data file must be readable, got {str(path)!r} ({error.strerror or error})") from error
-    except (EOFError, struct.error) as error:
+    except (EOFError, struct.error, zlib.error) as error:
         raise RecipeError(f"a data file must be whole, got {str(path)!r} ({error}); fetch it again") from error
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
     if zeros != 0 or kind != _IDX_UINT8 or values.size != np.prod(shape, dtype=np.int64):
@@ -66,4 +67,4 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

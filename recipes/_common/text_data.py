@@ -84,11 +84,9 @@ def train_and_validation(
 ) -> tuple[TokenBlocks, TokenBlocks]:
     """Cut a corpus into training and validation blocks.
 
-    Without validation texts the last ``validation_fraction`` of the blocks is held out: by
+    Without validation texts the last ``validation_fraction``, between 0 and 1, of the blocks is held out: by
     position, since neighbouring blocks of one scene would leak into each other.
     """
-    if not 0 < validation_fraction < 1:
-        raise RecipeError(f"--validation_fraction must lie between 0 and 1, got {validation_fraction}")
     train = blocks_of(corpus.train, tokenizer, block_size)
     if corpus.validation is not None:
         _require(1, train, block_size, f"training text {corpus.name!r}")

@@ -108,6 +108,7 @@ def test_tensorboard_has_every_record_and_nothing_lies_elsewhere(finished: Path,
         (["--p_control", "gradient", "--optim_args", "p=0.9"], "got p=0.9"),
         (["--wd_off", "0.5"], "wd_off has nothing to switch off"),
         (["--resume_from_checkpoint", "nope"], "for the newest, got 'nope'"),
+        (["--validation_fraction", "0"], "--validation_fraction must lie between 0 and 1, got 0.0"),
     ],
 )
 def test_bad_values_are_found_before_any_work(tmp_path: Path, options: list[str], message: str) -> None:

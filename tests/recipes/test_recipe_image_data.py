@@ -1,4 +1,5 @@
 import gzip
+import io
 import json
 import pickle
 import struct
@@ -76,12 +77,6 @@ def test_images_to_validate_on_leave_the_training_images_whole() -> None:
     train, validation = train_and_validation(image_set([0, 1] * 5, own), 0.2, tensor_of)
     assert sorted(indices(train)) == list(range(10))
     assert indices(validation) == [99, 99, 99]
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0])
-def test_validation_fraction_is_checked(fraction: float) -> None:
-    with pytest.raises(RecipeError, match=f"between 0 and 1, got {fraction}"):
-        train_and_validation(image_set([0, 1]), fraction, tensor_of)
 
 
 def test_too_few_images_say_so() -> None:
@@ -168,6 +163,12 @@ def idx(array: np.ndarray) -> bytes:
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
+def damaged(compressed: bytes) -> bytes:
+    """With bytes in the middle that no stream of deflate has."""
+    middle = len(compressed) // 2
+    return compressed[:11] + b"\xff" * 8 + compressed[middle:]
+
+
 def write_fashion(folder: Path, compress: bool = True, labels: int = 10) -> Path:
     for prefix, count in (("train", 12), ("t10k", 6)):
         contents = {
@@ -202,6 +203,7 @@ def test_an_idx_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         ("a", b"\0", "must be whole"),
         ("a.gz", gzip.compress(idx(np.zeros(100, np.uint8)))[:-9], "must be whole"),
         ("a.gz", b"no gzip", "must be readable"),
+        ("a.gz", damaged(gzip.compress(idx(RANDOM.integers(256, size=4000, dtype=np.uint8)))), "must be whole"),
     ],
 )
 def test_a_broken_idx_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -272,6 +274,14 @@ def test_a_broken_cifar_file_is_named(tmp_path: Path, content: bytes, message: s
         cifar10(str(tmp_path))
 
 
+@pytest.mark.parametrize("meta", [{}, {b"fine_label_names": []}, {b"fine_label_names": 7}, {b"label_names": [b"x"]}])
+def test_cifar_classes_without_names_are_named(tmp_path: Path, meta: dict[bytes, Any]) -> None:
+    write_cifar100(tmp_path, 3)
+    (tmp_path / "meta").write_bytes(python2_pickle(meta))
+    with pytest.raises(RecipeError, match=r"must hold 'fine_label_names', a list of classes, got \[.*meta'; fetch"):
+        cifar100(str(tmp_path))
+
+
 def test_a_directory_that_is_not_cifar10_says_so(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--cifar10_dir.*no batches.meta"):
         cifar10(str(tmp_path))
@@ -325,6 +335,66 @@ def test_classes_that_are_text_are_numbered_and_unknown_ones_refused(tmp_path: P
     splits["validation"] = part(["bird"])
     with pytest.raises(RecipeError, match="labels of 'pets' must lie between 0 and 1.*got -1"):
         of_splits("pets", splits, "picture", "kind")
+
+
+@pytest.mark.parametrize("kind", ["text", "classes"])
+def test_an_image_without_a_class_is_named(kind: str) -> None:
+    import datasets
+
+    from _common.image_data import of_splits
+
+    feature = datasets.Value("string") if kind == "text" else datasets.ClassLabel(names=["cat", "dog"])
+    features = datasets.Features({"image": datasets.Image(), "label": feature})
+
+    def part(labels: list[Any]) -> datasets.Dataset:
+        pictures = [Image.new("L", (4, 4), 9)] * len(labels)
+        return datasets.Dataset.from_dict({"image": pictures, "label": labels}, features=features)
+
+    whole, lacking = part(["cat", "dog"]), part(["cat", None, "dog", None])
+    expected = "must have a class for every image, got none for 2 of 4 in the split"
+    with pytest.raises(RecipeError, match=f"{expected} 'train' of 'pets'"):
+        of_splits("pets", datasets.DatasetDict(train=lacking), "image", "label")
+    with pytest.raises(RecipeError, match=f"{expected} 'validation' of 'pets'"):
+        of_splits("pets", datasets.DatasetDict(train=whole, validation=lacking), "image", "label")
+    # Of splits that are not used, nothing is asked.
+    splits = datasets.DatasetDict(train=whole, validation=whole, test=lacking)
+    assert of_splits("pets", splits, "image", "label").train.labels.tolist() == [0, 1]
+
+
+def test_labels_that_are_images_are_refused(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="--label_column must hold one class a row, got 'image' of .* which is Image"):
+        hub_dataset(str(folder), None, "image", "image")
+
+
+@pytest.mark.parametrize("damage", ["no image", "a broken PNG", "a PNG cut off"])
+def test_any_image_that_cannot_be_read_is_named(damage: str) -> None:
+    import datasets
+
+    from _common.image_data import of_splits
+
+    written = io.BytesIO()
+    Image.fromarray(RANDOM.integers(256, size=(64, 64, 3), dtype=np.uint8)).save(written, "PNG")
+    whole = written.getvalue()
+    damaged_ones = {
+        "no image": b"no image",
+        "a broken PNG": whole[:40] + b"\xff" * 8 + whole[48:],
+        "a PNG cut off": whole[:300],
+    }
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    pictures = [{"bytes": content, "path": None} for content in [*[whole] * 4, damaged_ones[damage], whole]]
+    rows = datasets.Dataset.from_dict({"image": pictures, "label": [0, 0, 0, 1, 1, 1]}, features=features)
+    images = of_splits("pets", datasets.DatasetDict(train=rows), "image", "label")
+    train, validation = train_and_validation(images, 0.2, lambda image: torch.tensor(np.asarray(image)))
+    outcomes = {}
+    for part in (train, validation):
+        for place, row in enumerate(part.rows.tolist()):
+            try:
+                outcomes[row] = part[place]["pixel_values"].shape
+            except RecipeError as error:
+                outcomes[row] = str(error)
+    message = outcomes.pop(4)
+    assert message.startswith("the images must be readable, got ") and "for image 4 of 6; remove the file" in message
+    assert outcomes == dict.fromkeys((0, 1, 2, 3, 5), (64, 64, 3))
 
 
 def test_what_is_no_folder_of_classes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

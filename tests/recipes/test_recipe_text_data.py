@@ -75,12 +75,6 @@ def test_too_little_text_says_how_much_is_needed(tokenizer: PreTrainedTokenizerF
         blocks_of([], tokenizer, 0)
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5])
-def test_validation_fraction_is_checked(tokenizer: PreTrainedTokenizerFast, fraction: float) -> None:
-    with pytest.raises(RecipeError, match=f"between 0 and 1, got {fraction}"):
-        train_and_validation(Corpus("t", [TEXT]), tokenizer, 16, fraction)
-
-
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"absent\.txt' .No such file"):
         read_text(tmp_path / "absent.txt")

@@ -283,6 +283,7 @@ def test_the_default_checkpoint_is_made_once_and_changes_no_draw(tmp_path: Path)
         (["--image_folder", "a", "--cifar10_dir", "b"], "--image_folder and --cifar10_dir exclude each other"),
         (["--pretrain_images", "digits"], "must have no image in common.*got 'digits' and 'digits-5-9'"),
         (["--embedded_images", "cats"], "invalid choice: 'cats'"),
+        (["--validation_fraction", "1.0"], "--validation_fraction must lie between 0 and 1, got 1.0"),
         (["--fashion_mnist_dir", "absent"], "--fashion_mnist_dir must hold train-images-idx3-ubyte.gz, got 'absent'"),
         (["--dataset_name", "nobody/nothing"], "--dataset_name must be a dataset that can be loaded"),
         (
