@@ -243,7 +243,8 @@ def _faster(rows: Sequence[Row]) -> Part:
         verdict = statistics.NOT_CONFIRMED
     else:
         verdict = statistics.CONFIRMED if not missed and ratio <= 0.5 else statistics.INCONCLUSIVE
-    return Part(verdict, f"{ratio:.2f} of the baseline's epochs, missed with {missed} of {len(fast)} seeds")
+    told = f"{ratio:.2f} of the baseline's epochs, " if there.any() else ""
+    return Part(verdict, f"{told}missed with {missed} of {len(fast)} seeds")
 
 
 def _asynchronous(rows: Sequence[Row]) -> Part:

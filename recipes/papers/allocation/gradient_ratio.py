@@ -105,7 +105,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             ends.set(xlabel="p", ylabel="G_w / G_b, last epoch")
             figures.logarithmic(ends)
             _heat_map(heat, rows, lr)
-        grid[0, 0].legend(ncols=2)
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(EXPONENTS))
         figures.save(figure, given.directory / "figure.png")
 
 
