@@ -34,8 +34,12 @@ from tests.distributed.launching import ENVIRONMENT, ROOT
 
 SCRIPT = ROOT / "recipes" / "vit_lora.py"
 TINY = {
-    "pretrain_steps": 90,
+    # Enough to learn by far more than seeds, or the roundings of processors, differ.
+    "pretrain_steps": 200,
     "max_steps": 36,
+    "learning_rate": 2e-3,
+    # Adam's 1e-8 would scale the rounding of the key biases' gradients, which are zero, up to whole steps.
+    "adam_epsilon": 1e-6,
     "per_device_train_batch_size": 16,
     "max_validation_images": 128,
     "logging_steps": 3,
@@ -107,8 +111,8 @@ def history(out: Path) -> list[dict[str, Any]]:
 
 
 def test_it_learns(summary: dict[str, Any]) -> None:
-    assert summary["loss_after"] < 0.95 * summary["loss_before"]
-    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.1
+    assert summary["loss_after"] < 0.9 * summary["loss_before"]
+    assert summary["accuracy_after"] > summary["accuracy_before"] + 0.05
 
 
 def test_it_says_what_it_trains_on_and_where_everything_is(printed: str, summary: dict[str, Any]) -> None:
@@ -127,11 +131,10 @@ def test_head_and_backbone_are_told_apart(directory: Path, summary: dict[str, An
     }
     head = sum(value**2 for (layer, _), value in last.items() if layer == "classifier")
     first = next(record for record in history(directory / "out") if "loss" in record)
-    # Means of norms over three steps do not add up in squares exactly.
-    assert sum(value**2 for value in last.values()) == pytest.approx(
-        first["pdyn/D_w"] ** 2 + first["pdyn/D_b"] ** 2, rel=0.05
-    )
-    assert 0 < head < sum(value**2 for value in last.values())
+    # Squares of layers' means over three steps add up to less than those of the mean of all, by what steps differ.
+    together, whole = sum(value**2 for value in last.values()), first["pdyn/D_w"] ** 2 + first["pdyn/D_b"] ** 2
+    assert 0.7 * whole < together <= whole * (1 + 1e-5)
+    assert 0 < head < together
     for part in ("head", "backbone"):
         assert summary[f"{part}_gradient_norm"] > 0
         assert summary[f"{part}_relative_update"] > 0
