@@ -95,7 +95,9 @@ def assert_same(ours: Sequence[Update], expected: Sequence[Update], tolerance: f
     for a, b in zip(ours, expected, strict=True):
         for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
             assert_near(getattr(a, name), getattr(b, name), max(MOMENT, tolerance), name)
-        assert_near(a.theta, b.theta, max(ROUNDING[a.theta.dtype], tolerance), "theta")
+        # The relative error of v counts p times; at p=1/2 it is in PARAMETER.
+        rounding = ROUNDING[a.theta.dtype] * max(1.0, 2 * abs(a.group["p"]))
+        assert_near(a.theta, b.theta, max(rounding, tolerance), "theta")
         torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, equal_nan=True)
 
 
