@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_pdyn import Padam
-from hf_pdyn.updates import Update
+from hf_pdyn.optim.step_work import Update
 
 TEXT = Path(__file__).parents[1] / "recipes" / "data" / "shakespeare_plays.txt.xz"
 STEPS, SETTLED = 150, 20

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from benchmarks import trainer
 from benchmarks.timing import interleaved
-from hf_pdyn.products import AttentionProduct, LoraProduct, Product, find_products
-from hf_pdyn.spectra import singular_values
+from hf_pdyn.measure.attention_lora import AttentionProduct, LoraProduct, Product, find_products
+from hf_pdyn.measure.spectra import singular_values
 
 SHARE = 0.02
 """Of the training time, at most, for measurements at the default interval."""

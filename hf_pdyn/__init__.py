@@ -4,8 +4,7 @@ Importing this package makes `TrainingArguments(optim="padam")` and `--optim pad
 `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted; nothing else happens.
 """
 
-from hf_pdyn import sample_loss
-from hf_pdyn.arguments import PdynArguments
+from hf_pdyn._version import __version__
 from hf_pdyn.callbacks import (
     NonfiniteCallback,
     PControlCallback,
@@ -15,10 +14,12 @@ from hf_pdyn.callbacks import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
+from hf_pdyn.frontend.arguments import PdynArguments
+from hf_pdyn.frontend.registration import register
 from hf_pdyn.grouping import Label, build_param_groups, label_parameters
-from hf_pdyn.optimizer import Padam
-from hf_pdyn.registration import register
-from hf_pdyn.statistics import StepStatistics
+from hf_pdyn.measure import sample_loss
+from hf_pdyn.measure.step_statistics import StepStatistics
+from hf_pdyn.optim.padam import Padam
 
 __all__ = [
     "Label",
@@ -32,11 +33,10 @@ __all__ = [
     "StepStatistics",
     "TelemetryCallback",
     "WeightDecayShutoffCallback",
+    "__version__",
     "build_param_groups",
     "label_parameters",
     "sample_loss",
 ]
-
-__version__ = "0.1.0"
 
 register()

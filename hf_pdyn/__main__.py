@@ -2,7 +2,7 @@
 
 import sys
 
-from hf_pdyn.launcher import launch
+from hf_pdyn.frontend.launcher import launch
 
 if __name__ == "__main__":
     launch(sys.argv[1:])

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from hf_pdyn import __version__
+from hf_pdyn._version import __version__
+from hf_pdyn.frontend.launcher import launch
+from hf_pdyn.frontend.optim_args import STEP_OPTIONS, parse_optim_args
+from hf_pdyn.frontend.registration import labelled_padam
 from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
-from hf_pdyn.launcher import launch
-from hf_pdyn.optim_args import STEP_OPTIONS, parse_optim_args
-from hf_pdyn.registration import labelled_padam
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page

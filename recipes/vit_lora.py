@@ -56,7 +56,7 @@ from _common.run import (
     save_outputs,
 )
 from _common.summary import logged_before, print_paths, print_table, results_of, write_summary
-from hf_pdyn import records
+from hf_pdyn.run_dir import tables
 
 METRICS = Path(__file__).resolve().parent / "metrics"
 
@@ -164,7 +164,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         signals = {}
         if options.pdyn.telemetry == "layers":  # otherwise, rows in the directory are of another run
-            signals = signals_of(records.read(options.training.output_dir, records.LAYERS)[0].to_pylist(), head)
+            signals = signals_of(tables.read(options.training.output_dir, tables.LAYERS)[0].to_pylist(), head)
         results = {
             "accuracy before": logged_before(trainer, "eval_accuracy"),
             "accuracy after": measured["eval_accuracy"],

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_pdyn import Padam, StepStatistics
-from hf_pdyn.windows import Reading
+from hf_pdyn.measure.windows import Reading
 
 Guard = Callable[[], AbstractContextManager[Any]]
 

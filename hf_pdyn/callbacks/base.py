@@ -13,9 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn import run_info
-from hf_pdyn.callbacks.recording import Recorder
-from hf_pdyn.callbacks.run_log import RunLog
+from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.callbacks.run_json_writer import RunLog
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
@@ -26,8 +25,9 @@ from hf_pdyn.integrations.transformers import (
     processes_train_apart,
     watch_mixed_mesh_clipping,
 )
-from hf_pdyn.optimizer import Padam
-from hf_pdyn.schedules import Moment
+from hf_pdyn.optim.padam import Padam
+from hf_pdyn.policy.schedules import Moment
+from hf_pdyn.run_dir import run_json
 
 PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
@@ -133,7 +133,7 @@ class PdynCallback(TrainerCallback):
             # None has refused: only now is what an earlier run left replaced.
             self._run_log = RunLog()
             memory = _memory(state)
-            memory[run_info.ID] = self._run_log.begin(args, state, model, optimizer, ours, memory.get(run_info.ID))
+            memory[run_json.ID] = self._run_log.begin(args, state, model, optimizer, ours, memory.get(run_json.ID))
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """What must be on the disk before the checkpoint of this step is: called in every process."""
@@ -284,7 +284,7 @@ class RememberingCallback(PdynCallback, ABC):
 
 def _memory(state: TrainerState) -> dict[str, Any]:
     """What of ours goes into trainer_state.json, or came from there."""
-    memory: dict[str, Any] = state.stateful_callbacks.setdefault(run_info.MEMORY, {"version": _MEMORY_VERSION})
+    memory: dict[str, Any] = state.stateful_callbacks.setdefault(run_json.MEMORY, {"version": _MEMORY_VERSION})
     return memory
 
 

@@ -11,15 +11,15 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
-from hf_pdyn.callbacks.recording import Recorder
-from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.common.never_fatal import never_fatal
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
-from hf_pdyn.records import DECISIONS
-from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import agreed, first_param
-from hf_pdyn.statistics import StepStatistics
-from hf_pdyn.windows import Window
+from hf_pdyn.measure.step_statistics import StepStatistics
+from hf_pdyn.measure.windows import Window
+from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.run_dir.tables import DECISIONS
+from hf_pdyn.tensors.sharding import agreed, first_param
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class PControlCallback(RememberingCallback):
     D_w and D_b are means of gradient norms before clipping (with clipping active the clipped ones obey
     D_w^2 + D_b^2 = const, and the algorithm would see that instead of the training). Groups whose p was
     set by label in `optim_args` keep it. The next training record has the last decision as
-    `pdyn/control/...`: `branch` is the index in `hf_pdyn.control.BRANCHES`, `decisions` how many there
+    `pdyn/control/...`: `branch` is the index in `hf_pdyn.policy.algorithm1.BRANCHES`, `decisions` how many there
     were since the record before; each is a line of the logger at level INFO.
 
     Args:

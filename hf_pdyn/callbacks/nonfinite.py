@@ -7,11 +7,11 @@ from typing import get_args
 from transformers import TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
-from hf_pdyn.hyperparameters import Nonfinite
+from hf_pdyn.common.errors import check_choice
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.deepspeed import want_one_step_for_all_groups, why_unreadable
-from hf_pdyn.optimizer import Padam
-from hf_pdyn.suggest import check_choice
+from hf_pdyn.optim.hyperparameters import Nonfinite
+from hf_pdyn.optim.padam import Padam
 
 
 class NonfiniteCallback(PdynCallback):

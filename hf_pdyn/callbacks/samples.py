@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
-from hf_pdyn.callbacks.recording import Recorder
-from hf_pdyn.cross_entropy import SampleCrossEntropy, sample_cross_entropy
+from hf_pdyn.callbacks.row_buffer import Recorder
 from hf_pdyn.integrations import probing
 from hf_pdyn.integrations.transformers import log_apart, running_trainer
-from hf_pdyn.records import SAMPLE_LOSSES
-from hf_pdyn.sample_loss import epoch_file, even_spread, summary
-from hf_pdyn.sharding import gathered, own_share
+from hf_pdyn.measure.cross_entropy import SampleCrossEntropy, sample_cross_entropy
+from hf_pdyn.measure.sample_loss import epoch_file, even_spread, summary
+from hf_pdyn.run_dir.tables import SAMPLE_LOSSES
+from hf_pdyn.tensors.sharding import gathered, own_share
 
 
 @dataclass(frozen=True, eq=False)

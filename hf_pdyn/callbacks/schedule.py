@@ -7,9 +7,9 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK, PdynCallback
+from hf_pdyn.common.errors import did_you_mean
 from hf_pdyn.grouping import select
-from hf_pdyn.schedules import Schedule
-from hf_pdyn.suggest import did_you_mean
+from hf_pdyn.policy.schedules import Schedule
 
 
 class ScheduleCallback(PdynCallback):

@@ -9,7 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.grouping import select
-from hf_pdyn.schedules import Moment
+from hf_pdyn.policy.schedules import Moment
 
 _INITIAL = "initial_weight_decay"
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
-from hf_pdyn.callbacks.recording import Recorder
+from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.common.never_fatal import never_fatal
 from hf_pdyn.integrations.transformers import shards_every_parameter
-from hf_pdyn.products import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
-from hf_pdyn.records import LAYERS
-from hf_pdyn.resilience import never_fatal
-from hf_pdyn.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
-from hf_pdyn.spectra import QUANTITIES, summary
+from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
+from hf_pdyn.measure.spectra import QUANTITIES, summary
+from hf_pdyn.run_dir.tables import LAYERS
+from hf_pdyn.tensors.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
 
 
 class SpectralCallback(RememberingCallback):

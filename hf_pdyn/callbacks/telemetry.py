@@ -14,12 +14,12 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
-from hf_pdyn.callbacks.recording import Recorder
+from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.common.never_fatal import never_fatal
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
-from hf_pdyn.records import LAYERS
-from hf_pdyn.resilience import never_fatal
-from hf_pdyn.statistics import StepStatistics
-from hf_pdyn.windows import QUANTITIES, Reading, Scope, Window
+from hf_pdyn.measure.step_statistics import StepStatistics
+from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
+from hf_pdyn.run_dir.tables import LAYERS
 
 logger = logging.getLogger(__name__)
 

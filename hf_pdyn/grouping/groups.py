@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hf_pdyn.common.errors import did_you_mean
 from hf_pdyn.grouping.labels import COMPONENTS, PATHWAYS, Label, Rule, label_parameters
-from hf_pdyn.suggest import did_you_mean
 
 Group = dict[str, Any]
 """An optimizer's parameter group: `params`, and the settings that hold for them."""

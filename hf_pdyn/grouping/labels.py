@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from torch import nn
 
+from hf_pdyn.common.errors import did_you_mean, nearest
 from hf_pdyn.grouping.decide import component_of, pathway_of
 from hf_pdyn.grouping.names import canonical_name
 from hf_pdyn.grouping.site import sites
-from hf_pdyn.suggest import did_you_mean, nearest
 
 PATHWAYS = ("weight", "bias_like")
 COMPONENTS = (

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.patching import replace_once
+from hf_pdyn.optim.clipping import note_clip
 
 
 def wrappers(optimizer: Any) -> Iterator[Any]:

@@ -15,10 +15,10 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.accelerate import wrappers
 from hf_pdyn.integrations.patching import replace_once
-from hf_pdyn.sharding import Piece, declare_shard
+from hf_pdyn.optim.clipping import note_clip
+from hf_pdyn.tensors.sharding import Piece, declare_shard
 
 _ONE_STEP = "one_step_for_all_groups"
 _WAITING = "_hf_pdyn_gradients"

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hf_pdyn.integrations.transformers import shards_every_parameter
-from hf_pdyn.randomness import apart
-from hf_pdyn.sharding import has_fsdp1, is_dtensor
+from hf_pdyn.tensors.rng import apart
+from hf_pdyn.tensors.sharding import has_fsdp1, is_dtensor
 
 _SEED = 0
 """Of what a collator or data set draws (masked tokens, crops): the same after every epoch and in every run."""

@@ -24,11 +24,11 @@ from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 from transformers.trainer_optimizer import OptimizerContext
 from transformers.training_args import OptimizerNames
 
-from hf_pdyn.checkpoints import incompleteness
-from hf_pdyn.clipping import note_clip
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.patching import replace_once
-from hf_pdyn.sharding import local
+from hf_pdyn.optim.clipping import note_clip
+from hf_pdyn.run_dir.checkpoints import incompleteness
+from hf_pdyn.tensors.sharding import local
 
 T = TypeVar("T")
 

@@ -14,12 +14,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hf_pdyn.control import BRANCHES
+from hf_pdyn.measure.sample_loss import hard_samples, jaccard, quantiles
+from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
 from hf_pdyn.report.run import Run, finite_or_none
 from hf_pdyn.report.thinning import evenly, thin
 from hf_pdyn.report.vega import Line, Palette, Spec
-from hf_pdyn.sample_loss import hard_samples, jaccard, quantiles
 
 _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 
 def write_whole(path: Path, content: bytes) -> None:

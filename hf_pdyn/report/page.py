@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from hf_pdyn import __version__
+from hf_pdyn._version import __version__
 from hf_pdyn.report import vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.run import Run
-from hf_pdyn.report.tables import NOTHING, Setting, configuration, final_values
+from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values
 
 _DECISIONS_OF_A_RUN = 200
 

@@ -14,9 +14,9 @@ from typing import Any, TypeGuard
 
 import pyarrow as pa
 
-from hf_pdyn import run_info
-from hf_pdyn.control import BRANCHES
-from hf_pdyn.records import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, Kind, read
+from hf_pdyn.policy.algorithm1 import BRANCHES
+from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.tables import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, Kind, read
 
 _STATE = "trainer_state.json"
 
@@ -206,14 +206,14 @@ def printable(text: str) -> str:
 def _read(path: Path, name: str) -> Run:
     problems: list[str] = []
     try:
-        info = run_info.read(path)
+        info = run_json.read(path)
     except ValueError as error:
         info = None
-        problems.append(f"{run_info.path_of('')} cannot be read: {error}.")
+        problems.append(f"{run_json.path_of('')} cannot be read: {error}.")
     else:
         if info is None:
-            problems.append(f"There is no {run_info.path_of('')}, so the configuration is not known.")
-    state = _read_state(path, (info or {}).get(run_info.ID), problems)
+            problems.append(f"There is no {run_json.path_of('')}, so the configuration is not known.")
+    state = _read_state(path, (info or {}).get(run_json.ID), problems)
     history = _usable(state.get("log_history"), problems)
     if not history and not any("read" in problem for problem in problems):
         problems.append(
@@ -252,7 +252,7 @@ def _read_state(path: Path, run_id: object, problems: list[str]) -> dict[str, An
         state = _json_object(file, path, problems)
         if state is None:
             continue
-        if run_id and run_info.id_in(state) not in (None, run_id):
+        if run_id and run_json.id_in(state) not in (None, run_id):
             foreign.append(str(file.relative_to(path)))
             continue
         candidates.append(state)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pdyn.report.run import Run
-from hf_pdyn.report.tables import configuration, final_values
+from hf_pdyn.report.summary import configuration, final_values
 
 _SIDE_BY_SIDE = 4
 _WIDEST = 40

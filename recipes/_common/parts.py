@@ -33,7 +33,7 @@ def signals_of(rows: Iterable[Mapping[str, Any]], head: Collection[str]) -> dict
     """Return the signal of each of PARTS by optimizer step.
 
     Args:
-        rows: of ``hf_pdyn.records.LAYERS``.
+        rows: of ``hf_pdyn.run_dir.tables.LAYERS``.
         head: the model's children that are its head; every other layer is the backbone.
     """
     squares: dict[int, dict[tuple[str, str], float]] = {}

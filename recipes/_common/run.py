@@ -13,7 +13,8 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, trainer_utils
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
-from hf_pdyn import PdynArguments, records
+from hf_pdyn import PdynArguments
+from hf_pdyn.run_dir import tables
 
 from .config_file import RecipeParser
 from .entry_point import DivergedError, RecipeError
@@ -146,8 +147,8 @@ def save_outputs(trainer: Trainer, model_directory: str) -> dict[str, Path]:
     for callback in trainer.callback_handler.callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is not None:
             paths["tensorboard"] = Path(callback.logging_dir).resolve()
-    if (output_dir / records.FOLDER).is_dir():
-        paths["records"] = output_dir / records.FOLDER
+    if (output_dir / tables.FOLDER).is_dir():
+        paths["records"] = output_dir / tables.FOLDER
     paths["summary"] = output_dir / "summary.json"
     return paths
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import Trainer
 
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 from .lora import count_parameters
 

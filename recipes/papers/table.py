@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # for _common
 
 from _claims import verdict
 from _claims.verdict import Verdict
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
 HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|"

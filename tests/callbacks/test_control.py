@@ -7,7 +7,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_pdyn import Padam, PControlCallback, ScheduleCallback, TelemetryCallback, build_param_groups
-from hf_pdyn.control import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
 from tests.training import gpt2, trainer, training_logs
 
 CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)

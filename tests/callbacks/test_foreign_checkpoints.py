@@ -19,7 +19,7 @@ from hf_pdyn import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
-from hf_pdyn.control import ControlConfig
+from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.training import gpt2, saved_state, trainer, training_logs
 
 CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)

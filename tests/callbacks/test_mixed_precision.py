@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback
-from hf_pdyn.control import ControlConfig, ControlState, next_p
+from hf_pdyn.policy.algorithm1 import ControlConfig, ControlState, next_p
 from tests.callbacks.test_telemetry import Recorder
 from tests.training import gpt2, saved_state, token_blocks, trainer, training_logs
 

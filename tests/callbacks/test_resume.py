@@ -12,7 +12,7 @@ from packaging.version import Version
 from transformers import Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
-from hf_pdyn.control import ControlConfig
+from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.training import saved_state, trainer, training_logs
 
 CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)

@@ -23,10 +23,11 @@ from transformers import (
     TrainerCallback,
 )
 
-from hf_pdyn import SampleLossCallback, TelemetryCallback, run_info
+from hf_pdyn import SampleLossCallback, TelemetryCallback
 from hf_pdyn.callbacks.samples import _lengths_of_all
-from hf_pdyn.records import SAMPLE_LOSSES, read
-from hf_pdyn.sample_loss import epochs, read_epoch
+from hf_pdyn.measure.sample_loss import epochs, read_epoch
+from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read
 from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
 
 
@@ -78,7 +79,7 @@ def test_another_train_set_is_measured_in_place_of_the_trainers(tmp_path: Path) 
     measured = read_epoch(tmp_path, "train")
     assert measured.index.tolist() == list(range(9))
     assert measured.loss == pytest.approx(one_by_one(run.model, clean), rel=1e-6)
-    (recorded,) = run_info.read(tmp_path)["starts"][0]["callbacks"]
+    (recorded,) = run_json.read(tmp_path)["starts"][0]["callbacks"]
     assert recorded == {"name": "SampleLossCallback", "train_probe": None, "test_probe": 0, "train_set": "Dataset"}
 
 
@@ -431,7 +432,7 @@ def test_an_epoch_that_ended_early_is_replaced_by_the_whole_one(tmp_path: Path) 
 
 
 def test_many_rows_are_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_pdyn.callbacks.recording._FLUSH_AT", 5)
+    monkeypatch.setattr("hf_pdyn.callbacks.row_buffer._FLUSH_AT", 5)
     trainer(tmp_path, callbacks=[SampleLossCallback()], max_steps=8).train()
     assert files(tmp_path) == ["epoch-0001.parquet"] and len(read_epoch(tmp_path, "train").loss) == 64
 

@@ -15,9 +15,9 @@ from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from hf_pdyn import SpectralCallback, TelemetryCallback
-from hf_pdyn.products import AttentionProduct, find_products
-from hf_pdyn.records import LAYERS, read
-from hf_pdyn.spectra import QUANTITIES
+from hf_pdyn.measure.attention_lora import AttentionProduct, find_products
+from hf_pdyn.measure.spectra import QUANTITIES
+from hf_pdyn.run_dir.tables import LAYERS, read
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer
 
 KINDS_OF_GPT2 = ("attention", "attention_heads")

@@ -22,7 +22,7 @@ from hf_pdyn import (
     label_parameters,
 )
 from hf_pdyn.callbacks.base import Run
-from hf_pdyn.records import LAYERS, read
+from hf_pdyn.run_dir.tables import LAYERS, read
 from tests.synchronisation import meta_guard
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 
@@ -269,7 +269,7 @@ def test_a_failing_measurement_does_not_end_the_training(tmp_path: Path, monkeyp
     def fail(*args: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr("hf_pdyn.statistics.kernels.two_norms", fail)
+    monkeypatch.setattr("hf_pdyn.measure.step_statistics.norms.two_norms", fail)
     run = trainer(tmp_path, optim="sgd", callbacks=[TelemetryCallback()])
     with pytest.warns(UserWarning, match="hf_pdyn stopped measuring this run: RuntimeError: out of luck"):
         run.train()

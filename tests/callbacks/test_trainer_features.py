@@ -13,7 +13,7 @@ from packaging.version import Version
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
-from hf_pdyn.control import ControlConfig, ControlState, next_p
+from hf_pdyn.policy.algorithm1 import ControlConfig, ControlState, next_p
 from tests.callbacks.test_mixed_precision import InOrder
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 

@@ -18,8 +18,8 @@ from transformers import GPT2LMHeadModel, Trainer
 
 from hf_pdyn import Padam, StepStatistics, build_param_groups
 from hf_pdyn.integrations.transformers import watch_mixed_mesh_clipping
-from hf_pdyn.sharding import agreed
-from hf_pdyn.windows import Scope
+from hf_pdyn.measure.windows import Scope
+from hf_pdyn.tensors.sharding import agreed
 from tests.distributed.leaving import leave
 from tests.training import gpt2, token_blocks
 

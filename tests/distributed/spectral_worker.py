@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from hf_pdyn import SpectralCallback
-from hf_pdyn.products import AttentionProduct
-from hf_pdyn.records import LAYERS, read
+from hf_pdyn.measure.attention_lora import AttentionProduct
+from hf_pdyn.run_dir.tables import LAYERS, read
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import GLOBAL_BATCH, build, kinds

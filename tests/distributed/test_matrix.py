@@ -8,7 +8,7 @@ import pytest
 import transformers
 from packaging.version import Version
 
-from hf_pdyn.control import ControlState, next_p
+from hf_pdyn.policy.algorithm1 import ControlState, next_p
 from tests.distributed.matrix import CASES, LAUNCHES, TOLERANCE, difference, why_impossible
 from tests.distributed.trainer_worker import CONTROL, INTERVAL
 

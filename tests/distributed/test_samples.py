@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_pdyn.records import SAMPLE_LOSSES
-from hf_pdyn.sample_loss import epochs, read_epoch
+from hf_pdyn.measure.sample_loss import epochs, read_epoch
+from hf_pdyn.run_dir.tables import SAMPLE_LOSSES
 from tests.distributed.launching import launch
 from tests.distributed.matrix import LAUNCHES, TOLERANCE, why_impossible
 from tests.distributed.samples_worker import train

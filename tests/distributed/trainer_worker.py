@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
 from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
-from hf_pdyn.control import ControlConfig
+from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.training import gpt2, trainer

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_pdyn import Padam, plain
-from hf_pdyn.fused import gpu
-from hf_pdyn.sharding import Piece
-from hf_pdyn.updates import SUMS, StepSums, Task
-from tests.fused.comparison import (
+from hf_pdyn import Padam
+from hf_pdyn.optim import tensor_step
+from hf_pdyn.optim.fused import gpu
+from hf_pdyn.optim.step_work import SUMS, StepSums, Task
+from hf_pdyn.tensors.sharding import Piece
+from tests.optim.fused.comparison import (
     DEFAULTS,
     EVERYTHING,
     EXPONENTS,
@@ -43,7 +44,7 @@ def test_a_measured_step_is_the_plain_one_and_its_sums_are_float64_s(p: float, s
     before = [update_of(group, numel, seed=numel, device="cuda") for numel in (0, 1, 300, 4096, 100_003)]
     ours, expected = [list(map(copy_of, before)) for _ in range(2)]
     sums = gpu.advance(ours, EVERYTHING)
-    plain.advance(expected, STEP)
+    tensor_step.advance(expected, STEP)
     assert_same(ours, expected)
     assert_sums(sums, before, ours, MEASURED)
 
@@ -56,7 +57,7 @@ def test_large_tensors_of_every_dtype(theta_type: torch.dtype, grad_type: torch.
     before = update_of(DEFAULTS, 10_000_000, **options)
     start, expected = copy_of(before), copy_of(before)
     sums = gpu.advance([before], EVERYTHING)
-    plain.advance([expected], STEP)
+    tensor_step.advance([expected], STEP)
     assert_same([before], [expected])
     assert_sums(sums, [start], [before], MEASURED)
 
@@ -70,7 +71,7 @@ def test_nan_infinity_and_subnormal_numbers_appear_where_they_do_in_the_plain_st
     for before in special_updates(eps=eps, p=p, bias_correction=bias_correction, device="cuda"):
         ours, expected = [copy_of(before)], [copy_of(before)]
         gpu.advance(ours, STEP)
-        plain.advance(expected, STEP)
+        tensor_step.advance(expected, STEP)
         assert_same(ours, expected, SPECIAL)
 
 
@@ -168,7 +169,7 @@ def test_a_measured_step_is_the_same_step_and_sums_what_norms_say(options: str) 
 
 def compilations() -> int:
     """How many kernels of a step this process knows; Triton keeps them by device."""
-    from hf_pdyn.fused import triton_kernels
+    from hf_pdyn.optim.fused import triton_kernels
 
     kernel = triton_kernels.step_chunk
     if hasattr(kernel, "device_caches"):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from hf_pdyn import Padam, StepStatistics
-from hf_pdyn.sharding import Shards, declare_shard
+from hf_pdyn.tensors.sharding import Shards, declare_shard
 from tests.distributed import matrix
 from tests.synchronisation import STEPS, cuda_guard, gradients, model_on
 

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from hf_pdyn import kernels
-from tests.test_kernels import SUM_TOLERANCE
-from tests.test_optimizer import VARIANTS, assert_follows_the_scalar_reference
+from hf_pdyn.tensors import norms
+from tests.optim.test_equation import SUM_TOLERANCE
+from tests.optim.test_padam import VARIANTS, assert_follows_the_scalar_reference
 
 pytestmark = pytest.mark.gpu
 
@@ -53,9 +53,9 @@ def test_two_norms_equal_float64(numel: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(n, generator=generator).to("cuda", dtype) for n in (numel, 100)]
     expected = torch.stack([tensor.double().norm() for tensor in tensors])
-    norms = kernels.two_norms(tensors)
-    assert norms.is_cuda
-    torch.testing.assert_close(norms, expected, rtol=SUM_TOLERANCE, atol=0)
+    found = norms.two_norms(tensors)
+    assert found.is_cuda
+    torch.testing.assert_close(found, expected, rtol=SUM_TOLERANCE, atol=0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -67,11 +67,11 @@ def test_holds_nonfinite_sees_one_element_anywhere(dtype: torch.dtype, value: fl
     tensors = [torch.full((n,), largest, dtype=dtype, device=device) for n in (1, 300, 200_000)]
     tensors.append(torch.ones(5, device=device))  # of another dtype in two of three cases
     tensors.append(torch.empty(0, dtype=dtype, device=device))
-    assert kernels.holds_nonfinite(tensors, device).item() == 0.0  # whose sum of squares overflows
+    assert norms.holds_nonfinite(tensors, device).item() == 0.0  # whose sum of squares overflows
     for tensor in tensors:
         for place in {0, tensor.numel() // 2, tensor.numel() - 1} if tensor.numel() else ():
             kept = tensor[place].clone()
             tensor[place] = value
-            assert kernels.holds_nonfinite(tensors, device).item() == 1.0
+            assert norms.holds_nonfinite(tensors, device).item() == 1.0
             tensor[place] = kept
-    assert kernels.holds_nonfinite(tensors, device).item() == 0.0
+    assert norms.holds_nonfinite(tensors, device).item() == 0.0

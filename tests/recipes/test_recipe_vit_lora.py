@@ -29,7 +29,8 @@ from transformers import (
 from _common.entry_point import RecipeError
 from _common.lora import LoraArguments, add_lora, trainable_names
 from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint, write_processor
-from hf_pdyn import label_parameters, records
+from hf_pdyn import label_parameters
+from hf_pdyn.run_dir import tables
 from tests.distributed.launching import ENVIRONMENT, ROOT
 
 SCRIPT = ROOT / "recipes" / "vit_lora.py"
@@ -124,7 +125,7 @@ def test_it_says_what_it_trains_on_and_where_everything_is(printed: str, summary
 
 
 def test_head_and_backbone_are_told_apart(directory: Path, summary: dict[str, Any]) -> None:
-    rows = records.read(directory / "out", records.LAYERS)[0].to_pylist()
+    rows = tables.read(directory / "out", tables.LAYERS)[0].to_pylist()
     assert {row["part"] for row in rows if row["layer"] == "classifier"} == {"weight", "bias_like"}
     last = {
         (row["layer"], row["part"]): row["value"] for row in rows if row["name"] == "grad_norm" and row["step"] == 3

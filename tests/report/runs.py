@@ -12,9 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_pdyn import run_info
-from hf_pdyn.control import BRANCHES
-from hf_pdyn.records import DECISIONS, LAYERS, SAMPLE_LOSSES, Kind, RecordWriter
+from hf_pdyn.policy.algorithm1 import BRANCHES
+from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, SAMPLE_LOSSES, Kind, RecordWriter
 
 LAYER_NAMES = ("transformer.h.0.attn", "transformer.h.2.attn", "transformer.h.10.attn")
 
@@ -42,7 +42,7 @@ def make_run(
         if i % 4 == 3:
             history.append({"step": step, "epoch": step / 40, "eval_loss": 3 / (i + 1), "eval_runtime": 0.5})
     if info:
-        run_info.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
+        run_json.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
     write_state(directory, history, run_id_of(directory), global_step=max(steps, default=0), max_steps=every * records)
     _write_records(directory, LAYERS, [row for step in steps for row in _layer_rows(step, layers, rng, spectra)])
     _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
@@ -61,7 +61,7 @@ def make_run(
     ]
     _write_records(directory, SAMPLE_LOSSES, losses)
     if info and finished:
-        run_info.write_finish(directory, every * records)
+        run_json.write_finish(directory, every * records)
     return directory
 
 
@@ -76,7 +76,7 @@ def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_argument
 
 
 def run_id_of(directory: Path) -> str | None:
-    return (run_info.read(directory) or {}).get("run")
+    return (run_json.read(directory) or {}).get("run")
 
 
 def write_state(directory: Path, history: list[Any], run_id: str | None = None, **state: Any) -> Path:

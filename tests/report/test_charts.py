@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hf_pdyn.records import LAYERS, RecordWriter
+from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
 from hf_pdyn.report import charts as report_charts
 from hf_pdyn.report.charts import Chart, Section, natural, sections
 from hf_pdyn.report.run import read_runs
-from hf_pdyn.report.tables import configuration, final_values
+from hf_pdyn.report.summary import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
-from hf_pdyn.sample_loss import hard_sample_overlap, read_epoch
+from hf_pdyn.run_dir.tables import LAYERS, RecordWriter
 from tests.report.runs import diverge, make_run, write_state
 
 

@@ -87,7 +87,7 @@ def test_a_failed_page_leaves_the_one_before(
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_pdyn.files.os.replace", fail)
+    monkeypatch.setattr("hf_pdyn.common.atomic.os.replace", fail)
     assert "No space left on device" in refused(capsys, "report", run, "-o", output)
     assert output.read_text() == "before" and {path.name for path in tmp_path.iterdir()} == {"run", "page.html"}
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from hf_pdyn import run_info
 from hf_pdyn.report.page import page
 from hf_pdyn.report.run import read_runs
+from hf_pdyn.run_dir import run_json
 from tests.report.runs import cut_off, diverge, make_run, start, write_state
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -272,6 +272,6 @@ def test_pages_of_odd_runs(browser: Any, tmp_path: Path, make: Any) -> None:
 def test_a_setting_cannot_end_the_data(tmp_path: Path) -> None:
     """No browser: nothing but our own elements is in the source."""
     run = make_run(tmp_path / "a", records=1, info=False)
-    run_info.write_start(run, 0, start(note="</script><img src=x onerror=alert(1)>"))
+    run_json.write_start(run, 0, start(note="</script><img src=x onerror=alert(1)>"))
     source = page(read_runs([run]))
     assert "<img src=x" not in source and source.count("</script>") == 3

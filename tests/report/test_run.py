@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from hf_pdyn import run_info
-from hf_pdyn.records import DECISIONS, LAYERS
 from hf_pdyn.report.run import Series, read_runs
-from hf_pdyn.report.tables import configuration
+from hf_pdyn.report.summary import configuration
+from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.tables import DECISIONS, LAYERS
 from tests.report.runs import cut_off, make_run, run_id_of, start, write_state
 
 
@@ -113,7 +113,7 @@ def test_an_unfinished_run_is_known_by_its_run_json(tmp_path: Path) -> None:
 
 def test_a_resume_with_other_settings_is_named(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", finished=False)
-    run_info.write_start(path, 60, start(learning_rate=0.5, resume_from_checkpoint="x"))
+    run_json.write_start(path, 60, start(learning_rate=0.5, resume_from_checkpoint="x"))
     (run,) = read_runs([path])
     assert run.problems == ("It was resumed at step 60 with other settings: learning_rate.",)
     assert [line.split()[0] for line in run.log] == ["started", "resumed"]
@@ -126,7 +126,7 @@ def test_odd_values_in_run_json_are_no_traceback(tmp_path: Path) -> None:
         "starts": [{"step": "x", "callbacks": 3, "model": [1], "training_arguments": None}],
         "finished": 3,
     }
-    run_info.path_of(path).write_text(json.dumps(odd))
+    run_json.path_of(path).write_text(json.dumps(odd))
     (run,) = read_runs([path])
     assert run.finished is False and run.log == ("started at an unknown time",)
 
@@ -149,7 +149,7 @@ def test_what_an_earlier_run_left_is_not_shown(tmp_path: Path) -> None:
     """A new run in a used directory, killed before it wrote a state: no old state counts, no old checkpoint."""
     path = make_run(tmp_path / "run")
     write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], run_id_of(path), global_step=90, max_steps=120)
-    new = run_info.write_start(path, 0, start())
+    new = run_json.write_start(path, 0, start())
     (run,) = read_runs([path])
     assert run.history == () and run.step is None
     assert "Another run in this directory left" in run.problems[0] and "checkpoint-90" in run.problems[0]
@@ -174,9 +174,9 @@ def test_a_state_without_an_id_is_the_run_s_own(tmp_path: Path) -> None:
     write_state(path / "checkpoint-90", [{"step": 90, "loss": 1.0}], global_step=90, max_steps=120)
     (run,) = read_runs([path])
     assert run.step == 90 and run.problems == ()
-    info = json.loads(run_info.path_of(path).read_text())
+    info = json.loads(run_json.path_of(path).read_text())
     del info["run"]
-    run_info.path_of(path).write_text(json.dumps(info))
+    run_json.path_of(path).write_text(json.dumps(info))
     write_state(path / "checkpoint-100", [{"step": 100, "loss": 1.0}], "x", global_step=100, max_steps=120)
     (run,) = read_runs([path])
     assert run.step == 100 and run.problems == ()
@@ -186,15 +186,15 @@ def test_the_order_of_callbacks_is_no_setting(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a", finished=False)
     callbacks = [{"name": "ScheduleCallback", "field": field} for field in ("p", "eps")]
     for step, order in ((0, callbacks), (60, callbacks[::-1])):
-        run_id = run_info.write_start(path, step, start() | {"callbacks": order})
+        run_id = run_json.write_start(path, step, start() | {"callbacks": order})
     write_state(path, [{"step": 60}], run_id, global_step=60)
     (run,) = read_runs([path])
     assert run.problems == ()
     other = make_run(tmp_path / "b", info=False)
-    run_info.write_start(other, 0, start() | {"callbacks": callbacks})
+    run_json.write_start(other, 0, start() | {"callbacks": callbacks})
     settings = {setting.name: setting for setting in configuration(read_runs([path, other]))}
     assert not settings["ScheduleCallback.field"].differs and not settings["ScheduleCallback #2.field"].differs
-    run_info.write_start(path, 90, start() | {"callbacks": callbacks[:1]})
+    run_json.write_start(path, 90, start() | {"callbacks": callbacks[:1]})
     (run,) = read_runs([path])
     assert run.problems == ("It was resumed at step 90 with other settings: callbacks.",)
 
@@ -211,6 +211,6 @@ def test_numbers_beyond_any_float_are_named(tmp_path: Path) -> None:
 
 def test_a_run_json_that_is_nested_too_deeply_is_damaged(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a")
-    run_info.path_of(path).write_text("[" * 100_000)
+    run_json.path_of(path).write_text("[" * 100_000)
     (run,) = read_runs([path])
     assert run.step == 120 and "run.json cannot be read" in run.problems[0]

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
 from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
-from hf_pdyn.control import ControlConfig
+from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.matrix import LAUNCHES
 from tests.distributed.trainer_worker import full_weights

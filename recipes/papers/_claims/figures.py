@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 _STYLE: dict[str, Any] = {
     "figure.dpi": 110,

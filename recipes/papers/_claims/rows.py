@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from _common.entry_point import RecipeError
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 from .processes import world_size
 

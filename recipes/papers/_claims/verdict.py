@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 from .rows import without_nan
 

@@ -23,7 +23,7 @@ from _claims.rows import Row, chosen
 from _claims.training import SPLITS
 from _claims.verdict import Verdict
 from _fixed_p import EXPONENTS, PAPERS_RATES
-from hf_pdyn.sample_loss import jaccard
+from hf_pdyn.measure.sample_loss import jaccard
 
 NAME = "hard_samples"
 RULE = (

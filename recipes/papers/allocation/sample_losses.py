@@ -19,7 +19,7 @@ from _claims.rows import Row
 from _claims.training import TABLE_2
 from _claims.verdict import Verdict
 from _fixed_p import EXPONENTS, PAPERS_RATES, by_p
-from hf_pdyn.files import replacing
+from hf_pdyn.common.atomic import replacing
 
 NAME = "sample_losses"
 FALL, RISE = ("p50",), ("p95", "p99")

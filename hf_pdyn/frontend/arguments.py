@@ -1,0 +1,214 @@
+"""`PdynArguments`: the plugin's options for an HfArgumentParser, and the callbacks they stand for."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import get_args
+
+from transformers import TrainerCallback, TrainingArguments
+
+from hf_pdyn.callbacks import (
+    NonfiniteCallback,
+    PControlCallback,
+    SampleLossCallback,
+    ScheduleCallback,
+    SpectralCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
+from hf_pdyn.common.errors import check_choice, did_you_mean
+from hf_pdyn.frontend.optim_args import OptimArgs, parse_optim_args
+from hf_pdyn.frontend.registration import DEFAULT_P, OPTIMIZER_NAME
+from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.optim.hyperparameters import Nonfinite
+from hf_pdyn.policy.algorithm1 import ControlConfig
+from hf_pdyn.policy.schedules import Schedule
+
+_TELEMETRY = ("none", "global", "layers")
+_P_CONTROL = ("none", "gradient")
+_ONLY_WITH = {
+    "p_control": ("p_min", "p_max", "p_step", "p_threshold", "p_interval"),
+    "wd_off": ("wd_on", "wd_off_labels"),
+    "sample_losses": ("sample_losses_test",),
+}
+"""Options that only mean something once another one is set."""
+
+
+@dataclass
+class PdynArguments:
+    """What to watch and steer. Moments of training: 200 (steps), 0.5 (fraction), epoch:2."""
+
+    telemetry: str = field(
+        default="global",
+        metadata={"help": "pdyn/ metrics in every log record: none, global, or layers (also for every layer)."},
+    )
+    telemetry_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "Take update norms, second moments and N_p every so many steps (default: once a log record)."
+        },
+    )
+    spectra: str = field(
+        default="none",
+        metadata={
+            "help": "How often nuclear / Frobenius norm and ranks of attention's K^T Q and LoRA's B A are measured: "
+            "none, epoch, or a number of optimizer steps."
+        },
+    )
+    p_control: str = field(
+        default="none", metadata={"help": "gradient: Algorithm 1 moves p by the gradients of weights and biases."}
+    )
+    p_min: float = field(default=ControlConfig.p_min, metadata={"help": "Smallest p that control may choose."})
+    p_max: float = field(default=ControlConfig.p_max, metadata={"help": "Largest p that control may choose."})
+    p_step: float = field(default=ControlConfig.p_step, metadata={"help": "alpha_p: how far one decision moves p."})
+    p_threshold: float = field(
+        default=ControlConfig.threshold,
+        metadata={"help": "tau_b > 1: a D_b above this multiple of its minimum lowers p."},
+    )
+    p_interval: str = field(
+        default="epoch", metadata={"help": "How often control decides: epoch, or a number of optimizer steps."}
+    )
+    p_schedule: str | None = field(
+        default=None,
+        metadata={"help": "p over training: linear:0.45..0.35, cosine:0.6..0.5@0.2..0.8, step:0.5,0.4@0.5."},
+    )
+    schedule: list[str] | None = field(
+        default=None,
+        metadata={"help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0."},
+    )
+    wd_off: str | None = field(
+        default=None, metadata={"help": "Weight decay is off from here on: 0.5, 200 or epoch:2."}
+    )
+    wd_on: str | None = field(
+        default=None, metadata={"help": "Weight decay is on again from here: 0.8, 300 or epoch:3."}
+    )
+    wd_off_labels: list[str] | None = field(
+        default=None, metadata={"help": "Pathways or components whose decay is switched off (default: all)."}
+    )
+
+    nonfinite: str = field(
+        default="apply",
+        metadata={"help": "skip: padam leaves out a step whose gradients hold NaN or infinity, with no scaler too."},
+    )
+
+    sample_losses: int = field(
+        default=0,
+        metadata={"help": "After every epoch, record the loss of N training samples and of the test set (0: off)."},
+    )
+    sample_losses_test: int | None = field(
+        default=None, metadata={"help": "Of the test set, record N samples only (default: all)."}
+    )
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for options that cannot be meant, before anything is built."""
+        check_choice("telemetry", self.telemetry, _TELEMETRY)
+        check_choice("p_control", self.p_control, _P_CONTROL)
+        check_choice("nonfinite", self.nonfinite, get_args(Nonfinite))
+        self._check_companions()
+        for name in ("sample_losses", "sample_losses_test"):
+            count = getattr(self, name)
+            if count is not None and count < 0:
+                raise ValueError(f"{name} must be a number of samples >= 0, got {count}.")
+        for label in self.wd_off_labels or ():
+            check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
+        moved = [scheduled.field for scheduled in self._schedules()]
+        if self.p_control != "none" and "p" in moved:
+            raise ValueError(
+                "p_control and a schedule of p would both write p. Drop one of --p_control and --p_schedule."
+            )
+        if self.wd_off is not None and "weight_decay" in moved:
+            raise ValueError(
+                "wd_off and a schedule of weight_decay would both write it. Write the shutoff into the schedule "
+                "(step:0.1,0@0.5), or drop one of them."
+            )
+        self.callbacks()
+
+    def check(self, args: TrainingArguments) -> None:
+        """Raise ValueError for what cannot be meant beside `args`, before a model is loaded.
+
+        What needs the model or the length of training is checked when training begins.
+        """
+        is_padam = args.optim == OPTIMIZER_NAME
+        optim_args = parse_optim_args(args.optim_args) if is_padam else OptimArgs()
+        moves_p = self.p_control != "none" or any(scheduled.field == "p" for scheduled in self._schedules())
+        if moves_p and not is_padam:
+            raise ValueError(
+                "p_control and schedules of p move the exponent of Padam, got "
+                f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop them."
+            )
+        if self.nonfinite != "apply" and not is_padam:
+            raise ValueError(
+                "nonfinite says what Padam does with a step, got "
+                f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop it."
+            )
+        if self.p_control != "none":
+            self._control_config().check_start(optim_args.settings.get("p", DEFAULT_P))
+        decays = args.weight_decay > 0 or any(override.field == "weight_decay" for override in optim_args.overrides)
+        if self.wd_off is not None and not decays:
+            raise ValueError("wd_off has nothing to switch off: weight_decay is 0. Set --weight_decay, or drop it.")
+
+    def callbacks(self) -> list[TrainerCallback]:
+        """Fresh callbacks for one Trainer."""
+        callbacks: list[TrainerCallback] = list(self._schedules())
+        if self.wd_off is not None:
+            callbacks.append(WeightDecayShutoffCallback(self.wd_off, self.wd_on, self.wd_off_labels))
+        if self.nonfinite == "skip":
+            callbacks.append(NonfiniteCallback("skip"))
+        if self.p_control == "gradient":
+            callbacks.append(PControlCallback(self._control_config(), _interval("p_interval", self.p_interval)))
+        if self.telemetry != "none":
+            callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
+        if self.spectra != "none":
+            callbacks.append(SpectralCallback(_interval("spectra", self.spectra, "none")))
+        if self.sample_losses:
+            callbacks.append(SampleLossCallback(self.sample_losses, self.sample_losses_test))
+        return callbacks
+
+    def _control_config(self) -> ControlConfig:
+        return ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)
+
+    def _schedules(self) -> list[ScheduleCallback]:
+        schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
+        for item in self.schedule or ():
+            key, equals, text = item.partition("=")
+            if not equals:
+                raise ValueError(f"schedule takes FIELD[.LABEL]=SCHEDULE, got {item!r}.")
+            name, dot, label = key.partition(".")
+            if dot:
+                check_choice("schedule's label", label, (*PATHWAYS, *COMPONENTS))
+            schedules.append(ScheduleCallback(name, Schedule.parse(text), label if dot else None))
+        targets = [(schedule.field, schedule.label) for schedule in schedules]
+        for target in targets:
+            if targets.count(target) > 1:
+                raise ValueError(f"{'.'.join(filter(None, target))} has two schedules. Keep one.")
+        return schedules
+
+    def _check_companions(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for leader, companions in _ONLY_WITH.items():
+            if getattr(self, leader) != defaults[leader]:
+                continue
+            given = [name for name in companions if getattr(self, name) != defaults[name]]
+            if given:
+                example = {"p_control": "--p_control gradient", "sample_losses": "--sample_losses 1000"}.get(
+                    leader, f"--{leader}"
+                )
+                raise ValueError(f"{', '.join(given)} would have no effect: set {example} too, or drop it.")
+        if self.telemetry == "none" and self.telemetry_every is not None:
+            raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")
+
+
+def _interval(option: str, text: str | int, *others: str) -> int | str:
+    if text == "epoch":
+        return "epoch"
+    try:
+        steps = int(text)
+    except ValueError:
+        steps = 0
+    if steps < 1:
+        raise ValueError(
+            f"{option} must be {', '.join([*others, 'epoch'])} or a number of optimizer steps >= 1, got {text!r}."
+            f"{did_you_mean(str(text), ['epoch', *others])}"
+        )
+    return steps

@@ -1,0 +1,1 @@
+"""What training does to gradients, updates, weights and single samples."""

@@ -1,0 +1,334 @@
+"""What an optimizer's steps do to weights and to bias-like parameters, measured beside the update.
+
+`StepStatistics` watches any torch optimizer through step hooks. After each step it reduces the gradients to
+one small row of sums of squares on the device; nothing is moved to the host, nor combined between processes,
+until a `Window` is read. Costlier quantities (update, parameter and perturbed norms, second moments) are
+taken on the steps announced with `measure_next_step`.
+
+Definitions follow *Information allocation dynamics* (IAD) Eq. 31: D_w and D_b are means over steps of the L2
+norm of a whole group's gradient.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.integrations.deepspeed import (
+    want_one_step_for_all_groups,
+    why_unreadable,
+    zero_optimizer,
+    zero_pieces,
+)
+from hf_pdyn.measure import implicit_bias
+from hf_pdyn.measure.windows import MEASURED, Scope, Window
+from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
+from hf_pdyn.optim.step_work import StepSums
+from hf_pdyn.tensors import norms
+from hf_pdyn.tensors.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
+
+_ATTRIBUTE = "_hf_pdyn_statistics"
+
+
+class StepStatistics:
+    """Statistics of every step of `optimizer`, from now on.
+
+    Args:
+        optimizer: any torch optimizer, as it is or behind accelerate's and DeepSpeed's wrappers.
+        model: gives parameters their names and labels; labels in the optimizer's groups take precedence.
+        labels: instead of `label_parameters(model)`.
+
+    `unavailable` is None, or the reason why nothing can be measured here. A step that the optimizer skipped
+    (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is what a gradient scaler told
+    an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d tensor, not 0 where the
+    last step was skipped; None for other optimizers.
+    """
+
+    def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
+        self.windows: weakref.WeakSet[Window] = weakref.WeakSet()
+        self.gave_up = False
+        self._optimizer = unwrap_optimizer(optimizer)
+        self._measuring = False
+        self._before: dict[Tensor, Tensor] = {}
+        self._request: StepSums | None = None
+        self._clip: Clip | None = None
+        self._factor: Tensor | None = None
+        self.found_inf: Tensor | None = None
+        self.refresh(optimizer, model, labels=labels)
+        self._optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before_step(_closure(*args, **kwargs)))
+        self._optimizer.register_step_post_hook(lambda *_: self._after_step())
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, model: nn.Module) -> StepStatistics:
+        """The one instance that watches `optimizer`, so that telemetry and control measure once."""
+        inner = unwrap_optimizer(optimizer)
+        found: StepStatistics | None = vars(inner).get(_ATTRIBUTE)
+        if found is None:
+            found = cls(optimizer, model)
+            setattr(inner, _ATTRIBUTE, found)
+        elif not found.windows:
+            found.refresh(optimizer, model)
+        return found
+
+    def refresh(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
+        """Learn the optimizer's parameters anew: wrappers such as FSDP2 and ZeRO replace them."""
+        labels = labels or label_parameters(model)
+        self.unavailable = why_unreadable(optimizer)
+        want_one_step_for_all_groups(self._optimizer)
+        declare_fsdp1_shards(model)
+        scopes: list[Scope] = []
+        pieces: list[tuple[Piece, Scope]] = []
+        for name, group, piece in [] if self.unavailable else _stepped(optimizer, model):
+            if name in labels:
+                scope = Scope(group.get("pathway") or labels[name].pathway, layer_of(name))
+                scopes.append(scope)
+                if piece is not None:
+                    pieces.append((piece, scope))
+        if not scopes and not self.unavailable:
+            self.unavailable = "the optimizer steps tensors that are not the model's parameters"
+        pathways = [Scope(pathway) for pathway in PATHWAYS if any(scope.pathway == pathway for scope in scopes)]
+        self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(scopes))
+        column = {scope: i for i, scope in enumerate(self.scopes)}
+        self._columns = {piece: (column[Scope(scope.pathway)], column[scope]) for piece, scope in pieces}
+        self._pieces_of: dict[Tensor, list[Piece]] = {}
+        for piece in self._columns:
+            self._pieces_of.setdefault(piece.holder, []).append(piece)
+        self._table: Tensor | None = None
+        self._no_clip: Tensor | None = None
+        self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
+
+    def window(self) -> Window:
+        """A new interval that begins with the next step, and ends when nobody refers to the window any more.
+
+        What was announced for a step that has not come (its forward pass failed, say) is void.
+        """
+        take_clip(self._optimizer, self)  # of a step before this window
+        self._measuring = self.gave_up = False
+        window = Window(self.scopes, self._shards.add_up)
+        self.windows.add(window)
+        return window
+
+    def measure_next_step(self) -> None:
+        """Take QUANTITIES, too, on the coming step."""
+        self._measuring = True
+
+    @property
+    def pathways(self) -> frozenset[str]:
+        """The pathways that have a trainable parameter in the optimizer."""
+        return frozenset(scope.pathway for scope in self.scopes)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a reading adds up over processes, so that all of them must come to it."""
+        return self._shards.sharded
+
+    def stop_measuring(self) -> None:
+        """After a failure, no window gets another step; where parameters are sharded, each gets NaN instead.
+
+        The other processes wait for this one's part of every reading, so the window stays as long as theirs,
+        and NaN leaves the step out everywhere.
+        """
+        if not self._shards.sharded:
+            self.windows.clear()
+        self._before = {}
+
+    def _before_step(self, closure: Any) -> None:
+        self._request = self._clip = None
+        if self.unavailable or not self.windows:
+            return
+        if closure is None:
+            self._learn_clip()
+        self._prepare(closure)
+
+    def _learn_clip(self) -> Clip:
+        self._clip = take_clip(self._optimizer, self)
+        self._factor = self._clip_factor(self._clip) if self._measuring else None
+        return self._clip
+
+    @never_fatal
+    def _prepare(self, closure: Any) -> None:
+        """Have Padam sum on its way; of what another optimizer does, only a copy of the parameters can tell.
+
+        So it is where a closure computes the gradients, and their norm, only inside the step.
+        """
+        if closure is None and hasattr(self._optimizer, "sum_next_step"):
+            self._request = StepSums(list(self._columns), self._measuring, self._factor)
+            self._optimizer.sum_next_step(self._request)
+        elif self._measuring:
+            self._before = {holder: local(holder.detach()).clone() for holder in self._pieces_of}
+
+    @torch.no_grad()
+    def _after_step(self) -> None:
+        self.found_inf = getattr(self._optimizer, "found_inf", None)
+        if self.unavailable or not self.windows or getattr(self._optimizer, "step_was_skipped", False):
+            return
+        clip, self._clip = self._clip or self._learn_clip(), None
+        measuring, self._measuring = self._measuring, False
+        rows = self._rows_of_step(clip, measuring)
+        self._before = {}
+        if rows is None and self._shards.sharded:
+            width = len(self.scopes)
+            rows = self._full(math.nan, width + 1), self._full(math.nan, len(MEASURED), width) if measuring else None
+        if rows is not None:
+            for window in list(self.windows):
+                window.add(rows[0], clip.max_norm, rows[1])
+
+    @never_fatal
+    def _rows_of_step(self, clip: Clip, measuring: bool) -> tuple[Tensor, Tensor | None] | None:
+        """What `Window.add` takes; None where nothing has a gradient."""
+        request, self._request = self._request, None
+        if request is not None and request.failure is not None:
+            raise request.failure
+        if request is not None and request.rows is not None:
+            if not request.summed and not self._shards.sharded:
+                return None
+            sums = self._sum_by_scope(request.summed, request.rows)
+            squares, measured = sums[0], sums[1:] if measuring else None
+        else:
+            # Read after the step: a closure computes the gradients inside it.
+            pieces = [piece for piece in self._columns if _has_gradient(piece)]
+            # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
+            if not pieces and not self._shards.sharded:
+                return None
+            squares = self._sums_of_squares(pieces)
+            measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
+        return torch.cat([squares, self._clip_share(clip, squares)]), measured
+
+    def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
+        if not pieces:
+            return self._full(0.0, len(self.scopes))
+        two_norms = norms.two_norms([_gradient(piece) for piece in pieces])
+        return self._sum_by_scope(pieces, two_norms.square().view(-1, 1))[0]
+
+    def _measure(self, pieces: Sequence[Piece], update_sq: Mapping[Piece, Tensor]) -> Tensor:
+        """The rows of MEASURED by scope, shape (len(MEASURED), len(scopes))."""
+        if not pieces:
+            return self._full(0.0, len(MEASURED), len(self.scopes))
+        groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
+        rows = [self._sums_of(piece, groups[piece.holder], update_sq.get(piece)) for piece in pieces]
+        return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
+
+    def _clip_share(self, clip: Clip, like: Tensor) -> Tensor:
+        """This process's share of the square of the total norm that clipping found; 0 where nothing clips."""
+        if not isinstance(clip.total_norm, Tensor) and clip.total_norm == 0:
+            if self._no_clip is None or self._no_clip.device != like.device:
+                self._no_clip = like.new_zeros(1)
+            return self._no_clip
+        return self._shards.share_of_square(_beside(clip.total_norm, like)).to(like).view(1)
+
+    def _clip_factor(self, clip: Clip) -> Tensor | None:
+        """By what the gradients were multiplied; None where nothing clips."""
+        if clip.max_norm == math.inf:
+            return None
+        total = _beside(clip.total_norm, self._full(0.0))
+        if is_partial(total):
+            total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
+        return clip_factor(local(total), clip.max_norm)
+
+    def _sums_of(self, piece: Piece, group: Mapping[str, Any], update_sq: Tensor | None) -> Tensor:
+        """The values of MEASURED for one piece, shape (len(MEASURED),); NaN where this optimizer has none."""
+        grad = _gradient(piece)
+        device, dtype = grad.device, norms.accumulator_dtype(grad.device)
+        if self._factor is not None:
+            grad = grad / self._factor.to(device=device, dtype=grad.dtype)
+        missing = torch.full((), math.nan, device=device)
+        p, eps = _exponent(self._optimizer, group)
+        v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
+        before = self._before.get(piece.holder)
+        if before is not None:
+            update_sq = norms.two_norms([piece.of(local(piece.holder.detach()) - before)])[0].square()
+        values = (
+            missing if update_sq is None else update_sq,
+            norms.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
+            missing if v_hat is None else v_hat.sum(dtype=dtype),
+            implicit_bias.perturbed_one_norm(grad, eps=eps),
+            missing if p is None else implicit_bias.penalised_norm(grad, p=p, eps=eps),
+            torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
+        )
+        return torch.stack([value.to(device=device, dtype=dtype) for value in values])
+
+    def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
+        if len(pieces) < len(self._columns):
+            # Zeros for the rest, so that the table is one for all steps: sending it waits for the device.
+            given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
+            values = torch.stack([given.get(piece, zeros) for piece in self._columns])
+        if self._table is None or self._table.device != values.device:
+            # A process that holds what others hold too gives its share of it.
+            table = torch.zeros(len(self._columns), len(self.scopes), dtype=values.dtype, device="cpu")
+            for row, (piece, columns) in zip(table, self._columns.items(), strict=True):
+                row[list(columns)] = self._shards.share(piece.holder)
+            self._table = table.to(values.device)
+        if values.shape[1] == 1:  # a gradient that is not finite leaves out the whole step anyway
+            return values.T @ self._table
+        finite = values.isfinite()
+        sums = torch.where(finite, values, 0).T @ self._table
+        return torch.where((~finite).to(values.dtype).T @ self._table > 0, math.nan, sums)
+
+    def _full(self, value: float, *shape: int) -> Tensor:
+        device = first_param(self._optimizer.param_groups).device
+        return torch.full(shape, value, device=device, dtype=norms.accumulator_dtype(device))
+
+
+def _closure(optimizer: Optimizer, closure: Any = None, *_: Any, **__: Any) -> Any:
+    """What a step was given to compute the gradients with, if anything."""
+    return closure
+
+
+def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any], Piece | None]]:
+    """What `optimizer` steps of `model`: names, groups and what this process holds; names alike on every process."""
+    groups = unwrap_optimizer(optimizer).param_groups
+    zero = zero_optimizer(optimizer)
+    if zero is not None:
+        for name, index, piece in zero_pieces(zero, model):
+            yield name, groups[index], piece
+        return
+    group_of = {param: group for group in groups for param in group["params"]}
+    for name, param in model.named_parameters():
+        if param in group_of:
+            yield name, group_of[param], Piece(param)
+
+
+def _has_gradient(piece: Piece) -> bool:
+    return piece.holder.grad is not None and not piece.holder.grad.is_sparse
+
+
+def _gradient(piece: Piece) -> Tensor:
+    assert piece.holder.grad is not None
+    return piece.of(local_like(piece.holder.grad, piece.holder))
+
+
+def _beside(value: Tensor | float, like: Tensor) -> Tensor:
+    if isinstance(value, Tensor):  # a DTensor stays one
+        return value if value.device == like.device else value.to(like.device)
+    return torch.full((), value, device=like.device, dtype=like.dtype)
+
+
+def _exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | None, float]:
+    """(p, eps) that `optimizer` applies to `group`: its own, or those of the Padam it equals."""
+    if "p" in group:
+        return group["p"], group["eps"]
+    if isinstance(optimizer, (Adam, AdamW)):  # their eps stands outside the root
+        return 0.5, group["eps"] ** 2
+    return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)
+
+
+def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Piece) -> Tensor | None:
+    """v_hat of a piece from an Adam-like optimizer's state; None for others."""
+    v = state.get("max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+    if v is None or "betas" not in group or "step" not in state:
+        return None
+    # In float32, 1 - beta2^t has lost five digits when t is small.
+    step = torch.as_tensor(state["step"])
+    step = step.to(norms.accumulator_dtype(step.device))
+    v_hat = piece.of(local(v)) / (1 - group["betas"][1] ** step)
+    return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -1,0 +1,1 @@
+"""The optimizer: the p-update as tensor operations and as compiled kernels."""

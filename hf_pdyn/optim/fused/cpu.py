@@ -1,0 +1,189 @@
+"""`padam.cpp`: built by torch's extension loader at the first use on a machine, kept, and called through ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import math
+import os
+import platform
+import sys
+import tempfile
+from array import array
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.optim.fused.layout import KERNEL_SUMS, row, rows_of
+from hf_pdyn.optim.step_work import Task, Update, group_lr
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+_SOURCE = Path(__file__).with_name("padam.cpp")
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+# By what torch found the CPU to have, not -march=native: nodes of a cluster share a cache, and torch's own kernels
+# are chosen so. GCC prefers 256-bit vectors on most CPUs with 512-bit ones; here these are a tenth faster.
+_VECTORS: dict[str, tuple[str, ...]] = {
+    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
+    "AVX2": ("-mavx2", "-mfma"),
+}
+NEEDS = "a C++ compiler with OpenMP, ninja (pip install ninja) and a cache directory that can be written"
+_TYPES = {torch.float32: 0, torch.bfloat16: 1}
+
+
+class _Call(ctypes.Structure):
+    """`Call` of padam.cpp."""
+
+    _fields_ = (
+        ("runs", ctypes.c_void_p),
+        ("settings", ctypes.c_void_p),
+        ("n_runs", ctypes.c_int64),
+        ("n_chunks", ctypes.c_int64),
+        ("tasks", ctypes.c_int32),
+        ("theta_type", ctypes.c_int32),
+        ("grad_type", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def why_not_here() -> str | None:
+    """Why there can be no fused step on this machine's CPU, as far as can be told without a compiler."""
+    if sys.platform != "linux":
+        return f"on CPUs it is built on Linux only, this is {sys.platform}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    if platform.machine() == "x86_64" and capability not in _VECTORS:
+        return f"on x86 it needs {' or '.join(_VECTORS)}, torch found {capability}"
+    return None
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The kernel, compiled if it is not yet. Whatever keeps it from being built is raised as it comes."""
+    loaded = ctypes.CDLL(str(_build()))
+    loaded.hf_pdyn_step.argtypes = [ctypes.c_void_p] * 3
+    loaded.hf_pdyn_step.restype = None
+    loaded.hf_pdyn_chunk.restype = ctypes.c_int64
+    return loaded
+
+
+def prepare() -> None:
+    """Compile what a step needs."""
+    library()
+
+
+def advance(
+    updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+) -> Tensor:
+    """Do `tasks`; returns the sums asked for, shape (len(updates), len(KERNEL_SUMS)) in float64, 0 for the others.
+
+    scale: c_t, which multiplies the learning rate in APPLY. clip_factor: divides the gradient in MEASURE's norms.
+    """
+    factor = 1.0 if clip_factor is None else float(clip_factor)
+    rescale = 1 / factor if factor else math.inf  # clipped by an infinite norm
+    c = 1.0 if scale is None else float(scale)
+    types = [(update.theta.dtype, update.grad.dtype) for update in updates]
+    if len(set(types)) == 1:
+        return _advance_alike(updates, tasks, c, rescale)
+    sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
+    for alike in set(types):
+        indices = [i for i, found in enumerate(types) if found == alike]
+        sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c, rescale)
+    return sums
+
+
+def _advance_alike(updates: Sequence[Update], tasks: Task, c: float, grad_rescale: float) -> Tensor:
+    def settings(group: Any, t: float) -> tuple[float, ...]:
+        *constants, lr, weight_decay, l2, sign = row(group, t, group_lr(group))
+        return (*constants, lr * c, lr * weight_decay, l2, sign, grad_rescale)
+
+    kernel = library()
+    chunk = kernel.hf_pdyn_chunk()
+    row_of, rows = rows_of(updates, settings)
+    runs: list[int] = []
+    first_chunk = 0
+    for update, number in zip(updates, row_of, strict=True):
+        maximum, numel = update.max_exp_avg_sq, update.theta.numel()
+        runs += (
+            update.theta.data_ptr(),
+            update.grad.data_ptr(),
+            update.exp_avg.data_ptr(),
+            update.exp_avg_sq.data_ptr(),
+            0 if maximum is None else maximum.data_ptr(),
+            numel,
+            first_chunk,
+            number,
+        )
+        first_chunk += -(-numel // chunk)
+    table = array("q", runs)
+    constants = array("f", [value for values in rows for value in values])
+    call = _Call(
+        table.buffer_info()[0],
+        constants.buffer_info()[0],
+        len(updates),
+        first_chunk,
+        int(tasks),
+        _TYPES[updates[0].theta.dtype],
+        _TYPES[updates[0].grad.dtype],
+        torch.get_num_threads(),
+    )
+    by_chunk = torch.empty(first_chunk, len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
+    sums = torch.empty(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
+    kernel.hf_pdyn_step(ctypes.addressof(call), by_chunk.data_ptr(), sums.data_ptr())
+    # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
+    return sums
+
+
+def cached_library() -> Path:
+    """Where the compiled kernel is kept: with torch's extensions, or under the user's cache directory.
+
+    Its name tells the source, the flags and torch's version, so one directory serves different machines.
+    """
+    key = hashlib.sha256(repr((_SOURCE.read_bytes(), _flags(), torch.__version__)).encode()).hexdigest()[:16]
+    home = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "hf_pdyn" / f"padam_{key}.so"
+
+
+def _flags() -> tuple[str, ...]:
+    return (*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
+
+
+def _build() -> Path:
+    """The path of the compiled kernel, which is there afterwards.
+
+    It is compiled in a directory of this process and then renamed: torch's loader leaves a lock behind where it
+    is killed (2.13), and the next process would wait for ever.
+    """
+    target = cached_library()
+    if not target.exists():
+        # It imports setuptools, which costs more than loading what is compiled already.
+        from torch.utils import cpp_extension
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder, _scripts_on_path():
+            built = cpp_extension.load(
+                "hf_pdyn_padam",
+                [str(_SOURCE)],
+                extra_cflags=list(_flags()),
+                extra_ldflags=["-fopenmp"],
+                build_directory=folder,
+                is_python_module=False,
+            )
+            os.replace(built, target)
+    return target
+
+
+@contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """For ninja, which torch's loader calls: pip puts it beside python, which need not be on the PATH."""
+    before = os.environ.get("PATH", "")
+    own = str(Path(sys.executable).parent) if sys.executable else ""
+    os.environ["PATH"] = os.pathsep.join(filter(None, [before, own]))
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before

@@ -1,0 +1,323 @@
+"""`Padam`: the p-update of *Information allocation dynamics* (IAD Eq. 18) as a `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from hf_pdyn.common.errors import check_choice
+from hf_pdyn.optim import fused as fused_kernels
+from hf_pdyn.optim.dispatch import Paths
+from hf_pdyn.optim.hyperparameters import (
+    BiasCorrection,
+    Nonfinite,
+    UpdateScale,
+    check_hyperparameters,
+    check_path,
+    check_same_groups,
+    say_what_is_overruled,
+)
+from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
+from hf_pdyn.tensors import norms
+from hf_pdyn.tensors.sharding import Piece, Shards, first_param, is_dtensor, local, local_like
+
+
+class Padam(Optimizer):
+    r"""theta <- theta - lr * m_hat / (v_hat + eps)^p, from momentum (p=0) over Adam (p=1/2) and beyond.
+
+    Args:
+        params: tensors, `(name, tensor)` pairs or groups of either, as for every torch optimizer.
+        lr: learning rate, a float or a one-element tensor.
+        betas: decay rates of the first and second moment, each in [0, 1).
+        eps: added to v_hat *inside* the power, so in units of a squared gradient. Adam's epsilon E
+            corresponds to E**2; the default is that of Adam's 1e-8.
+        p: the exponent, any finite float. Read from `param_groups` at every step, so a group may have
+            its own and a callback may move it.
+        weight_decay: decoupled (theta <- (1 - lr * weight_decay) theta) unless
+            `decoupled_weight_decay=False`, which adds `weight_decay * theta` to the gradient. The
+            default is AdamW's.
+        amsgrad: use the running maximum of v.
+        maximize: ascend instead of descend.
+        update_scale: `"raw"` is Eq. 18 untouched. `"adam"` multiplies every update by one scalar
+            c_t = RMS(update at p=1/2) / RMS(update), both over *all* parameters: the learning rate
+            keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
+            for all groups, since one each would undo the allocation.
+        bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
+            Padam implementations (see `equation.update_directions`).
+        nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
+            optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
+            counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
+            It reads one number on the host at every step, as a gradient scaler does, and where parameters
+            are DTensors all processes agree by one all-reduce. An attribute, in no group and no
+            checkpoint: a resumed run may choose anew.
+        foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
+            compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it: a
+            ValueError here, or a RuntimeError at the first step, says why it cannot be had. `foreach` takes many
+            tensors in one operation, the plain form takes one after the other. Neither is in a group or a checkpoint.
+        capturable: keep step counts on the device, so that a step can be captured in a CUDA graph. What changes
+            between replays must be a tensor, as for every optimizer: of a group, the learning rate can be one. Also
+            in no group and no checkpoint.
+
+    Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
+
+    At p=1/2 the update is AdamW's up to where eps stands: sqrt(v_hat + eps) against sqrt(v_hat) + E,
+    equal to float32 rounding wherever sqrt(v_hat) >> E = sqrt(eps).
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-16,
+        p: float = 0.5,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = True,
+        update_scale: UpdateScale = "raw",
+        bias_correction: BiasCorrection = "eq18",
+        nonfinite: Nonfinite = "apply",
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        capturable: bool = False,
+    ) -> None:
+        check_choice("update_scale", update_scale, get_args(UpdateScale))
+        check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
+        check_choice("nonfinite", nonfinite, get_args(Nonfinite))
+        check_path(foreach=foreach, fused=fused, capturable=capturable, nonfinite=nonfinite)
+        self.nonfinite: Nonfinite = nonfinite
+        self.foreach, self.fused, self.capturable = foreach, fused, capturable
+        self.step_was_skipped = False
+        self._requests: list[StepSums] = []
+        self._paths: Paths | None = None
+        defaults: dict[str, Any] = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "p": p,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "update_scale": update_scale,
+            "bias_correction": bias_correction,
+        }
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
+        check_hyperparameters({**self.defaults, **param_group})
+        if param_group.get("update_scale", self.defaults["update_scale"]) != self.defaults["update_scale"]:
+            raise ValueError(
+                f"update_scale is one scalar for all groups (one each would undo the allocation), got "
+                f"{param_group['update_scale']!r} for a group of an optimizer with "
+                f"{self.defaults['update_scale']!r}. Set it on the optimizer."
+            )
+        super().add_param_group(param_group)
+        try:
+            self._check_path_of(self.param_groups[-1]["params"])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        self._paths = None
+
+    def _check_path_of(self, params: list[Tensor]) -> None:
+        reason = fused_kernels.why_not(map(_local_reals, params)) if self.fused else None
+        if reason is not None:
+            raise ValueError(f"There is no fused step for these parameters: {reason}. Leave fused at None, or False.")
+        for param in params if self.capturable else ():
+            if param.device.type != "cuda":
+                raise ValueError(
+                    f"capturable=True is for CUDA graphs, got a parameter on {param.device}. Move the model first, or "
+                    "leave capturable at False."
+                )
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {name: getattr(self, name) for name in ("nonfinite", "foreach", "fused", "capturable")}
+        return {**super().__getstate__(), **kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("nonfinite", "apply")
+        self.__dict__.setdefault("foreach", None)
+        self.__dict__.setdefault("fused", None)
+        self.__dict__.setdefault("capturable", False)
+        self.step_was_skipped = False
+        self._requests = []
+        self._paths = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One update of every parameter that has a gradient, or of none (`nonfinite`); returns the closure's loss.
+
+        Raises RuntimeError for a sparse gradient, and with `fused=True` where a fused step cannot be compiled.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+
+        requests, self._requests = self._requests, []
+        self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
+        if self.step_was_skipped:
+            return loss
+        if self._paths is None:
+            params = (param for group in self.param_groups for param in group["params"])
+            self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
+        # At p=1/2 everywhere there is nothing to match.
+        matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
+        request = StepSums.joined(requests)
+        self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
+        if request is not None and len(requests) > 1:
+            request.pass_on(requests)
+        return loss
+
+    def sum_next_step(self, request: StepSums) -> None:
+        """Have the coming step answer `request` on its way; a step that is skipped leaves it as it is."""
+        self._requests.append(request)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.
+
+        Raises ValueError where the checkpoint's groups are not this optimizer's, and says what differs.
+        """
+        check_same_groups(state_dict["param_groups"], self.param_groups)
+        say_what_is_overruled(state_dict["param_groups"], self.param_groups)
+        super().load_state_dict(state_dict)
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, params, strict=True):
+            if key in state_dict["state"]:
+                _restore_precision(self.state[param], state_dict["state"][key], param, self._step_device(param))
+
+    def _any_nonfinite_gradient(self) -> bool:
+        """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
+        params = [param for group in self.param_groups for param in group["params"]]
+        grads = [
+            _local_reals(local_like(param.grad, param))
+            for param in params
+            if param.grad is not None and not param.grad.is_sparse
+        ]
+        return bool(Shards(params).add_up(norms.holds_nonfinite(grads, params[0].device)) > 0)
+
+    def _updates(self, request: StepSums | None) -> list[Update]:
+        """Everything that has a gradient, its state made and its step counted; in the order of the request."""
+        pairs = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
+        if any(param.grad.is_sparse for _, param in pairs):
+            raise RuntimeError(
+                "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
+                "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
+            )
+        updates: list[Update] = []
+        for group, param in pairs:
+            state = self._state_of(group, param)
+            step: Tensor = state["step"]
+            if self.capturable:
+                t: Any = step.add_(1)
+            else:
+                t = step.item() + 1  # of two numbers, the cheaper way
+                step.fill_(t)
+            updates.append(_update(group, param, state, t))
+        return updates if request is None else list(_by_piece(updates, request.pieces))
+
+    def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
+        state = self.state[param]
+        if not state:
+            dtype = torch.promote_types(param.dtype, torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
+            state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+        if group["amsgrad"] and "max_exp_avg_sq" not in state:
+            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+        return state
+
+    def _step_device(self, param: Tensor) -> torch.device:
+        """On the CPU, as in torch.optim: reading it for the bias correction must not wait for the device."""
+        return param.device if self.capturable else torch.device("cpu")
+
+    def _matching_scale(self, updates: Sequence[Update], squares: Tensor) -> Tensor:
+        """c_t of `update_scale="adam"` as a 0-d tensor, the same in all processes.
+
+        squares: of each update's direction and of its direction at p=1/2, shape (len(updates), 2). They are weighted
+        by their group's learning rate, so that with `lr_mult` too it is the whole update whose RMS is matched. A
+        tensor that holds NaN or infinity is left out, or it would spread from one tensor to all.
+        """
+        shards = Shards(param for group in self.param_groups for param in group["params"])
+        device = first_param(self.param_groups).device
+        sums = torch.zeros(2, device=device, dtype=norms.accumulator_dtype(device))
+        # A process that holds none of what has a gradient must still take part in the sum.
+        if updates:
+            rates = self._relative_lrs([update.group for update in updates], like=sums)
+            # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
+            weights = [rate * rate * shards.share(update.holder) for rate, update in zip(rates, updates, strict=True)]
+            weighted = torch.stack(torch._foreach_mul(list(squares.to(sums)), weights))
+            sums = torch.where(weighted.isfinite().all(dim=1, keepdim=True), weighted, 0).sum(dim=0)
+        raw, adam = shards.add_up(sums)
+        return torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
+
+    def _relative_lrs(self, groups: list[Mapping[str, Any]], like: Tensor) -> list[Any]:
+        """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""
+        rates = [group_lr(group) for group in self.param_groups]
+        if not any(isinstance(rate, Tensor) for rate in rates):
+            largest = max(rates) or 1.0
+            return [group_lr(group) / largest for group in groups]
+        largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
+        largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
+        return [as_scalar(group_lr(group), like.device, like.dtype) / largest for group in groups]
+
+
+def _update(group: dict[str, Any], param: Tensor, state: dict[str, Any], t: Any) -> Update:
+    grad = param.grad
+    assert grad is not None
+    maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
+    update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
+    if is_dtensor(param) or param.is_complex():
+        update.theta, update.grad = _local_reals(param), _local_reals(local_like(grad, param))
+        update.exp_avg, update.exp_avg_sq = _local_reals(update.exp_avg), _local_reals(update.exp_avg_sq)
+        update.max_exp_avg_sq = None if maximum is None else _local_reals(maximum)
+    return update
+
+
+def _by_piece(updates: Sequence[Update], pieces: Sequence[Piece]) -> Iterator[Update]:
+    """Updates of the pieces, in their order, then what is left; those of flat holders are cut apart."""
+    of_holder = {id(update.holder): update for update in updates}
+    cut: dict[int, list[Piece]] = {}
+    for piece in pieces:
+        update = of_holder.get(id(piece.holder))
+        if update is None:
+            continue
+        if piece.start is None:
+            update.piece = piece
+            yield of_holder.pop(id(piece.holder))
+        else:
+            cut.setdefault(id(piece.holder), []).append(piece)
+            yield update.of(piece)
+    for holder, update in of_holder.items():
+        yield from update.without(cut.get(holder, []))
+
+
+def _local_reals(tensor: Tensor) -> Tensor:
+    """A view of what this process holds of `tensor`, as pairs of reals where it is complex."""
+    tensor = local(tensor)
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor, step_device: torch.device) -> None:
+    """Undo what torch's load_state_dict (2.13) does to us.
+
+    It casts every state to the parameter's dtype, which rounds float32 moments of a bf16 parameter;
+    and it leaves `step` on whatever device the checkpoint was mapped to, where reading it would
+    synchronise at every step.
+    """
+    for name, value in saved.items():
+        if name == "step":
+            state[name] = value.detach().to(device=step_device, dtype=torch.float32, copy=True)
+        elif isinstance(value, Tensor) and value.is_floating_point() and value.dtype != state[name].dtype:
+            state[name] = value.to(device=param.device, copy=True)

@@ -1,0 +1,69 @@
+"""Sums over the elements of many tensors, without waiting for the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def two_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of each tensor: shape (len(tensors),), in `accumulator_dtype`, on the first one's device.
+
+    torch's float32 `vector_norm` adds naively on CPUs (2.13: up to 0.8 % off at 10^7 elements); norms
+    of short rows combined in float64 are exact to 3e-7 and no slower.
+    """
+    device = tensors[0].device
+    dtype = accumulator_dtype(device)
+    norms: list[Tensor] = [None] * len(tensors)  # type: ignore[list-item]  # each is set below
+    short = [i for i, tensor in enumerate(tensors) if tensor.numel() <= _SHORT]
+    for i, norm in zip(short, _foreach_norm([tensors[i] for i in short]), strict=True):
+        norms[i] = norm
+    for i, tensor in enumerate(tensors):
+        if norms[i] is None:
+            norms[i] = _norm_by_rows(tensor, dtype)
+    return torch.stack([norm.to(device=device, dtype=dtype) for norm in norms])
+
+
+def holds_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
+    """1.0 where any tensor holds NaN or infinity, else 0.0; a 0-d tensor on `device`.
+
+    By the largest magnitude of each: unlike a sum of squares it cannot overflow where every element is finite.
+    """
+    alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        if tensor.numel():  # an empty tensor has no largest element
+            alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    finite = [torch.stack(torch._foreach_norm(same, math.inf)).isfinite().all().to(device) for same in alike.values()]
+    return (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=device)
+
+
+_ROW = 512
+_SHORT = 8 * _ROW
+
+
+def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
+    if not tensors:
+        return []
+    if len({(t.dtype, t.device) for t in tensors}) > 1:
+        return [torch.linalg.vector_norm(t, dtype=_norm_dtype(t)) for t in tensors]
+    return torch._foreach_norm(tensors, 2, dtype=_norm_dtype(tensors[0]))
+
+
+def _norm_by_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    flat = tensor.reshape(-1)
+    whole = flat.numel() // _ROW * _ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, _ROW), dim=1, dtype=_norm_dtype(tensor))
+    rest = torch.linalg.vector_norm(flat[whole:], dtype=_norm_dtype(tensor))
+    return torch.linalg.vector_norm(torch.cat([rows.to(dtype), rest.to(dtype).view(1)]))
+
+
+def _norm_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def accumulator_dtype(device: torch.device) -> torch.dtype:
+    """float64, in which sums over 10^8 elements lose no digits, where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

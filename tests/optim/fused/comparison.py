@@ -1,0 +1,161 @@
+"""Updates to step by one path and another, and how equal the results must be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.measure import implicit_bias
+from hf_pdyn.optim import equation
+from hf_pdyn.optim.fused.layout import KERNEL_SUMS
+from hf_pdyn.optim.step_work import Task, Update
+
+STEP = Task.MOMENTS | Task.APPLY
+EVERYTHING = STEP | Task.GRADIENT | Task.MEASURE | Task.PARAMETER
+
+# Roundings of float32 (6e-8), some on either side, relative to the larger of what is added: m and g are of order 1.
+MOMENT = 3e-7
+# x^-p is good to 5e-7 here and to some roundings in torch, and at small v an update is the whole parameter.
+PARAMETER = 1e-6
+# Nearly equal numbers may be rounded apart: one unit in the last place of bf16 (8 bits) or fp16 (11).
+ROUNDING = {torch.float32: PARAMETER, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+# float32 sums over a chunk of 2048 and terms that are powers, each good to 4e-7 or a few roundings.
+SUM = 2e-6
+
+DEFAULTS: dict[str, Any] = {
+    "lr": 1e-2,
+    "betas": (0.9, 0.999),
+    "eps": 1e-16,
+    "p": 0.37,
+    "weight_decay": 0.1,
+    "amsgrad": False,
+    "maximize": False,
+    "decoupled_weight_decay": True,
+    "bias_correction": "eq18",
+}
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "decoupled decay": {},
+    "no decay": {"weight_decay": 0.0},
+    "coupled decay": {"decoupled_weight_decay": False},
+    "amsgrad": {"amsgrad": True},
+    "maximize": {"maximize": True, "decoupled_weight_decay": False},
+    "published": {"bias_correction": "padam", "eps": 1e-8},
+    "no first moment": {"betas": (0.0, 0.6)},
+    "short first moment": {"betas": (0.3, 0.0)},
+    "large eps": {"eps": 1e-3},
+}
+EXPONENTS = [-0.4, 0.0, 0.25, 0.37, 0.5, 1.0]
+
+
+MEASURED = [name for name in KERNEL_SUMS if name != "adam_sq"]
+
+
+def update_of(
+    group: dict[str, Any],
+    numel: int,
+    *,
+    seed: int = 0,
+    theta_type: torch.dtype = torch.float32,
+    grad_type: torch.dtype | None = None,
+    t: float = 3.0,
+    offset: int = 0,
+    shape: tuple[int, ...] | None = None,
+    device: str = "cpu",
+) -> Update:
+    """Moments as after some steps, over several orders of magnitude. offset: elements before the first one."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(dtype: torch.dtype) -> Tensor:
+        values = torch.randn(offset + numel, generator=generator).to(device, dtype)[offset:]
+        return values if shape is None else values.view(shape)
+
+    theta, grad, m = normal(theta_type), normal(grad_type or theta_type), normal(torch.float32)
+    v = normal(torch.float32).square_() * 1e-2
+    maximum = normal(torch.float32).square_() * 1e-2 if group["amsgrad"] else None
+    return Update(group, theta, theta, grad, m, v, maximum, t)
+
+
+def copy_of(update: Update) -> Update:
+    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    copies = {name: value if (value := getattr(update, name)) is None else value.clone() for name in names}
+    return replace(update, **copies)
+
+
+# 1e-40 has 16 bits, and its product with beta2 may be rounded before something is added or with it.
+SPECIAL = 1e-4
+
+
+def assert_same(ours: Sequence[Update], expected: Sequence[Update], tolerance: float = 0.0) -> None:
+    """tolerance: where it is more than that of the dtype."""
+    for a, b in zip(ours, expected, strict=True):
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            assert_near(getattr(a, name), getattr(b, name), max(MOMENT, tolerance), name)
+        # The relative error of v counts p times; at p=1/2 it is in PARAMETER.
+        rounding = ROUNDING[a.theta.dtype] * max(1.0, 2 * abs(a.group["p"]))
+        assert_near(a.theta, b.theta, max(rounding, tolerance), "theta")
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_near(ours: Tensor | None, expected: Tensor | None, tolerance: float, name: str) -> None:
+    assert (ours is None) == (expected is None)
+    if ours is not None and expected is not None:
+        torch.testing.assert_close(
+            ours, expected, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text: f"{name}: {text}"
+        )
+
+
+def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0) -> dict[str, Tensor]:
+    """All of KERNEL_SUMS in float64: of `before`'s gradient, and of `after`, with its moments and theta."""
+    group = before.group
+    options = {"times": [before.t], "beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
+    options["bias_correction"] = group["bias_correction"]
+    moments = [after.exp_avg.double()], [after.second_moment.double()]
+    direction, adam = (equation.update_directions(*moments, p=p, **options)[0] for p in (group["p"], 0.5))
+    grad, p = before.grad.double() / clip_factor, group["p"]
+    return {
+        "grad_sq": before.grad.double().square().sum(),
+        "direction_sq": direction.square().sum(),
+        "adam_sq": adam.square().sum(),
+        "param_sq": after.theta.double().square().sum(),
+        "v_sum": after.second_moment.double().sum(),
+        "one_norm": implicit_bias.perturbed_one_norm(grad, eps=group["eps"]),
+        "penalised": implicit_bias.penalised_norm(grad, p=p, eps=group["eps"]) * (2 if p == 1 else 2 * (1 - p)),
+    }
+
+
+def assert_sums(
+    sums: Tensor, before: Sequence[Update], after: Sequence[Update], columns: Sequence[str], **options: float
+) -> None:
+    """`columns` to SUM, and 0 in all others."""
+    assert sums.shape == (len(before), len(KERNEL_SUMS)) and sums.dtype == torch.float64
+    for row, a, b in zip(sums, before, after, strict=True):
+        expected = exact_sums(a, b, **options)
+        for value, name in zip(row, KERNEL_SUMS, strict=True):
+            if name not in columns:
+                assert value == 0, name
+                continue
+            # Logarithms of either sign cancel: their sum is good to SUM of as many ones.
+            atol = SUM * a.theta.numel() if name == "penalised" and a.group["p"] == 1 else 0.0
+            torch.testing.assert_close(
+                value, expected[name], rtol=SUM, atol=atol, equal_nan=True, msg=lambda text, name=name: f"{name} {text}"
+            )
+
+
+def special_updates(*, eps: float, p: float, bias_correction: str, device: str = "cpu") -> list[Update]:
+    """Every pair of such numbers as gradient and second moment, with a first moment of 0 and 1, and with amsgrad."""
+    special = torch.tensor([0.0, 1e-40, 1e-30, 1e-20, 1.0, 1e10, math.inf, math.nan])
+    pairs = torch.cartesian_prod(special, special, torch.tensor([0.0, 1.0])).to(device)
+    updates = []
+    for amsgrad in (False, True):
+        options = {"eps": eps, "p": p, "bias_correction": bias_correction, "amsgrad": amsgrad}
+        group = {**DEFAULTS, **options, "lr": 1e-20, "weight_decay": 0.0}
+        grad, v, m = (column.clone() for column in pairs.unbind(1))
+        theta, maximum = torch.ones_like(grad), v.flip(0).clone() if amsgrad else None
+        updates.append(Update(group, theta, theta, grad, m, v, maximum, 1.0))
+    return updates

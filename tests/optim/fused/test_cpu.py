@@ -1,0 +1,349 @@
+"""The kernel in C++, against float64 and against the plain step."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_pdyn import Padam, StepStatistics
+from hf_pdyn.measure import implicit_bias
+from hf_pdyn.optim import tensor_step
+from hf_pdyn.optim.fused import cpu
+from hf_pdyn.optim.fused.layout import KERNEL_SUMS
+from hf_pdyn.optim.step_work import SUMS, StepSums, Task, Update
+from hf_pdyn.tensors.sharding import Piece
+
+# One step from float32 moments: theta, m and v round at 6e-8, x^-p is off by at most 4e-7, and p itself rounds at up to
+# 6e-8, which v_hat^-p multiplies by its logarithm, here up to 37.
+STEP_TOLERANCE = 3e-6
+# The same twice, in squares. Their float32 sums within 512 elements, 16 of which are added at a time, lose less.
+SUM_TOLERANCE = 6e-6
+
+# At 1.5 and without eps, squares of directions (1e40) are no float32: the sums of such a tensor are infinite.
+EXPONENTS = [-0.4, 0.0, 0.25, 0.37, 0.5, 0.97, 1.0, 1.3]
+ALL = Task.MOMENTS | Task.APPLY | Task.GRADIENT | Task.DIRECTION | Task.MEASURE | Task.PARAMETER
+
+
+def group(**options: Any) -> dict[str, Any]:
+    return {
+        "lr": 1e-2,
+        "betas": (0.9, 0.999),
+        "eps": 1e-16,
+        "p": 0.37,
+        "weight_decay": 0.1,
+        "decoupled_weight_decay": True,
+        "maximize": False,
+        "bias_correction": "eq18",
+        **options,
+    }
+
+
+def update(numel: int, options: dict[str, Any], *, amsgrad: bool = False, seed: int = 0) -> Update:
+    """In the middle of a run: moments of gradients over eight orders of magnitude.
+
+    What the step adds up has one sign, so that relative errors stay those of the operations.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = 10 ** (8 * torch.rand(numel, generator=generator) - 8)
+    theta, grad, exp_avg = (torch.randn(numel, generator=generator).abs() for _ in range(3))
+    if options["maximize"]:
+        grad = -grad
+    exp_avg_sq = (size * torch.rand(numel, generator=generator)).square()
+    maximum = 1.5 * exp_avg_sq if amsgrad else None
+    return Update(options, theta, theta, grad * size, exp_avg * size, exp_avg_sq, maximum, 7.0)
+
+
+def doubled(original: Update) -> Update:
+    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    tensors = {name: getattr(original, name) for name in names}
+    copies = {name: None if value is None else value.double() for name, value in tensors.items()}
+    return Update(original.group, original.holder, t=original.t, **copies)
+
+
+def assert_equal_moves(ours: Update, exact: Update) -> None:
+    """theta by the size of its update, which is what the step has to get right."""
+    torch.testing.assert_close(ours.exp_avg.double(), exact.exp_avg, rtol=STEP_TOLERANCE, atol=1e-12)
+    torch.testing.assert_close(ours.exp_avg_sq.double(), exact.exp_avg_sq, rtol=STEP_TOLERANCE, atol=1e-30)
+    torch.testing.assert_close(ours.second_moment.double(), exact.second_moment, rtol=STEP_TOLERANCE, atol=1e-30)
+    largest = exact.theta.abs().max().item() if exact.theta.numel() else 0.0
+    torch.testing.assert_close(ours.theta.double(), exact.theta, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE * largest)
+
+
+@pytest.mark.parametrize("numel", [1, 7, 511, 512, 513, 16_384, 16_385, 100_003])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_sizes_around_blocks_and_chunks(numel: int, p: float) -> None:
+    ours = update(numel, group(p=p, lr=1e-3))
+    exact = doubled(ours)
+    cpu.advance([ours], Task.MOMENTS | Task.APPLY)
+    tensor_step.advance([exact], Task.MOMENTS | Task.APPLY)
+    assert_equal_moves(ours, exact)
+
+
+def test_ten_million_elements() -> None:
+    ours = update(10_000_019, group())
+    exact = doubled(ours)
+    cpu.advance([ours], Task.MOMENTS | Task.APPLY)
+    tensor_step.advance([exact], Task.MOMENTS | Task.APPLY)
+    assert_equal_moves(ours, exact)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "decoupled": {},
+    "coupled": {"decoupled_weight_decay": False},
+    "maximize": {"maximize": True, "decoupled_weight_decay": False},
+    "published": {"bias_correction": "padam", "eps": 1e-12},
+    "without eps": {"eps": 0.0},
+    "large eps": {"eps": 1e-3},
+    "tensor lr": {"lr": torch.tensor([1e-2])},
+}
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_sum_equals_float64(name: str, amsgrad: bool, p: float) -> None:
+    options = group(p=p, **{"lr": 1e-4, **OPTIONS[name]})
+    ours = update(20_011, options, amsgrad=amsgrad)
+    exact = doubled(ours)
+    grad = exact.grad.clone() / 0.25
+    sums = dict(zip(KERNEL_SUMS, cpu.advance([ours], ALL, clip_factor=torch.tensor(0.25))[0], strict=True))
+    squares = tensor_step.advance([exact], Task.MOMENTS | Task.DIRECTION)
+    assert squares is not None
+    tensor_step.advance([exact], Task.APPLY)
+    assert_equal_moves(ours, exact)
+    penalty = implicit_bias.penalised_norm(grad, p=p, eps=options["eps"]) * (2 if p == 1 else 2 * (1 - p))
+    expected = {
+        "grad_sq": (0.25 * grad).square().sum(),
+        "direction_sq": squares[0, 0],
+        "param_sq": exact.theta.square().sum(),
+        "v_sum": exact.second_moment.sum(),
+        "one_norm": implicit_bias.perturbed_one_norm(grad, eps=options["eps"]),
+        "penalised": penalty,
+    }
+    for column, value in expected.items():
+        torch.testing.assert_close(sums[column], value, rtol=SUM_TOLERANCE, atol=0, msg=lambda m, c=column: f"{c}: {m}")
+
+
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_two_passes_are_one_with_c_between(name: str, amsgrad: bool, p: float) -> None:
+    """To one rounding: the second pass computes what the one pass would have."""
+    options = group(p=p, **{"lr": 1e-4, **OPTIONS[name]})
+    once, twice = (update(3_001, options, amsgrad=amsgrad) for _ in range(2))
+    exact = doubled(once)
+    scale = torch.tensor(1.75)
+    cpu.advance([once], Task.MOMENTS | Task.APPLY, scale=scale)
+    sums = cpu.advance([twice], Task.MOMENTS | Task.DIRECTION)
+    cpu.advance([twice], Task.APPLY, scale=scale)
+    torch.testing.assert_close(twice.theta, once.theta, rtol=1e-7, atol=1e-7)
+    assert torch.equal(twice.exp_avg, once.exp_avg)
+    squares = tensor_step.advance([exact], Task.MOMENTS | Task.DIRECTION)
+    first = KERNEL_SUMS.index("direction_sq")
+    torch.testing.assert_close(sums[:, first : first + 2], squares, rtol=SUM_TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize("theta_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grad_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_low_precision_is_rounded_once_and_as_torch_rounds(theta_dtype: torch.dtype, grad_dtype: torch.dtype) -> None:
+    """Ties to even in all 2^16 bf16 numbers but NaN, and half an update between two of them."""
+    values = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    values = values[values.isfinite() & (values.abs() < 1e30)].float()
+    pairs = []
+    for path in (cpu.advance, tensor_step.advance):
+        one = update(values.numel(), group(p=0.0, lr=1.0, weight_decay=2.0**-8))
+        one.theta, one.grad = values.to(theta_dtype), one.grad.to(grad_dtype)
+        path([one], Task.MOMENTS | Task.APPLY)
+        pairs.append(one)
+    ours, theirs = (one.theta.float() for one in pairs)
+    unit = 2.0**-7 if theta_dtype == torch.bfloat16 else 1e-6
+    torch.testing.assert_close(ours, theirs, rtol=unit, atol=0)
+    if theta_dtype == torch.bfloat16:  # where a product fused with a sum falls on the other side of a tie
+        assert (ours != theirs).float().mean() < 1e-3
+
+
+SPECIAL = (0.0, 1e-45, 1e-40, 1e-30, 1e-19, 1.0, 1e19, 1e38, math.inf, -math.inf, math.nan)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-40, 1e-16])
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_nan_and_infinity_appear_where_the_plain_step_has_them(p: float, amsgrad: bool, eps: float) -> None:
+    """Gradients whose squares underflow or overflow, zero, infinity and NaN, among numbers; and again after a step."""
+    grads = torch.tensor(SPECIAL).repeat(60)
+    pairs = []
+    for path in (cpu.advance, tensor_step.advance):
+        options = group(p=p, eps=eps, weight_decay=0.0, lr=1e-3)
+        zeros = [torch.zeros_like(grads) for _ in range(3)]
+        one = Update(
+            options, zeros[0], torch.ones_like(grads), grads.clone(), *zeros[:2], zeros[2] if amsgrad else None, 1
+        )
+        path([one], Task.MOMENTS | Task.APPLY)
+        after_one = one.theta.clone()
+        one.grad, one.t = torch.full_like(grads, 0.5), 2
+        path([one], Task.MOMENTS | Task.APPLY)
+        pairs.append((after_one, one.exp_avg, one.exp_avg_sq, one.theta))
+    for ours, theirs in zip(*pairs, strict=True):
+        # Subnormal squares are rounded otherwise where the product is fused with the sum.
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-37, equal_nan=True)
+
+
+@pytest.mark.parametrize("p", [-1.0, -0.4, -0.1, 0.1, 0.2, 0.33, 0.37, 0.45, 0.6, 0.9])
+def test_a_power_is_good_to_a_millionth_at_every_size(p: float) -> None:
+    """v over all of float32's normal numbers, m = 1: what is left of theta = 0 is -v^-p. torch's own is off by 5e-7."""
+    v = torch.logspace(-37, 37, 200_001)
+    zeros = [torch.zeros_like(v) for _ in range(2)]
+    options = group(p=p, eps=1.2e-38, lr=1.0, weight_decay=0.0)
+    one = Update(options, *zeros[:1], zeros[0], zeros[1], torch.ones_like(v), v, None, 1e9)
+    cpu.advance([one], Task.APPLY)
+    exact = (v.double() + 1.2e-38) ** -torch.tensor(p).double()  # p as float32 has it
+    normal = (exact > torch.finfo(torch.float32).tiny) & (exact < torch.finfo(torch.float32).max)
+    assert normal.sum() > 150_000
+    error = (one.theta.double() / -exact - 1).abs()[normal].max().item()
+    assert error < 1e-6
+
+
+def test_sums_over_a_hundred_million_elements_lose_no_digits() -> None:
+    """A float32 sum of these stops growing at a sixth of it."""
+    tensor = torch.full((100_000_000,), 0.1)
+    one = Update(group(), tensor, tensor, tensor, tensor, tensor, None, 1)
+    grad_sq = cpu.advance([one], Task.GRADIENT)[0, 0].item()
+    assert grad_sq == pytest.approx(tensor.numel() * float(tensor[0]) ** 2, rel=SUM_TOLERANCE)
+
+
+def test_the_number_of_threads_does_not_show() -> None:
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        updates = [update(numel, group(), seed=numel) for numel in (100_000, 3, 0, 40_000, 16_384)]
+        sums = cpu.advance(updates, ALL)
+        results.append([sums, *(one.theta for one in updates)])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_tensors_of_several_groups_dtypes_and_steps_in_one_call() -> None:
+    settings = [group(p=0.1), group(p=0.6, maximize=True), group(bias_correction="padam")]
+    updates = [update(100 + i, settings[i % 3], seed=i) for i in range(9)]
+    for i, one in enumerate(updates):
+        one.t = float(1 + i // 3)
+        if i % 2:
+            one.theta, one.grad = one.theta.bfloat16(), one.grad.bfloat16()
+    exact = [doubled(one) for one in updates]
+    sums = cpu.advance(updates, Task.MOMENTS | Task.APPLY | Task.GRADIENT)
+    tensor_step.advance(exact, Task.MOMENTS | Task.APPLY)
+    for one, other in zip(updates, exact, strict=True):
+        tolerance = 8e-3 if one.theta.dtype == torch.bfloat16 else 1e-5
+        torch.testing.assert_close(one.theta.double(), other.theta, rtol=tolerance, atol=tolerance)
+    expected = torch.stack([one.grad.double().square().sum() for one in updates])
+    torch.testing.assert_close(sums[:, 0], expected, rtol=SUM_TOLERANCE, atol=0)
+
+
+def test_pieces_of_a_flat_holder_are_summed_apart_and_its_padding_moves_too() -> None:
+    """As under ZeRO: a flat tensor that holds two parameters, some padding between them and at the end."""
+    flat, whole = (nn.Parameter(torch.linspace(-1, 1, 1000)) for _ in range(2))
+    pieces = [Piece(flat, 600, 300), Piece(flat, 10, 500)]
+    optimizers = [Padam([flat], p=0.3, fused=True), Padam([whole], p=0.3, fused=False)]
+    flat.grad = torch.randn(1000)
+    whole.grad = flat.grad.clone()
+    request = StepSums(pieces, measure=True)
+    optimizers[0].sum_next_step(request)
+    for optimizer in optimizers:
+        optimizer.step()
+    torch.testing.assert_close(flat, whole, rtol=1e-6, atol=1e-7)
+    assert request.rows is not None and list(request.summed) == pieces
+    for row, piece in zip(request.rows, pieces, strict=True):
+        values = dict(zip(SUMS, row.tolist(), strict=True))
+        assert values["grad_sq"] == pytest.approx(piece.of(flat.grad).double().square().sum().item(), rel=SUM_TOLERANCE)
+        assert values["param_sq"] == pytest.approx(piece.of(flat.detach()).double().square().sum().item(), rel=1e-5)
+        assert values["numel"] == piece.numel
+
+
+@pytest.mark.parametrize("update_scale", ["raw", "adam"])
+@pytest.mark.parametrize("clipped", [False, True])
+def test_a_reading_is_the_plain_step_s(update_scale: str, clipped: bool) -> None:
+    """Every quantity of every scope to 1e-5, with a layer that has no gradient and one that moves at lr_mult 0."""
+    from hf_pdyn.optim.clipping import note_clip
+
+    readings = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(30, 40), nn.LayerNorm(40), nn.Linear(40, 50), nn.Linear(50, 3))
+        groups = [{"params": [param], "p": 0.1 * i, "lr": 1e-3 * (i % 4)} for i, param in enumerate(model.parameters())]
+        optimizer = Padam(groups, update_scale=update_scale, amsgrad=True, fused=fused)
+        statistics = StepStatistics(optimizer, model)
+        window = statistics.window()
+        for step in range(4):
+            generator = torch.Generator().manual_seed(step)
+            for param in model.parameters():
+                param.grad = torch.randn(param.shape, generator=generator)
+            model[2].bias.grad = None
+            if clipped:
+                total = torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+                note_clip(optimizer, total, 0.5)
+            statistics.measure_next_step()
+            optimizer.step()
+        readings.append(window.read())
+    ours, theirs = readings
+    assert (ours.steps, ours.measured_steps) == (theirs.steps, theirs.measured_steps) == (4, 4)
+    for name in ("grad_norm", "grad_norm_clipped"):
+        assert getattr(ours, name) == pytest.approx(getattr(theirs, name), rel=1e-5)
+    assert ours.quantities.keys() == theirs.quantities.keys() and len(ours.quantities) == 5
+    for name, values in theirs.quantities.items():
+        assert ours.quantities[name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_measuring_does_not_touch_the_step() -> None:
+    """Bit for bit: with all sums, and with none."""
+    results = []
+    for measured in (False, True):
+        param = nn.Parameter(torch.linspace(-1, 1, 5000))
+        optimizer = Padam([param], p=0.37, fused=True)
+        for step in range(3):
+            param.grad = torch.randn(5000, generator=torch.Generator().manual_seed(step))
+            if measured:
+                optimizer.sum_next_step(StepSums([Piece(param)], measure=True))
+            optimizer.step()
+        results.append(param.detach())
+    assert torch.equal(*results)
+
+
+def test_what_is_compiled_is_used_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu.library()
+    monkeypatch.setenv("CXX", "/no/such/compiler")
+    monkeypatch.setenv("PATH", "")
+    assert cpu.cached_library().exists()
+    cpu.library.__wrapped__()
+
+
+def test_a_build_needs_nothing_that_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its directory, nor the lock of torch's loader in there, for which that would wait for ever."""
+    killed = tmp_path / "hf_pdyn" / "tmpkilled"
+    killed.mkdir(parents=True)
+    (killed / "lock").touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    loaded = cpu.library.__wrapped__()
+    assert loaded.hf_pdyn_chunk() > 0
+    assert {path.name for path in (tmp_path / "hf_pdyn").iterdir()} == {"tmpkilled", cpu.cached_library().name}
+    shutil.rmtree(killed)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
+def test_the_same_with_shorter_vectors() -> None:
+    """Without AVX-512, powers are computed otherwise."""
+    chosen = "sizes or power or nan or two_passes or every_sum"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    result = subprocess.run(
+        command, env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "skipped" not in result.stdout
