@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_pdyn.tensors import norms
-from tests.optim.test_equation import SUM_TOLERANCE
 from tests.optim.test_padam import VARIANTS, assert_follows_the_scalar_reference
+from tests.tensors.test_norms import SUM_TOLERANCE
 
 pytestmark = pytest.mark.gpu
 

@@ -24,7 +24,7 @@ from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inp
 from _claims.options import Options
 from _claims.rows import Configuration, Result, Row, chosen
 from _claims.verdict import Verdict
-from hf_pdyn.theory import allocation
+from hf_pdyn.theory import minimal_model
 
 NAME = "path_allocation"
 EXPONENTS = (-0.4, -0.25, -0.1, 0.0, 0.1, 0.25, 0.4, 0.5)
@@ -52,7 +52,7 @@ class PathShares(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: LinearRegression, **kwargs: Any) -> None:
         after = (model.linear.weight.detach(), model.linear.bias.detach())
         changes = [now - before for now, before in zip(after, self._before, strict=True)]
-        self.shares.append(float(allocation.weight_share(self.inputs.to(changes[0].device), *changes)))
+        self.shares.append(float(minimal_model.weight_share(self.inputs.to(changes[0].device), *changes)))
 
 
 def configurations(given: Options) -> list[Configuration]:

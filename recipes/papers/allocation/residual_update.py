@@ -18,7 +18,7 @@ from _claims.options import Options
 from _claims.rows import Configuration, Result, Row
 from _claims.verdict import Verdict
 from hf_pdyn import Padam
-from hf_pdyn.theory import allocation
+from hf_pdyn.theory import minimal_model
 
 NAME = "residual_update"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.25, 0.3, 0.5, 1.0)
@@ -53,14 +53,14 @@ def run(configuration: Configuration, _: Options) -> Result:
     optimizer = Padam([w, b], betas=(beta1, beta2), weight_decay=0.0, **update)
     errors, shares = [], []
     for t in range(1, configuration["steps"] + 1):
-        before = allocation.residual(X, w, b, y)
+        before = minimal_model.residual(X, w, b, y)
         optimizer.zero_grad()
         (before.square().sum() / (2 * n)).backward()
         optimizer.step()
         m_hat = [optimizer.state[param]["exp_avg"] / (1 - beta1**t) for param in (w, b)]
         v_hat = [optimizer.state[param]["exp_avg_sq"] / (1 - beta2**t) for param in (w, b)]
-        taken = allocation.corrections(X, *m_hat, *v_hat, **update)
-        after = allocation.residual(X, w, b, y).detach()
+        taken = minimal_model.corrections(X, *m_hat, *v_hat, **update)
+        after = minimal_model.residual(X, w, b, y).detach()
         error = (before.detach() - taken.weight - taken.bias - after).abs().max()
         errors.append(float(error / torch.maximum(before.detach().abs().max(), after.abs().max())))
         norms = [float(torch.linalg.vector_norm(term)) for term in taken]

@@ -23,7 +23,7 @@ from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inp
 from _claims.options import Options
 from _claims.rows import Configuration, Result, Row, chosen
 from _claims.verdict import Verdict
-from hf_pdyn.theory import allocation
+from hf_pdyn.theory import minimal_model
 
 NAME = "sparse_gain"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
@@ -73,7 +73,7 @@ def run(configuration: Configuration, given: Options) -> Result:
     (weight,) = model.parameters()
     beta2 = trainer.optimizer.param_groups[0]["betas"][1]
     v_hat = trainer.optimizer.state[weight]["exp_avg_sq"].double().cpu().flatten() / (1 - beta2**training.steps)
-    gain = allocation.gain(v_hat, p=training.p, eps=training.eps)
+    gain = minimal_model.gain(v_hat, p=training.p, eps=training.eps)
     line = stats.linregress(pi.log().numpy(), gain.log().numpy())
     error = 0.0 if math.isnan(line.stderr) else float(line.stderr)  # of equal gains, p = 0, scipy has none
     by_level = gain.log().view(levels, copies).mean(1)
@@ -86,8 +86,8 @@ def expected_gain(case: str, p: float, eps: float) -> torch.Tensor:
     # Correlated: x_j r = -x_j sum_i x_i has mean -1 and mean square 3 + sum_{i != j} pi_i where x_j is active.
     mean = -1.0 if case == "correlated" else 0.0
     sigma_sq = float(2 + COPIES * pi.sum()) if case == "correlated" else 1.0
-    v = allocation.sparse_second_moment(pi, sigma_sq=sigma_sq, mean=mean, batch=BATCH)
-    return allocation.gain(v, p=p, eps=eps).log()
+    v = minimal_model.sparse_second_moment(pi, sigma_sq=sigma_sq, mean=mean, batch=BATCH)
+    return minimal_model.gain(v, p=p, eps=eps).log()
 
 
 def _of(rows: Sequence[Row], case: str, p: float) -> list[Row]:

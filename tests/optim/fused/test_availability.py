@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_pdyn import Padam, StepStatistics
 from hf_pdyn.optim.clipping import note_clip
-from hf_pdyn.optim.fused import choice, cpu
+from hf_pdyn.optim.fused import availability, cpu
 
 
 @pytest.fixture
@@ -26,11 +26,11 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         raise OSError("no compiler\nhere")
 
     monkeypatch.setattr(cpu, "prepare", prepare)
-    choice._failure.cache_clear()
-    choice._warn_once.cache_clear()
+    availability._failure.cache_clear()
+    availability._warn_once.cache_clear()
     yield asked
-    choice._failure.cache_clear()
-    choice._warn_once.cache_clear()
+    availability._failure.cache_clear()
+    availability._warn_once.cache_clear()
 
 
 def step(numel: int, **options: Any) -> torch.Tensor:
@@ -41,18 +41,18 @@ def step(numel: int, **options: Any) -> torch.Tensor:
 
 
 def test_small_tensors_compile_nothing(compiler: list[str]) -> None:
-    step(choice.WORTH_COMPILING - 1)
+    step(availability.WORTH_COMPILING - 1)
     assert compiler == []
 
 
 @pytest.mark.parametrize("options", [{"fused": False}, {"foreach": True}, {"foreach": False}], ids=str)
 def test_who_chooses_another_path_compiles_nothing(compiler: list[str], options: dict[str, Any]) -> None:
-    step(choice.WORTH_COMPILING, **options)
+    step(availability.WORTH_COMPILING, **options)
     assert compiler == []
 
 
 def test_without_a_compiler_there_is_one_warning_and_the_plain_step(compiler: list[str]) -> None:
-    numel = choice.WORTH_COMPILING
+    numel = availability.WORTH_COMPILING
     with pytest.warns(
         UserWarning, match=r"could not be compiled, which needs a C\+\+ compiler.*: no compiler here\. fused=F"
     ):
@@ -71,7 +71,7 @@ def test_who_insists_hears_why_not(compiler: list[str]) -> None:
 
 def test_elsewhere_than_on_linux_nothing_is_tried(compiler: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
-    step(choice.WORTH_COMPILING)
+    step(availability.WORTH_COMPILING)
     assert compiler == []
     with pytest.raises(ValueError, match="on CPUs it is built on Linux only, this is win32"):
         step(3, fused=True)
@@ -83,9 +83,9 @@ def test_large_tensors_take_the_fused_step_whatever_is_compiled(monkeypatch: pyt
     monkeypatch.setattr(
         cpu, "advance", lambda updates, *args, **kwargs: calls.append(len(updates)) or advance(updates, *args, **kwargs)
     )
-    step(choice.WORTH_COMPILING)
+    step(availability.WORTH_COMPILING)
     assert calls == [1]
-    optimizer = Padam([nn.Parameter(torch.ones(n)) for n in (choice.WORTH_COMPILING, 3)])
+    optimizer = Padam([nn.Parameter(torch.ones(n)) for n in (availability.WORTH_COMPILING, 3)])
     small = optimizer.param_groups[0]["params"][1]
     small.grad = torch.ones(3)
     optimizer.step()  # by what the optimizer steps, not by what has a gradient
@@ -116,7 +116,7 @@ def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> No
         import os, warnings, torch
         from hf_pdyn import Padam
         os.environ.update(PATH={str(tmp_path)!r}, TORCH_EXTENSIONS_DIR={str(tmp_path)!r}, CXX="/no/such/compiler")
-        param = torch.nn.Parameter(torch.ones({choice.WORTH_COMPILING}))
+        param = torch.nn.Parameter(torch.ones({availability.WORTH_COMPILING}))
         param.grad = torch.ones_like(param)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -134,11 +134,11 @@ def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> No
 
 def test_what_went_wrong_is_told_without_the_command_line() -> None:
     text = "Error building extension 'x': [1/2] c++ -MMD -I/a -I/b\n/bin/sh: 1: c++: not found\nninja: build stopped"
-    assert choice._essence(RuntimeError(text)) == "/bin/sh: 1: c++: not found"
-    assert choice._essence(RuntimeError()) == "RuntimeError"
+    assert availability._essence(RuntimeError(text)) == "/bin/sh: 1: c++: not found"
+    assert availability._essence(RuntimeError()) == "RuntimeError"
 
 
-def stepped(numel: int = choice.WORTH_COMPILING, **options: Any) -> tuple[nn.Parameter, Padam]:
+def stepped(numel: int = availability.WORTH_COMPILING, **options: Any) -> tuple[nn.Parameter, Padam]:
     param = nn.Parameter(torch.ones(numel))
     optimizer = Padam([param], p=0.3, **options)
     param.grad = torch.ones(numel)
@@ -149,8 +149,8 @@ def stepped(numel: int = choice.WORTH_COMPILING, **options: Any) -> tuple[nn.Par
 def test_moments_of_another_size_are_never_written_through() -> None:
     """As after resuming with an embedding that was resized: torch's own error, as of any optimizer."""
     param, optimizer = stepped()
-    param.data = torch.ones(2 * choice.WORTH_COMPILING)
-    param.grad = torch.ones(2 * choice.WORTH_COMPILING)
+    param.data = torch.ones(2 * availability.WORTH_COMPILING)
+    param.grad = torch.ones(2 * availability.WORTH_COMPILING)
     with pytest.raises(RuntimeError, match="size"):
         optimizer.step()
 
@@ -166,7 +166,7 @@ def test_a_model_may_move_to_another_device_between_steps() -> None:
     """With its state, as AdamW allows; the meta device stands for one that has no kernel."""
     param, optimizer = stepped()
     moved = nn.Parameter(param.detach().to("meta"))
-    moved.grad = torch.ones(choice.WORTH_COMPILING, device="meta")
+    moved.grad = torch.ones(availability.WORTH_COMPILING, device="meta")
     state = optimizer.state.pop(param)
     optimizer.state[moved] = {name: value if name == "step" else value.to("meta") for name, value in state.items()}
     optimizer.param_groups[0]["params"][0] = moved
@@ -179,9 +179,9 @@ class Wrapped(torch.Tensor):
 
 
 def test_tensor_subclasses_take_the_plain_step() -> None:
-    values = torch.ones(choice.WORTH_COMPILING).as_subclass(Wrapped)
+    values = torch.ones(availability.WORTH_COMPILING).as_subclass(Wrapped)
     param = nn.Parameter(values)
-    param.grad = torch.ones(choice.WORTH_COMPILING)
+    param.grad = torch.ones(availability.WORTH_COMPILING)
     Padam([param], lr=0.5, p=0.3, weight_decay=0.0).step()
     assert param[0].item() == pytest.approx(0.5)
     with pytest.raises(ValueError, match="got a parameter that is a Wrapped"):

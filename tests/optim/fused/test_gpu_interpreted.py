@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hf_pdyn import Padam
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import tensor_step
-from hf_pdyn.optim.fused import choice, gpu
+from hf_pdyn.optim.fused import availability, gpu
 from hf_pdyn.optim.fused.layout import KERNEL_SUMS
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
 from hf_pdyn.optim.step_work import SUMS, StepSums, Task, Update
@@ -321,8 +321,8 @@ def through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     as_cpu = SimpleNamespace(
         DTYPES=gpu.DTYPES, NEEDS=gpu.NEEDS, why_not_here=lambda: None, prepare=lambda: None, advance=gpu.advance
     )
-    monkeypatch.setitem(choice._MODULES, "cpu", as_cpu)
-    monkeypatch.setattr(choice, "_failure", lambda device_type: None)
+    monkeypatch.setitem(availability._MODULES, "cpu", as_cpu)
+    monkeypatch.setattr(availability, "_failure", lambda device_type: None)
     calls: list[Task] = []
 
     def advance(updates: Sequence[Update], tasks: Task, **options: Any) -> Tensor:
