@@ -204,7 +204,7 @@ def test_an_idx_file_is_read_as_it_was_written(tmp_path: Path) -> None:
         # mtime=0: the header would have the time of the import.
         ("a.gz", gzip.compress(idx(np.zeros(100, np.uint8)), mtime=0)[:-9], "must be whole"),
         ("a.gz", b"no gzip", "must be readable"),
-        ("a.gz", damaged(gzip.compress(idx(np.arange(4000) % 251), mtime=0)), "must be whole"),
+        ("a.gz", damaged(gzip.compress(idx((np.arange(4000) % 251).astype(np.uint8)), mtime=0)), "must be whole"),
     ],
     ids=["one byte short", "not of bytes", "no header", "cut off", "no gzip", "damaged"],
 )

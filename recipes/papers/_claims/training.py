@@ -14,9 +14,9 @@ from hf_pdyn import (
     SampleLossCallback,
     ScheduleCallback,
     TelemetryCallback,
-    records,
     sample_loss,
 )
+from hf_pdyn.run_dir import tables
 
 from .images import Images
 from .processes import from_main_process, of_one_process
@@ -32,7 +32,7 @@ CURVES = {
     "test_accuracy": "pdyn/samples/test/accuracy",
     "test_loss": "pdyn/samples/test/mean",
 }
-"""What a result keeps of every epoch, by its name in the log records."""
+"""What a result keeps of every epoch, by its name in the log tables."""
 
 SPLITS = ("train", "test")
 
@@ -167,7 +167,7 @@ def _short(value: float | None, digits: int = 6) -> float | None:
 def _by_layer(folder: str, name: str) -> dict[str, dict[str, list[float | None]]]:
     """A quantity by pathway, by layer, over epochs."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    for row in records.read(folder, records.LAYERS)[0].to_pylist():
+    for row in tables.read(folder, tables.LAYERS)[0].to_pylist():
         if row["name"] == name:
             found.setdefault(row["part"], {}).setdefault(row["layer"], []).append(_short(row["value"], digits=4))
     return found

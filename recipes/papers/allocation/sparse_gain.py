@@ -132,7 +132,7 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         size=given.size,
         reason="Second moments have a term in pi^2 where an input correlates with the residual, so the slope goes "
         "towards -2p; eps halves it at the probability whose second moment it equals, and flattens it towards 0 below. "
-        "Both follow `theory.allocation.sparse_gain_slope`.",
+        "Both follow `theory.minimal_model.sparse_gain_slope`.",
         figures={
             case: {
                 f"p={p:g}": {
