@@ -32,7 +32,7 @@ CURVES = {
     "test_accuracy": "pdyn/samples/test/accuracy",
     "test_loss": "pdyn/samples/test/mean",
 }
-"""What a result keeps of every epoch, by its name in the log tables."""
+"""What a result keeps of every epoch, by its name in the log records."""
 
 SPLITS = ("train", "test")
 
