@@ -1,5 +1,6 @@
 import os
 
+import hypothesis
 import pytest
 import torch
 
@@ -10,6 +11,10 @@ if not torch.cuda.is_available():
 
 # The models are tiny: more threads only wait for each other.
 torch.set_num_threads(1)
+
+# Property tests try the same examples in every run, and keep no database of past failures in the working directory.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)
