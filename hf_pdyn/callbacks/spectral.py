@@ -12,7 +12,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
 from hf_pdyn.callbacks.row_buffer import Recorder
-from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.integrations.transformers import shards_every_parameter
 from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
 from hf_pdyn.measure.spectra import QUANTITIES, summary
@@ -124,12 +124,8 @@ class SpectralCallback(RememberingCallback):
         try:
             return {tensor: whole(tensor) for tensor in product.tensors()}
         except Exception as error:
-            self._fail(error)
+            give_up(self, error)
             return {}
-
-    @never_fatal
-    def _fail(self, error: Exception) -> None:
-        raise error
 
     @never_fatal
     def _spectra(self, product: Product, gathered: dict[Tensor, Tensor] | None) -> list[Measured]:

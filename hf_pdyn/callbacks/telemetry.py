@@ -15,7 +15,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
 from hf_pdyn.callbacks.row_buffer import Recorder
-from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
@@ -157,12 +157,8 @@ class TelemetryCallback(RememberingCallback):
         try:
             return read(self._window) if self._window is not None else None
         except Exception as error:
-            self._fail(error)
+            give_up(self, error)
             return None
-
-    @never_fatal
-    def _fail(self, error: Exception) -> None:
-        raise error
 
     @never_fatal
     def _metrics(self, state: TrainerState, reading: Reading | None) -> dict[str, float] | None:

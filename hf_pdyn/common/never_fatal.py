@@ -23,7 +23,7 @@ class Measures(Protocol):
 
 
 def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
-    """Turn an exception in a measuring method into one warning, `self.stop_measuring()` and None, then and later."""
+    """Turn an exception in a measuring method into `give_up` and None; later calls return None at once."""
 
     @functools.wraps(method)
     def guarded(self: Measures, *args: Any, **kwargs: Any) -> T | None:
@@ -32,14 +32,21 @@ def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
         try:
             return method(self, *args, **kwargs)
         except Exception as error:
-            self.gave_up = True
-            self.stop_measuring()
-            # Of an error about a tensor the text may be all of its numbers.
-            warnings.warn(
-                f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "
-                "its metrics are missing from here, and Algorithm 1, if it needs them, leaves p where it is.",
-                stacklevel=2,
-            )
+            give_up(self, error)
             return None
 
     return guarded
+
+
+def give_up(owner: Measures, error: Exception) -> None:
+    """Stop measuring after `error`, with one warning however often it is called."""
+    if owner.gave_up:
+        return
+    owner.gave_up = True
+    owner.stop_measuring()
+    # The text of an error about a tensor may be all of its numbers.
+    warnings.warn(
+        f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "
+        "its metrics are missing from here, and Algorithm 1, if it needs them, leaves p where it is.",
+        stacklevel=3,
+    )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.deepspeed import (
@@ -150,15 +150,20 @@ class StepStatistics:
         self._prepare(closure)
 
     def _learn_clip(self) -> Clip:
-        self._clip = take_clip(self._optimizer, self)
-        self._factor = self._clip_factor(self._clip) if self._measuring else None
+        """How this step was clipped, also once this process gave up: others wait for its part of a partial norm."""
+        self._clip, self._factor = Clip(), None
+        try:
+            self._clip = take_clip(self._optimizer, self)
+            self._factor = self._clip_factor(self._clip) if self._measuring else None
+        except Exception as error:
+            give_up(self, error)
         return self._clip
 
     @never_fatal
     def _prepare(self, closure: Any) -> None:
-        """Have Padam sum on its way; of what another optimizer does, only a copy of the parameters can tell.
+        """Have Padam sum during its step; other optimizers' updates need a copy of the parameters.
 
-        So it is where a closure computes the gradients, and their norm, only inside the step.
+        A closure computes the gradients, and their norm, only inside the step.
         """
         if closure is None and hasattr(self._optimizer, "sum_next_step"):
             self._request = StepSums(list(self._columns), self._measuring, self._factor)
@@ -171,21 +176,29 @@ class StepStatistics:
         self.found_inf = getattr(self._optimizer, "found_inf", None)
         if self.unavailable or not self.windows or getattr(self._optimizer, "step_was_skipped", False):
             return
-        clip, self._clip = self._clip or self._learn_clip(), None
+        clip = self._clip or self._learn_clip()
         measuring, self._measuring = self._measuring, False
-        rows = self._rows_of_step(clip, measuring)
+        row = self._row_of_step(clip, measuring)
         self._before = {}
-        if rows is None and self._shards.sharded:
+        if row is None and self._shards.sharded:
             width = len(self.scopes)
-            rows = self._full(math.nan, width + 1), self._full(math.nan, len(MEASURED), width) if measuring else None
-        if rows is not None:
+            measured = self._full(math.nan, len(MEASURED), width) if measuring else None
+            row = self._full(math.nan, width + 1), math.inf, measured
+        if row is not None:
             for window in list(self.windows):
-                window.add(rows[0], clip.max_norm, rows[1])
+                self._add(window, *row)
+
+    def _add(self, window: Window, gradients: Tensor, max_norm: float, measured: Tensor | None) -> None:
+        """`Window.add`, also once this process gave up: a full window adds up over processes, which wait for it."""
+        try:
+            window.add(gradients, max_norm, measured)
+        except Exception as error:
+            give_up(self, error)
 
     @never_fatal
-    def _rows_of_step(self, clip: Clip, measuring: bool) -> tuple[Tensor, Tensor | None] | None:
-        """What `Window.add` takes; None where nothing has a gradient."""
-        request, self._request = self._request, None
+    def _row_of_step(self, clip: Clip, measuring: bool) -> tuple[Tensor, float, Tensor | None] | None:
+        """The arguments of `Window.add`; None where nothing has a gradient."""
+        request = self._request
         if request is not None and request.failure is not None:
             raise request.failure
         if request is not None and request.rows is not None:
@@ -201,7 +214,7 @@ class StepStatistics:
                 return None
             squares = self._sums_of_squares(pieces)
             measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
-        return torch.cat([squares, self._clip_share(clip, squares)]), measured
+        return torch.cat([squares, self._clip_share(clip, squares)]), clip.max_norm, measured
 
     def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
         if not pieces:

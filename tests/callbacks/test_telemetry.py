@@ -310,16 +310,44 @@ def test_every_record_has_measured_quantities(tmp_path: Path, options: dict[str,
     assert all("pdyn/update_norm/weight" in record and "pdyn/D_w" in record for record in logs)
 
 
-@pytest.mark.parametrize("broken", ["StepStatistics.of", "Window.state_dict", "Window.read"])
-def test_no_failure_of_telemetry_ends_a_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "callbacks.telemetry.StepStatistics.of",
+        "callbacks.telemetry.Window.state_dict",
+        "callbacks.telemetry.Window.read",
+        "measure.step_statistics.take_clip",
+        "measure.step_statistics.clip_factor",
+        "measure.windows.Window._fold_gradients",
+    ],
+)
+@pytest.mark.parametrize("optim", ["padam", "adamw_torch"])
+def test_no_failure_of_telemetry_ends_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, optim: str
+) -> None:
     def fail(*args: Any) -> None:
         raise RuntimeError("out of luck")
 
-    monkeypatch.setattr(f"hf_pdyn.callbacks.telemetry.{broken}", fail)
-    run = trainer(tmp_path, save_strategy="steps", save_steps=6, callbacks=[TelemetryCallback()])
-    with pytest.warns(UserWarning, match="out of luck"):
+    monkeypatch.setattr("hf_pdyn.measure.windows._FOLD_AFTER", 3)
+    run = trainer(tmp_path, optim=optim, save_strategy="steps", save_steps=6, callbacks=[TelemetryCallback()])
+    if "take_clip" in broken:  # not where a window begins
+        run.add_callback(Breaking(monkeypatch, f"hf_pdyn.{broken}", fail))
+    else:
+        monkeypatch.setattr(f"hf_pdyn.{broken}", fail)
+    with pytest.warns(UserWarning, match="out of luck") as said:
         run.train()
+    assert len(said) == 1
     assert run.state.global_step == 12
+
+
+class Breaking(TrainerCallback):
+    """Replaces a function once training has begun."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str, replacement: Any) -> None:
+        self.replace = lambda: monkeypatch.setattr(name, replacement)
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        self.replace()
 
 
 def test_other_layers_at_resume_start_the_interval_anew(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`StepStatistics` in a bare loop; with the Trainer it is tested in callbacks/."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ def model_with_gradients() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
     model(torch.randn(5, 4)).square().sum().backward()
     return model
+
+
+def consume(steps: Iterable[Any]) -> None:
+    for _ in steps:
+        pass
 
 
 def norm(model: nn.Module, *names: str) -> float:
@@ -152,6 +158,33 @@ def test_a_failure_on_one_of_several_processes_leaves_the_step_out_on_all(monkey
     assert (reading.steps, reading.nonfinite_steps, reading.measured_steps) == (1, 2, 0)
     width = len(statistics.scopes)
     assert parts[0].numel() == 3 * (width + 1) + len(MEASURED) * width
+
+
+def test_a_window_that_fails_on_one_of_several_processes_keeps_its_place_in_every_sum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Windows add up when they are full: the others wait for each of this process's, in the same order."""
+    model = model_with_gradients()
+    optimizer = OPTIMIZERS["sgd"](model)
+    statistics = StepStatistics(optimizer, model)
+    statistics._shards.sharded = True
+    sums: list[int] = []
+    windows = [statistics.window() for _ in range(2)]
+    for window in windows:
+        window._add_up = lambda part: (sums.append(part.numel()), part)[1]
+    fold = Window._fold_gradients
+
+    def fail_once(*args: Any) -> None:
+        if len(sums) == 1:
+            raise MemoryError("none left")
+        fold(*args)
+
+    monkeypatch.setattr("hf_pdyn.measure.windows._FOLD_AFTER", 2)
+    monkeypatch.setattr(Window, "_fold_gradients", fail_once)
+    with pytest.warns(UserWarning, match="stopped measuring this run: MemoryError: none left") as said:
+        consume(optimizer.step() for _ in range(4))
+    assert len(said) == 1
+    assert sums == [2 * (len(statistics.scopes) + 1)] * 4
 
 
 def test_rows_that_cannot_be_put_together_are_sent_as_nan(monkeypatch: pytest.MonkeyPatch) -> None:
