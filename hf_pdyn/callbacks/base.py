@@ -23,6 +23,8 @@ from hf_pdyn.integrations.transformers import (
     make_checkpoints_resumable,
     place_before_reporters,
     processes_train_apart,
+    run_directory,
+    running_trainer,
     watch_mixed_mesh_clipping,
 )
 from hf_pdyn.optim.padam import Padam
@@ -70,6 +72,9 @@ class PdynCallback(TrainerCallback):
 
     One instance serves any number of `train()` calls, trials and resumed runs: everything that belongs
     to one of them is set in `begin`.
+
+    Args:
+        trainer: the Trainer that will deliver the events, as TRL's callbacks take it; None: found on the stack.
     """
 
     run: Run
@@ -81,6 +86,15 @@ class PdynCallback(TrainerCallback):
     """Of the last of our callbacks to begin a training, for all of them."""
     _training: TrainerState | None = None
     """Of the training that it has begun; each has its own."""
+    # Not under its argument's name: it is no setting for run.json.
+    _trainer: Any | None = None
+
+    def __init__(self, *, trainer: Any | None = None) -> None:
+        self._trainer = trainer
+
+    def running_trainer(self) -> Any | None:
+        """The Trainer that delivers this event; None where something else does."""
+        return running_trainer(self._trainer)
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         """Check the options against the run and reset; ValueError before the first step."""
@@ -99,7 +113,8 @@ class PdynCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None and optimizer is not None
-        place_before_reporters(PdynCallback)
+        self._check_trainer()
+        place_before_reporters(PdynCallback, self._trainer)
         if self._training is state:  # the same callback, added twice
             return
         self._training = state
@@ -114,7 +129,7 @@ class PdynCallback(TrainerCallback):
                     f"The checkpoint's pdyn state has version {_memory(state).get('version')!r}, this hf_pdyn reads "
                     f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
                 )
-            if processes_train_apart():
+            if processes_train_apart(self._trainer):
                 warnings.warn(
                     "The processes of this launch do not average their gradients: each trains a model of its own. The "
                     "Trainer does not wrap the model where evaluate() was called before train(); use eval_on_start "
@@ -124,16 +139,27 @@ class PdynCallback(TrainerCallback):
             if state.global_step > 0:
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
                 self._say_what_stays(state)
+        run_dir = run_directory(args, self._trainer)
         if self.recorder is not None:
-            self.recorder.begin(args, state)
+            self.recorder.begin(run_dir, state)
         self.begin(args, state)
         self.take_up(state)
-        ours = [callback for callback in all_callbacks(self) if isinstance(callback, PdynCallback)]
+        ours = [callback for callback in all_callbacks(self, self._trainer) if isinstance(callback, PdynCallback)]
         if ours[-1] is self:
             # None has refused: only now is what an earlier run left replaced.
             self._run_log = RunLog()
             memory = _memory(state)
-            memory[run_json.ID] = self._run_log.begin(args, state, model, optimizer, ours, memory.get(run_json.ID))
+            memory[run_json.ID] = self._run_log.begin(
+                run_dir, args, state, model, optimizer, ours, memory.get(run_json.ID)
+            )
+
+    def _check_trainer(self) -> None:
+        if self._trainer is not None and self not in self._trainer.callback_handler.callbacks:
+            name = type(self).__name__
+            raise ValueError(
+                f"{name} was built with trainer={type(self._trainer).__name__}(...), which does not have it. Give it "
+                "that Trainer by add_callback, or leave trainer out."
+            )
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """What must be on the disk before the checkpoint of this step is: called in every process."""
@@ -158,7 +184,7 @@ class PdynCallback(TrainerCallback):
 
     def _say_what_stays(self, state: TrainerState) -> None:
         """Of fields that a callback of the checkpoint's run has moved and none of this run writes."""
-        written = {getattr(callback, "writes", None) for callback in all_callbacks(self)}
+        written = {getattr(callback, "writes", None) for callback in all_callbacks(self, self._trainer)}
         for key, initial in _memory(state).items():
             field = key.removeprefix("initial_")
             if field == key or field in written or len(initial) != len(self.run.groups):

@@ -38,13 +38,17 @@ class PControlCallback(RememberingCallback):
     Args:
         config: range, step and threshold.
         interval: "epoch", or a number of optimizer steps.
+        trainer: see `PdynCallback`.
     """
 
     memory_name = "control"
     writes = "p"
     without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
-    def __init__(self, config: ControlConfig | None = None, interval: int | str = "epoch") -> None:
+    def __init__(
+        self, config: ControlConfig | None = None, interval: int | str = "epoch", *, trainer: Any | None = None
+    ) -> None:
+        super().__init__(trainer=trainer)
         check_interval("interval", interval)
         self.config = config or ControlConfig()
         self.interval = interval
@@ -61,7 +65,7 @@ class PControlCallback(RememberingCallback):
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
         self.keep_initial(state, "p")
-        if processes_train_apart():
+        if processes_train_apart(self._trainer):
             raise ValueError(
                 "Algorithm 1 steers one training, and the processes of this launch do not average their gradients. "
                 "Call no evaluate() before train(), use eval_on_start; or leave p_control off."

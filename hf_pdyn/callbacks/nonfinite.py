@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 from transformers import TrainerState, TrainingArguments
 
@@ -19,9 +19,11 @@ class NonfiniteCallback(PdynCallback):
 
     Args:
         nonfinite: "skip" leaves out every step in which a gradient holds NaN or infinity, "apply" takes it.
+        trainer: see `PdynCallback`.
     """
 
-    def __init__(self, nonfinite: Nonfinite = "skip") -> None:
+    def __init__(self, nonfinite: Nonfinite = "skip", *, trainer: Any | None = None) -> None:
+        super().__init__(trainer=trainer)
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
         self.nonfinite: Nonfinite = nonfinite
 

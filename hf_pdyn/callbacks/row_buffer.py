@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from transformers import TrainerState, TrainingArguments
+from transformers import TrainerState
 
-from hf_pdyn.integrations.transformers import run_directory
 from hf_pdyn.run_dir.tables import Kind, RecordWriter
 
 _FLUSH_AT = 50_000
@@ -28,12 +27,12 @@ class Recorder:
         self._warned = False
         self._first_step = 0
 
-    def begin(self, args: TrainingArguments, state: TrainerState) -> None:
+    def begin(self, run_dir: str, state: TrainerState) -> None:
         """Start a training, or go on with the one that a checkpoint is of."""
         self._writer, self._warned = None, False
         self._first_step = state.global_step
         if state.is_world_process_zero:
-            self._writer = RecordWriter(run_directory(args), self.kind)
+            self._writer = RecordWriter(run_dir, self.kind)
 
     def add(self, state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of this moment, without step and epoch."""

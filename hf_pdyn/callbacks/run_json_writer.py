@@ -14,7 +14,6 @@ from transformers import TrainerState, TrainingArguments
 
 from hf_pdyn.grouping import label_parameters
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
-from hf_pdyn.integrations.transformers import run_directory
 from hf_pdyn.run_dir import run_json
 from hf_pdyn.run_dir.tables import forget_after
 from hf_pdyn.tensors.sharding import has_fsdp1
@@ -31,6 +30,7 @@ class RunLog:
 
     def begin(
         self,
+        run_dir: str,
         args: TrainingArguments,
         state: TrainerState,
         model: nn.Module,
@@ -48,7 +48,6 @@ class RunLog:
 
         def write() -> None:
             nonlocal noted
-            run_dir = run_directory(args)
             # A new training has rows of step 0 of its own.
             _warn_of(forget_after(run_dir, state.global_step if state.global_step > 0 else -1))
             noted = run_json.write_start(

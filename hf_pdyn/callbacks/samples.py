@@ -19,7 +19,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.row_buffer import Recorder
 from hf_pdyn.integrations import probing
-from hf_pdyn.integrations.transformers import log_apart, running_trainer
+from hf_pdyn.integrations.transformers import log_apart
 from hf_pdyn.measure.cross_entropy import SampleCrossEntropy, sample_cross_entropy
 from hf_pdyn.measure.sample_loss import epoch_file, even_spread, summary
 from hf_pdyn.run_dir.tables import SAMPLE_LOSSES
@@ -60,9 +60,18 @@ class SampleLossCallback(PdynCallback):
             0: none.
         test_probe: how many of the test set, of each if there are several; None: all. 0: none.
         train_set: measured in place of the Trainer's train set: the paper's clean one, without augmentation.
+        trainer: see `PdynCallback`.
     """
 
-    def __init__(self, train_probe: int | None = 1000, test_probe: int | None = None, train_set: Any = None) -> None:
+    def __init__(
+        self,
+        train_probe: int | None = 1000,
+        test_probe: int | None = None,
+        train_set: Any = None,
+        *,
+        trainer: Any | None = None,
+    ) -> None:
+        super().__init__(trainer=trainer)
         for name, size in (("train_probe", train_probe), ("test_probe", test_probe)):
             if size is not None and size < 0:
                 raise ValueError(f"{name} must be a number of samples >= 0, got {size}.")
@@ -79,7 +88,7 @@ class SampleLossCallback(PdynCallback):
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self._indices, self._measured_at, self._file = {}, None, None
         self._unlabelled: set[str] = set()
-        trainer = running_trainer()
+        trainer = self.running_trainer()
         if trainer is None:
             self._say(state, "no Trainer delivers this event")
             return
@@ -124,7 +133,7 @@ class SampleLossCallback(PdynCallback):
 
     def _measure(self, state: TrainerState) -> None:
         self._measured_at = state.global_step
-        trainer = running_trainer()
+        trainer = self.running_trainer()
         if trainer is None:
             return
         rows: list[dict[str, Any]] = []

@@ -23,9 +23,13 @@ class ScheduleCallback(PdynCallback):
         field: `p`, `weight_decay` or another number in the groups (`eps`, `momentum`, ...).
         schedule: a `Schedule`, its text, such as `"linear:0.45..0.35"`, or a constant.
         label: a pathway or a component; needs labelled groups (padam, or `build_param_groups`).
+        trainer: see `PdynCallback`.
     """
 
-    def __init__(self, field: str, schedule: Schedule | str | float, label: str | None = None) -> None:
+    def __init__(
+        self, field: str, schedule: Schedule | str | float, label: str | None = None, *, trainer: Any | None = None
+    ) -> None:
+        super().__init__(trainer=trainer)
         if field == "lr":
             raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
         self.field = self.writes = field

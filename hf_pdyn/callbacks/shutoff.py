@@ -27,11 +27,18 @@ class WeightDecayShutoffCallback(PdynCallback):
         until: the moment from which it decays again; None is never.
         labels: pathways or components to switch off; None is all. Needs labelled groups (padam, or
             another optimizer over `build_param_groups`).
+        trainer: see `PdynCallback`.
     """
 
     def __init__(
-        self, at: Moment | str | float, until: Moment | str | float | None = None, labels: Sequence[str] | None = None
+        self,
+        at: Moment | str | float,
+        until: Moment | str | float | None = None,
+        labels: Sequence[str] | None = None,
+        *,
+        trainer: Any | None = None,
     ) -> None:
+        super().__init__(trainer=trainer)
         self.writes = "weight_decay"
         self.at = Moment.of(at)
         self.until = None if until is None else Moment.of(until)

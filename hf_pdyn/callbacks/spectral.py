@@ -31,12 +31,14 @@ class SpectralCallback(RememberingCallback):
 
     Args:
         every: "epoch", or a number of optimizer steps.
+        trainer: see `PdynCallback`.
     """
 
     memory_name = "spectra"
     without_memory = "The record of spectra starts"
 
-    def __init__(self, every: int | str = "epoch") -> None:
+    def __init__(self, every: int | str = "epoch", *, trainer: Any | None = None) -> None:
+        super().__init__(trainer=trainer)
         check_interval("every", every)
         self.every = every
         self.recorder = self._layers = Recorder(LAYERS)

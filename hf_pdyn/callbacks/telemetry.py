@@ -43,12 +43,14 @@ class TelemetryCallback(RememberingCallback):
         per_layer: every mean also by layer, as rows of `records.LAYERS` in the output directory; and p,
             weight_decay and a_t also by label, as `pdyn/p/weight`, `pdyn/p/weight/attention`, where
             the optimizer's groups are labelled.
+        trainer: see `PdynCallback`.
     """
 
     memory_name = "telemetry"
     without_memory = "Its means, a_t and the counts of skipped and non-finite steps start"
 
-    def __init__(self, every: int | None = None, per_layer: bool = False) -> None:
+    def __init__(self, every: int | None = None, per_layer: bool = False, *, trainer: Any | None = None) -> None:
+        super().__init__(trainer=trainer)
         if every is not None and every < 1:
             raise ValueError(f"every must be at least 1 optimizer step, got {every}.")
         self.every = every

@@ -95,14 +95,13 @@ def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
         transformers.trainer.DEFAULT_CALLBACKS.append(entry)
 
 
-def place_before_reporters(kind: type[TrainerCallback]) -> None:
+def place_before_reporters(kind: type[TrainerCallback], trainer: Any | None) -> None:
     """Move the callbacks of that class, each once and in their order, to just behind DefaultFlowCallback.
 
-    A callback that a user passes stands behind the reporters, which then never see what it adds to a
-    log record. No argument of an event names the handler that delivers it, so it is found on the stack; without it
-    (another Trainer's own event loop) the order stays, and only trainer_state.json has the metrics.
+    A callback that a user passes stands behind the reporters, which then never see what it adds to a log record.
+    Without a handler (another Trainer's own event loop) the order stays, and only trainer_state.json has the metrics.
     """
-    handler = _on_the_stack(CallbackHandler)
+    handler = _running(CallbackHandler, trainer)
     if handler is None:
         return
     moved = {id(callback): callback for callback in handler.callbacks if isinstance(callback, kind)}
@@ -112,25 +111,31 @@ def place_before_reporters(kind: type[TrainerCallback]) -> None:
     handler.callbacks = [*others[: flow + 1], *moved.values(), *others[flow + 1 :]]
 
 
-def _on_the_stack(kind: type[T]) -> T | None:
-    """The innermost object of that class whose method is running."""
+def all_callbacks(callback: TrainerCallback, trainer: Any | None) -> list[TrainerCallback]:
+    """All callbacks of the handler that is delivering this event; `callback` alone where there is none to be found."""
+    handler = _running(CallbackHandler, trainer)
+    return [callback] if handler is None else list(handler.callbacks)
+
+
+def running_trainer(trainer: Any | None) -> Any | None:
+    """The Trainer that delivers this event; None where something else does."""
+    from transformers import Trainer
+
+    return _running(Trainer, trainer)
+
+
+def _running(kind: type[T], trainer: Any | None) -> T | None:
+    """The Trainer or callback handler that delivers this event.
+
+    `trainer` is the one that the callback was built with. No argument of an event names its sender, so without one the
+    sender is the innermost object of that class whose method is running.
+    """
+    if trainer is not None:
+        return trainer.callback_handler if kind is CallbackHandler else trainer
     frame = sys._getframe(1)
     while frame is not None and not isinstance(frame.f_locals.get("self"), kind):
         frame = frame.f_back  # type: ignore[assignment]
     return None if frame is None else frame.f_locals["self"]
-
-
-def all_callbacks(callback: TrainerCallback) -> list[TrainerCallback]:
-    """All callbacks of the handler that is delivering this event; `callback` alone where there is none to be found."""
-    handler = _on_the_stack(CallbackHandler)
-    return [callback] if handler is None else list(handler.callbacks)
-
-
-def running_trainer() -> Any | None:
-    """The Trainer that delivers this event; None where something else does."""
-    from transformers import Trainer
-
-    return _on_the_stack(Trainer)
 
 
 def log_apart(trainer: Any, metrics: dict[str, float]) -> None:
@@ -146,15 +151,13 @@ def log_apart(trainer: Any, metrics: dict[str, float]) -> None:
     trainer.control.should_log = due
 
 
-def processes_train_apart() -> bool:
+def processes_train_apart(trainer: Any | None) -> bool:
     """Whether the Trainer that delivers this event has several processes and nothing that averages their gradients.
 
     That is so, without a word, after an `evaluate()` before `train()`: accelerate (1.15) has then prepared the model
     once and transformers (5.23) does not wrap it in DDP any more.
     """
-    from transformers import Trainer
-
-    trainer = _on_the_stack(Trainer)
+    trainer = running_trainer(trainer)
     if trainer is None or not trainer.accelerator.distributed_type.value.startswith("MULTI_"):
         return False
     averages = any(isinstance(module, DistributedDataParallel) for module in trainer.model_wrapped.modules())
@@ -162,11 +165,9 @@ def processes_train_apart() -> bool:
     return not averages and not has_dtensors
 
 
-def run_directory(args: TrainingArguments) -> str:
+def run_directory(args: TrainingArguments, trainer: Any | None) -> str:
     """Where the Trainer that delivers this event puts its checkpoints: of a hyperparameter search, the trial's own."""
-    from transformers import Trainer
-
-    trainer = _on_the_stack(Trainer)
+    trainer = running_trainer(trainer)
     return args.output_dir if trainer is None else trainer._get_output_dir(getattr(trainer, "_trial", None))
 
 
