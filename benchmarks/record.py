@@ -6,13 +6,13 @@ import json
 import platform
 import re
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hf_pdyn.common.atomic import replacing
+from hf_pdyn.common.environment import installed_versions
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer")
@@ -30,13 +30,7 @@ def hardware(device: torch.device) -> str:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def write(what: str, device: torch.device, found: dict[str, Any], target: str | None) -> Path:

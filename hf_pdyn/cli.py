@@ -22,7 +22,7 @@ from hf_pdyn.integrations.transformers import build_without_weights, stock_group
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page
-from hf_pdyn.report.run import Run, read_runs
+from hf_pdyn.report.recorded_run import RecordedRun, read_runs
 from hf_pdyn.report.terminal import comparison
 
 
@@ -95,7 +95,7 @@ def show_comparison(options: argparse.Namespace) -> None:
         Console(width=max(console.width, needed)).print(part)
 
 
-def _say_problems(runs: Sequence[Run]) -> None:
+def _say_problems(runs: Sequence[RecordedRun]) -> None:
     console = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
     for run in runs:
         for problem in run.problems:

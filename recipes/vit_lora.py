@@ -164,7 +164,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         signals = {}
         if options.pdyn.telemetry == "layers":  # otherwise, rows in the directory are of another run
-            signals = signals_of(tables.read(options.training.output_dir, tables.LAYERS)[0].to_pylist(), head)
+            signals = signals_of(tables.read_table(options.training.output_dir, tables.LAYERS)[0].to_pylist(), head)
         results = {
             "accuracy before": logged_before(trainer, "eval_accuracy"),
             "accuracy after": measured["eval_accuracy"],

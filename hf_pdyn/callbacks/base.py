@@ -13,8 +13,8 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.row_buffer import Recorder
-from hf_pdyn.callbacks.run_json_writer import RunLog
+from hf_pdyn.callbacks.row_buffer import RowBuffer
+from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.transformers import (
     add_to_log,
@@ -39,7 +39,7 @@ _MEMORY_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One call of `Trainer.train`: its optimizer (wrapped as it is stepped), its model and its length.
 
     steps_per_epoch: None where the dataset has no length.
@@ -77,12 +77,12 @@ class PdynCallback(TrainerCallback):
         trainer: the Trainer that will deliver the events, as TRL's callbacks take it; None: found on the stack.
     """
 
-    run: Run
+    run: TrainingRun
     writes: str | None = None
     """The field of the groups that it writes, if any."""
-    recorder: Recorder | None = None
+    row_buffer: RowBuffer | None = None
     """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
-    _run_log: RunLog | None = None
+    _run_json_writer: RunJsonWriter | None = None
     """Of the last of our callbacks to begin a training, for all of them."""
     _training: TrainerState | None = None
     """Of the training that it has begun; each has its own."""
@@ -119,8 +119,8 @@ class PdynCallback(TrainerCallback):
             return
         self._training = state
         make_checkpoints_resumable()
-        self.run = Run(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
-        self._run_log = None
+        self.run = TrainingRun(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
+        self._run_json_writer = None
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
             _unpin(self.run.groups)
@@ -140,16 +140,16 @@ class PdynCallback(TrainerCallback):
                 _check_resumed_optimizer(unwrap_optimizer(optimizer), state.global_step)
                 self._say_what_stays(state)
         run_dir = run_directory(args, self._trainer)
-        if self.recorder is not None:
-            self.recorder.begin(run_dir, state)
+        if self.row_buffer is not None:
+            self.row_buffer.begin(run_dir, state)
         self.begin(args, state)
         self.take_up(state)
         ours = [callback for callback in all_callbacks(self, self._trainer) if isinstance(callback, PdynCallback)]
         if ours[-1] is self:
             # None has refused: only now is what an earlier run left replaced.
-            self._run_log = RunLog()
+            self._run_json_writer = RunJsonWriter()
             memory = _memory(state)
-            memory[run_json.ID] = self._run_log.begin(
+            memory[run_json.ID] = self._run_json_writer.begin(
                 run_dir, args, state, model, optimizer, ours, memory.get(run_json.ID)
             )
 
@@ -175,12 +175,12 @@ class PdynCallback(TrainerCallback):
     ) -> None:
         self._training = None
         self._flush()
-        if self._run_log is not None:
-            self._run_log.finish(state)
+        if self._run_json_writer is not None:
+            self._run_json_writer.finish(state)
 
     def _flush(self) -> None:
-        if self.recorder is not None:
-            self.recorder.flush()
+        if self.row_buffer is not None:
+            self.row_buffer.flush()
 
     def _say_what_stays(self, state: TrainerState) -> None:
         """Of fields that a callback of the checkpoint's run has moved and none of this run writes."""

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
-from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.never_fatal import never_fatal
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
@@ -52,7 +52,7 @@ class PControlCallback(RememberingCallback):
         check_interval("interval", interval)
         self.config = config or ControlConfig()
         self.interval = interval
-        self.recorder = self._decisions = Recorder(DECISIONS)
+        self.row_buffer = self._decisions = RowBuffer(DECISIONS)
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []
         self._unfinished: tuple[Optimizer, list[float]] | None = None

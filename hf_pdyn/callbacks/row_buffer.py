@@ -8,22 +8,22 @@ from typing import Any
 
 from transformers import TrainerState
 
-from hf_pdyn.run_dir.tables import Kind, RecordWriter
+from hf_pdyn.run_dir.tables import TableKind, TableWriter
 
 _FLUSH_AT = 50_000
 """Rows that are kept in memory at most; 5 MB."""
 
 
-class Recorder:
+class RowBuffer:
     """Writes the rows of one training, on the main process; on others it does nothing.
 
     What cannot be written (a full disk) is kept and tried again at the next flush, with one warning: telemetry never
     ends a training.
     """
 
-    def __init__(self, kind: Kind) -> None:
+    def __init__(self, kind: TableKind) -> None:
         self.kind = kind
-        self._writer: RecordWriter | None = None
+        self._writer: TableWriter | None = None
         self._warned = False
         self._first_step = 0
 
@@ -32,7 +32,7 @@ class Recorder:
         self._writer, self._warned = None, False
         self._first_step = state.global_step
         if state.is_world_process_zero:
-            self._writer = RecordWriter(run_dir, self.kind)
+            self._writer = TableWriter(run_dir, self.kind)
 
     def add(self, state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of this moment, without step and epoch."""
@@ -53,7 +53,7 @@ class Recorder:
         """Write what was added since the last flush, to a file of that name or of the last step."""
         self._try(lambda writer: writer.flush(name))
 
-    def _try(self, write: Callable[[RecordWriter], object]) -> None:
+    def _try(self, write: Callable[[TableWriter], object]) -> None:
         try:
             if self._writer is not None:
                 write(self._writer)

@@ -1,4 +1,4 @@
-"""`RunLog`: writes a run's `pdyn/run.json`, for the callbacks of one training."""
+"""`RunJsonWriter`: writes a run's `pdyn/run.json`, for the callbacks of one training."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerState, TrainingArguments
 
+from hf_pdyn.common.environment import installed_versions
 from hf_pdyn.grouping import label_parameters
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.run_dir import run_json
@@ -19,7 +20,7 @@ from hf_pdyn.run_dir.tables import forget_after
 from hf_pdyn.tensors.sharding import has_fsdp1
 
 
-class RunLog:
+class RunJsonWriter:
     """Notes that a training begins, with its configuration, and that it came to its end.
 
     On the main process; on others it does nothing. What cannot be written is one warning: no training ends by it.
@@ -55,10 +56,12 @@ class RunLog:
                 state.global_step,
                 {
                     "max_steps": state.max_steps,
-                    "versions": run_json.versions(),
+                    "versions": installed_versions(run_json.LIBRARIES),
                     "model": describe_model(model),
                     "optimizer": type(unwrap_optimizer(optimizer)).__name__,
-                    "callbacks": [{"name": type(callback).__name__, **settings(callback)} for callback in callbacks],
+                    "callbacks": [
+                        {"name": type(callback).__name__, **constructor_arguments(callback)} for callback in callbacks
+                    ],
                     "device": str(args.device),
                     "processes": args.world_size,
                     "training_arguments": args.to_dict(),
@@ -79,7 +82,7 @@ class RunLog:
             _try(lambda: run_json.write_finish(run_dir, state.global_step))
 
 
-def settings(callback: object) -> dict[str, Any]:
+def constructor_arguments(callback: object) -> dict[str, Any]:
     """What a callback was constructed with, by the convention that it keeps each argument under its own name."""
     names = inspect.signature(type(callback).__init__).parameters
     return {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
-from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.integrations import probing
 from hf_pdyn.integrations.transformers import log_apart
 from hf_pdyn.measure.cross_entropy import SampleCrossEntropy, sample_cross_entropy
@@ -44,7 +44,7 @@ class SampleLossCallback(PdynCallback):
     """Records the loss of every sample of a train probe and of the test set at the end of every epoch (IAD 4.1.2).
 
     The cross-entropy in nats of a class, or the mean over a sample's labelled tokens, by the model in evaluation
-    mode: neither label smoothing nor a loss function of the Trainer's is in it. Rows of `records.SAMPLE_LOSSES`, one
+    mode: neither label smoothing nor a loss function of the Trainer's is in it. Rows of `tables.SAMPLE_LOSSES`, one
     file an epoch (`epoch-0001.parquet`), and a log record with Table 2's summary of each split,
     `pdyn/samples/train/p95`. The evaluation set is the split test; of several, each is test/NAME.
 
@@ -80,7 +80,7 @@ class SampleLossCallback(PdynCallback):
         # Under its own name for the record of the run, which would hold all of a data set.
         self.train_set = None if train_set is None else type(train_set).__name__
         self._train_set = train_set
-        self.recorder = self._records = Recorder(SAMPLE_LOSSES)
+        self.row_buffer = self._records = RowBuffer(SAMPLE_LOSSES)
         self._indices: dict[str, list[int]] = {}
         self._measured_at: int | None = None
         self._file: str | None = None

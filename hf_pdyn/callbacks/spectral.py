@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
-from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.integrations.transformers import shards_every_parameter
 from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
@@ -27,7 +27,7 @@ class SpectralCallback(RememberingCallback):
     module: before the first step, at every interval's end, and after the last step. The next training record has
     `pdyn/spectrum/KIND/QUANTITY` over all layers, KIND one of `attention`, `attention_heads`, `lora`, QUANTITY
     one of `spectra.QUANTITIES`, and `pdyn/spectrum/step`, the step of the measurement. Each layer's are rows of
-    `records.LAYERS` in the output directory. Products that are zero are missing.
+    `tables.LAYERS` in the output directory. Products that are zero are missing.
 
     Args:
         every: "epoch", or a number of optimizer steps.
@@ -41,7 +41,7 @@ class SpectralCallback(RememberingCallback):
         super().__init__(trainer=trainer)
         check_interval("every", every)
         self.every = every
-        self.recorder = self._layers = Recorder(LAYERS)
+        self.row_buffer = self._layers = RowBuffer(LAYERS)
         self._products: Sequence[Product] = ()
         self._sharded = False
         self._unlogged: dict[str, float] = {}

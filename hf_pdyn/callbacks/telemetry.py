@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.base import RememberingCallback, check_keys
-from hf_pdyn.callbacks.row_buffer import Recorder
+from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.measure.step_statistics import StepStatistics
@@ -40,7 +40,7 @@ class TelemetryCallback(RememberingCallback):
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
             completes a logging interval.
-        per_layer: every mean also by layer, as rows of `records.LAYERS` in the output directory; and p,
+        per_layer: every mean also by layer, as rows of `tables.LAYERS` in the output directory; and p,
             weight_decay and a_t also by label, as `pdyn/p/weight`, `pdyn/p/weight/attention`, where
             the optimizer's groups are labelled.
         trainer: see `PdynCallback`.
@@ -55,7 +55,7 @@ class TelemetryCallback(RememberingCallback):
             raise ValueError(f"every must be at least 1 optimizer step, got {every}.")
         self.every = every
         self.per_layer = per_layer
-        self.recorder = Recorder(LAYERS) if per_layer else None
+        self.row_buffer = RowBuffer(LAYERS) if per_layer else None
         self._window: Window | None = None
         self._undecided: list[tuple[Tensor | None, dict[str, float | Tensor]]] = []
 
@@ -173,8 +173,8 @@ class TelemetryCallback(RememberingCallback):
         if reading:
             self._count_nonfinite(reading.nonfinite_steps)
             collected = _global_metrics(reading)
-            if self.recorder is not None:
-                self.recorder.add(state, _layer_rows(reading))
+            if self.row_buffer is not None:
+                self.row_buffer.add(state, _layer_rows(reading))
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps

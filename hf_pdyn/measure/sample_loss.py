@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read
+from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read_table
 
 LARGE_LOSS = 5.0
 """Table 2 gives the share of samples whose loss, in nats, is above it."""
@@ -151,7 +151,7 @@ def epoch_file(epoch: float) -> str:
 
 def epochs(run_dir: str | Path) -> list[float]:
     """The epochs after which a run recorded sample losses; a last one may be a fraction."""
-    found: list[float] = pc.unique(read(run_dir, SAMPLE_LOSSES)[0]["epoch"]).to_pylist()
+    found: list[float] = pc.unique(read_table(run_dir, SAMPLE_LOSSES)[0]["epoch"]).to_pylist()
     return sorted(found)
 
 
@@ -161,7 +161,7 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
     ValueError where it has no such split or epoch; it says which there are, and which files cannot be read. So it does
     where the file of a later epoch than the last one that can be read is damaged, and no epoch was named.
     """
-    table, problems = read(run_dir, SAMPLE_LOSSES)
+    table, problems = read_table(run_dir, SAMPLE_LOSSES)
     of_split = table.filter(pc.equal(table["split"], split))
     wanted = pc.max(of_split["epoch"]).as_py() if epoch is None else epoch
     if epoch is None and wanted is not None:

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.measure.sample_loss import hard_samples, jaccard, quantiles
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
-from hf_pdyn.report.run import Run, finite_or_none
+from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.thinning import evenly, thin
 from hf_pdyn.report.vega import Line, Palette, Spec
 
@@ -66,7 +67,7 @@ class Thinned:
         self.evenly = False
 
 
-def sections(runs: Sequence[Run]) -> tuple[list[Section], Thinned]:
+def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Thinned]:
     """All sections of a report on these runs, in their order on the page; and whether points were left out."""
     charts = _Charts(runs)
     found = [
@@ -200,7 +201,7 @@ _SPECTRA = (
 
 
 class _Charts:
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[RecordedRun]) -> None:
         self.runs = runs
         self.palette = Palette(tuple(run.name for run in runs))
         self.thinned = Thinned()
@@ -279,7 +280,7 @@ class _Charts:
                         found.append((run, part, name, known.get(name, name), _Map.of(quantity)))
         return (*lines, *self._heat_maps(found))
 
-    def _heat_maps(self, found: Sequence[tuple[Run, str, str, str, _Map]]) -> tuple[Chart, ...]:
+    def _heat_maps(self, found: Sequence[tuple[RecordedRun, str, str, str, _Map]]) -> tuple[Chart, ...]:
         cells = _CELLS_OF_A_REPORT // max(len(found), 1)
         fewest, most = _COLUMNS_OF_A_HEAT_MAP
         charts = []

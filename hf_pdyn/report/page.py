@@ -17,7 +17,7 @@ from hf_pdyn._version import __version__
 from hf_pdyn.report import vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
-from hf_pdyn.report.run import Run
+from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values
 
 _DECISIONS_OF_A_RUN = 200
@@ -30,7 +30,7 @@ class Choices(NamedTuple):
     parts: list[str]
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[RecordedRun]) -> str:
     """The report on these runs as HTML. ImportError, with the cure, where vl-convert-python is missing."""
     parts, thinned = sections(runs)
     settings = configuration(runs)
@@ -63,7 +63,7 @@ def page(runs: Sequence[Run]) -> str:
     )
 
 
-def _title(runs: Sequence[Run]) -> str:
+def _title(runs: Sequence[RecordedRun]) -> str:
     return f"Report on {runs[0].name}" if len(runs) == 1 else f"Report on {len(runs)} runs"
 
 
@@ -94,12 +94,12 @@ def _embedded(value: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _state(run: Run) -> str:
+def _state(run: RecordedRun) -> str:
     """The CSS class of its state."""
     return {True: "done", False: "undone", None: "unknown"}[run.finished]
 
 
-def _badge(run: Run) -> Markup:
+def _badge(run: RecordedRun) -> Markup:
     words = {"done": "finished", "undone": "not finished", "unknown": "end unknown"}[_state(run)]
     flag = ", see below" if run.problems else ""
     return Markup('<span class="badge {}">{}{}</span>').format(_state(run), words, flag)

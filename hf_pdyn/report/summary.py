@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pdyn.report.run import Run, by_content, printable
+from hf_pdyn.report.recorded_run import RecordedRun, by_content, printable
 
 NOTHING = "-"
 
@@ -43,7 +43,7 @@ _FINAL_VALUES = {
 }
 
 
-def final_values(runs: Sequence[Run]) -> list[Column]:
+def final_values(runs: Sequence[RecordedRun]) -> list[Column]:
     """The last value of what any run has; after the evaluation loss its minimum."""
     columns = [Column("steps", tuple(run.step for run in runs))]
     for heading, metric in _FINAL_VALUES.items():
@@ -87,7 +87,7 @@ _OF_A_DIRECTORY = ("output_dir", "logging_dir", "run_name")
 """Settings that differ between any two runs and mean nothing."""
 
 
-def configuration(runs: Sequence[Run]) -> list[Setting]:
+def configuration(runs: Sequence[RecordedRun]) -> list[Setting]:
     """Every setting of the last start of these runs, by group; those of runs without a configuration are None."""
     flat = [_flat_start(run.starts[-1]) if run.starts else {} for run in runs]
     known = [settings for run, settings in zip(runs, flat, strict=True) if run.starts]

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from hf_pdyn.report.run import Run
+from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.summary import configuration, final_values
 
 _SIDE_BY_SIDE = 4
@@ -16,7 +16,7 @@ _WIDEST = 40
 """Characters of a column; what is longer goes on in the next line."""
 
 
-def comparison(runs: Sequence[Run]) -> Iterator[Table | Text]:
+def comparison(runs: Sequence[RecordedRun]) -> Iterator[Table | Text]:
     """Final values, then the settings that differ. Names are text, never markup."""
     yield _final_values(runs)
     differing = [setting for setting in configuration(runs) if setting.differs]
@@ -34,7 +34,7 @@ def comparison(runs: Sequence[Run]) -> Iterator[Table | Text]:
         )
 
 
-def _final_values(runs: Sequence[Run]) -> Table:
+def _final_values(runs: Sequence[RecordedRun]) -> Table:
     """A column a run; of many runs, a row a run."""
     columns = final_values(runs)
     table = Table(title="Final values", box=box.SIMPLE_HEAD, title_justify="left")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hf_pdyn.report.run import Series
+from hf_pdyn.report.recorded_run import Series
 
 
 def thin(series: Series, most: int) -> Series:

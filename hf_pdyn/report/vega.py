@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pdyn.report.run import Series
+from hf_pdyn.report.recorded_run import Series
 
 VERSION = "6.4"
 SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VERSION}.json"

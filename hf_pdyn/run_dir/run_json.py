@@ -20,7 +20,6 @@ import re
 import uuid
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,8 @@ ID = "run"
 """The key of the run's id there and in run.json; the states and files of earlier versions have none."""
 _DEEPEST = 50
 """Levels that the file's JSON may have: its readers walk it by recursion."""
-_LIBRARIES = ("hf-pdyn", "torch", "transformers", "accelerate", "peft", "deepspeed", "datasets")
+LIBRARIES = ("hf-pdyn", "torch", "transformers", "accelerate", "peft", "deepspeed", "datasets")
+"""Packages whose versions make a difference to a run."""
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|credentials?)$", re.IGNORECASE)
 
 
@@ -75,7 +75,7 @@ def write_start(run_dir: str | Path, step: int, start: Mapping[str, Any], run_id
     ours = str((step > 0 and run_id) or known or uuid.uuid4().hex)
     earlier = noted.get("starts", []) if known in (None, ours) else []
     moment = {"time": _now(), "step": step}
-    _write(run_dir, {"format": FORMAT, ID: ours, "starts": [*earlier, {**moment, **plain(start)}], "finished": None})
+    _write(run_dir, {"format": FORMAT, ID: ours, "starts": [*earlier, {**moment, **as_json(start)}], "finished": None})
     return ours
 
 
@@ -95,18 +95,7 @@ def id_in(state: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that make a difference, those that are installed."""
-    found = {}
-    for library in _LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """`value` as JSON has it, with dataclasses as dicts, other objects as text, and secrets hidden by their name."""
     if isinstance(value, Mapping):
         return {str(key): _hidden(key, item) for key, item in value.items()}
@@ -117,9 +106,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return str(value)  # of a str Enum, its value
     if dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value).__str__ is object.__str__:
-        return plain({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return as_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [plain(item) for item in value]
+        return [as_json(item) for item in value]
     return str(value)
 
 
@@ -140,7 +129,7 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 
 def _hidden(key: object, value: Any) -> Any:
-    return "(hidden)" if value and _SECRET.search(str(key)) else plain(value)
+    return "(hidden)" if value and _SECRET.search(str(key)) else as_json(value)
 
 
 def _now() -> str:

@@ -25,7 +25,7 @@ FOLDER = "pdyn"
 
 
 @dataclass(frozen=True)
-class Kind:
+class TableKind:
     """One folder of files, and the columns of its rows: `step` (the optimizer steps done), `epoch`, and its own."""
 
     name: str
@@ -36,14 +36,14 @@ class Kind:
         return Path(run_dir) / FOLDER / self.name
 
 
-def _kind(folder: str, /, **columns: pa.DataType) -> Kind:
-    return Kind(folder, pa.schema({"step": pa.int64(), "epoch": pa.float64(), **columns}))
+def _table_kind(folder: str, /, **columns: pa.DataType) -> TableKind:
+    return TableKind(folder, pa.schema({"step": pa.int64(), "epoch": pa.float64(), **columns}))
 
 
-LAYERS = _kind("layers", layer=pa.string(), part=pa.string(), name=pa.string(), value=pa.float64())
+LAYERS = _table_kind("layers", layer=pa.string(), part=pa.string(), name=pa.string(), value=pa.float64())
 """Quantities of one layer. part: the pathway, or of spectra the product (`attention`, `attention/head 3`, `lora`)."""
 
-DECISIONS = _kind(
+DECISIONS = _table_kind(
     "decisions",
     interval=pa.int64(),
     branch=pa.string(),
@@ -56,16 +56,16 @@ DECISIONS = _kind(
 )
 """Algorithm 1's, named as in `control.ControlState`; p is that of the coming interval."""
 
-SAMPLE_LOSSES = _kind("sample_losses", split=pa.string(), index=pa.int64(), loss=pa.float64(), correct=pa.bool_())
+SAMPLE_LOSSES = _table_kind("sample_losses", split=pa.string(), index=pa.int64(), loss=pa.float64(), correct=pa.bool_())
 """One row a sample, index in its data set. correct: null where nothing is classified."""
 
-KINDS = {kind.name: kind for kind in (LAYERS, DECISIONS, SAMPLE_LOSSES)}
+TABLE_KINDS = {kind.name: kind for kind in (LAYERS, DECISIONS, SAMPLE_LOSSES)}
 
 
-class RecordWriter:
+class TableWriter:
     """Appends rows of one kind to a run, a file at a time. For one process of a launch."""
 
-    def __init__(self, run_dir: str | Path, kind: Kind) -> None:
+    def __init__(self, run_dir: str | Path, kind: TableKind) -> None:
         self._folder, self._kind = kind.folder(run_dir), kind
         self._rows: list[Mapping[str, Any]] = []
 
@@ -111,12 +111,12 @@ def forget_after(run_dir: str | Path, step: int) -> dict[Path, str]:
     Returns the files that stay as they are, with the reason.
     """
     left: dict[Path, str] = {}
-    for kind in KINDS.values():
-        left |= RecordWriter(run_dir, kind).cut(step)
+    for kind in TABLE_KINDS.values():
+        left |= TableWriter(run_dir, kind).cut(step)
     return left
 
 
-def read(run_dir: str | Path, kind: Kind) -> tuple[pa.Table, dict[Path, str]]:
+def read_table(run_dir: str | Path, kind: TableKind) -> tuple[pa.Table, dict[Path, str]]:
     """All rows of a kind, by step; and the files that could not be read, with the reason."""
     tables, problems = [], {}
     for path in sorted(kind.folder(run_dir).glob("*.parquet")):

@@ -1,16 +1,10 @@
 """Directories that are built once and are never seen half built."""
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
-
-
-def default_cache_dir() -> Path:
-    """Return ``$XDG_CACHE_HOME/hf_pdyn``, by default below ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_pdyn"
 
 
 def built_once(directory: Path, build: Callable[[Path], None]) -> Path:

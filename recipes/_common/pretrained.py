@@ -13,7 +13,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from .cache import built_once, default_cache_dir
+from hf_pdyn.common import environment
+
+from .cache import built_once
 from .pretraining import LoopSettings, pretrain, random_numbers_apart
 from .text_data import blocks_of
 
@@ -47,7 +49,7 @@ def pydoc_checkpoint(
 ) -> Path:
     """Return the directory of the checkpoint, pretraining it on the first call."""
     # The text is not the same in every Python.
-    directory = (cache_dir or default_cache_dir()) / f"gpt2-pydoc-{settings.fingerprint(prose())}"
+    directory = (cache_dir or environment.cache_dir()) / f"gpt2-pydoc-{settings.fingerprint(prose())}"
     build = functools.partial(_build, settings=settings, device=torch.device(device), show_progress=show_progress)
     return built_once(directory, build)
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, ViTConfig, ViTForImageClassification
 
-from .cache import built_once, default_cache_dir
+from hf_pdyn.common import environment
+
+from .cache import built_once
 from .image_data import EMBEDDED, LabelledImages, ToPixels
 from .pretraining import LoopSettings, pretrain, random_numbers_apart
 
@@ -36,7 +38,7 @@ def vit_checkpoint(
     show_progress: bool = True,
 ) -> Path:
     """Return the directory of the checkpoint, pretraining it on the first call."""
-    directory = (cache_dir or default_cache_dir()) / f"vit-{settings.images}-{settings.fingerprint()}"
+    directory = (cache_dir or environment.cache_dir()) / f"vit-{settings.images}-{settings.fingerprint()}"
     build = functools.partial(_build, settings=settings, device=torch.device(device), show_progress=show_progress)
     return built_once(directory, build)
 

@@ -1,7 +1,6 @@
 """What a run leaves to read: a JSON file for programs, a table for people."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from transformers import Trainer
 
 from hf_pdyn.common.atomic import replacing
+from hf_pdyn.common.json_values import finite_or_none
 
 from .lora import count_parameters
 
@@ -60,7 +60,7 @@ def write_summary(path: Path, results: Mapping[str, Any], paths: Mapping[str, Pa
 
 def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is either absent, old or complete; JSON has no NaN, it reads as null."""
-    finite = {name: _finite_or_none(value) for name, value in content.items()}
+    finite = finite_or_none(dict(content))
     with replacing(path) as partial:
         partial.write_text(json.dumps(finite, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -79,10 +79,6 @@ def print_paths(console: Console, paths: Mapping[str, Path]) -> None:
     width = max(map(len, paths), default=0)
     for name, path in paths.items():
         console.print(f"  {name:<{width}}  {path}", markup=False, soft_wrap=True, highlight=False)
-
-
-def _finite_or_none(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _readable(value: object) -> str:

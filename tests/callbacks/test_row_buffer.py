@@ -9,7 +9,7 @@ from transformers import Trainer, TrainerCallback
 
 from hf_pdyn import PControlCallback, SpectralCallback, TelemetryCallback
 from hf_pdyn.policy.algorithm1 import ControlConfig
-from hf_pdyn.run_dir.tables import DECISIONS, KINDS, LAYERS, RecordWriter, read
+from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, TABLE_KINDS, TableWriter, read_table
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 
 OPTIONS: dict[str, Any] = {
@@ -34,7 +34,7 @@ def trained(run_dir: Path, resume: bool = False, **options: Any) -> Trainer:
 def rows(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for kind in (LAYERS, DECISIONS):
-        table, problems = read(run_dir, kind)
+        table, problems = read_table(run_dir, kind)
         assert not problems
         found[kind.name] = table.to_pylist()
     return found
@@ -84,15 +84,15 @@ def test_a_new_run_replaces_the_old_one_s_rows(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_warning_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flush, calls = RecordWriter.flush, []
+    flush, calls = TableWriter.flush, []
 
-    def fails_at_first(writer: RecordWriter, name: str | None = None) -> Path | None:
+    def fails_at_first(writer: TableWriter, name: str | None = None) -> Path | None:
         calls.append(name)
         if len(calls) <= 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         return flush(writer, name)
 
-    monkeypatch.setattr(RecordWriter, "flush", fails_at_first)
+    monkeypatch.setattr(TableWriter, "flush", fails_at_first)
     with pytest.warns(UserWarning, match=r"could not write its .* records: .*No space left") as caught:
         trained(tmp_path)
     assert len([warning for warning in caught if "could not write" in str(warning.message)]) == 2  # one for each kind
@@ -130,4 +130,4 @@ def test_every_trial_of_a_search_has_its_own(tmp_path: Path) -> None:
     first, second = (rows(tmp_path / f"run-{number}")["layers"] for number in (0, 1))
     assert len(first) == len(second) > 0
     assert first != second
-    assert not any(kind.folder(tmp_path).exists() for kind in KINDS.values())
+    assert not any(kind.folder(tmp_path).exists() for kind in TABLE_KINDS.values())

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 import hf_pdyn
 from hf_pdyn import callbacks
 from hf_pdyn.callbacks.base import PdynCallback
-from hf_pdyn.callbacks.run_json_writer import describe_model, settings
+from hf_pdyn.callbacks.run_json_writer import constructor_arguments, describe_model
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.run_dir import run_json, tables
 from tests.training import gpt2, saved_state, trainer
@@ -224,8 +224,8 @@ def test_an_adapter_is_described_by_its_model() -> None:
 
 @pytest.mark.parametrize("name", callbacks.__all__)
 def test_a_callback_keeps_each_argument_under_its_name(name: str) -> None:
-    """The convention that `settings` goes by; `trainer` says who delivers events and is no setting."""
+    """The convention that `constructor_arguments` goes by; `trainer` says who delivers events and is no setting."""
     cls = getattr(callbacks, name)
     required = {"ScheduleCallback": ("p", "linear:0.5..0.4"), "WeightDecayShutoffCallback": (0.5,)}
     names = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "trainer")]
-    assert list(settings(cls(*required.get(name, ())))) == names
+    assert list(constructor_arguments(cls(*required.get(name, ())))) == names

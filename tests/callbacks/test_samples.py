@@ -27,7 +27,7 @@ from hf_pdyn import SampleLossCallback, TelemetryCallback
 from hf_pdyn.callbacks.samples import _lengths_of_all
 from hf_pdyn.measure.sample_loss import epochs, read_epoch
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read
+from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read_table
 from tests.training import arguments, gpt2, token_blocks, trainer, training_logs
 
 
@@ -312,7 +312,7 @@ def test_what_cannot_be_measured_is_said_once(tmp_path: Path, name: str) -> None
         run.train()
     assert len([one for one in said if "sample losses" in str(one.message)]) == 1
     assert run.state.global_step == 6
-    assert sorted(set(read(tmp_path, SAMPLE_LOSSES)[0]["split"].to_pylist())) == splits
+    assert sorted(set(read_table(tmp_path, SAMPLE_LOSSES)[0]["split"].to_pylist())) == splits
 
 
 class Replaces(TrainerCallback):
@@ -334,7 +334,7 @@ def test_a_data_set_that_goes_ends_its_losses_and_no_training(tmp_path: Path) ->
         run.train()
     assert len([one for one in said if "sample losses" in str(one.message)]) == 1
     assert run.state.global_step == 24
-    recorded = read(tmp_path, SAMPLE_LOSSES)[0].select(["split", "epoch"]).to_pylist()
+    recorded = read_table(tmp_path, SAMPLE_LOSSES)[0].select(["split", "epoch"]).to_pylist()
     assert {(row["split"], row["epoch"]) for row in recorded} == {
         ("train", 1.0), ("train", 2.0), ("train", 3.0), ("test/a", 1.0),
     }  # fmt: skip
@@ -381,7 +381,7 @@ def test_a_sample_without_labels_is_missing(tmp_path: Path) -> None:
         run.train()
     losses = read_epoch(tmp_path, "train")
     assert losses.index.tolist() == [0, 1, 3] and losses.unlabelled == 1
-    assert len(read(tmp_path, SAMPLE_LOSSES)[0]) == 8
+    assert len(read_table(tmp_path, SAMPLE_LOSSES)[0]) == 8
 
 
 def test_a_loss_that_is_not_finite_is_recorded(tmp_path: Path) -> None:
@@ -410,7 +410,7 @@ def test_a_resumed_run_has_the_files_of_the_uninterrupted_one(tmp_path: Path, sa
     resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / f"checkpoint-{saved}"))
     assert later.stat().st_mtime_ns > before
     assert files(tmp_path / "resumed") == files(tmp_path / "straight")
-    ours, expected = (read(tmp_path / name, SAMPLE_LOSSES)[0] for name in ("resumed", "straight"))
+    ours, expected = (read_table(tmp_path / name, SAMPLE_LOSSES)[0] for name in ("resumed", "straight"))
     assert ours.equals(expected)
     logged = [[r for r in run.state.log_history if "pdyn/samples/test/mean" in r] for run in (resumed, straight)]
     assert logged[0] == logged[1] and len(logged[0]) == 4

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from hf_pdyn import SpectralCallback, TelemetryCallback
 from hf_pdyn.measure.attention_lora import AttentionProduct, find_products
 from hf_pdyn.measure.spectra import QUANTITIES
-from hf_pdyn.run_dir.tables import LAYERS, read
+from hf_pdyn.run_dir.tables import LAYERS, read_table
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer
 
 KINDS_OF_GPT2 = ("attention", "attention_heads")
@@ -35,7 +35,7 @@ def train(out: Path, every: int | str = "epoch", *callbacks: TrainerCallback, **
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
-    table, problems = read(out, LAYERS)
+    table, problems = read_table(out, LAYERS)
     assert not problems
     return [row for row in table.to_pylist() if row["name"] in QUANTITIES]
 

@@ -21,8 +21,8 @@ from hf_pdyn import (
     build_param_groups,
     label_parameters,
 )
-from hf_pdyn.callbacks.base import Run
-from hf_pdyn.run_dir.tables import LAYERS, read
+from hf_pdyn.callbacks.base import TrainingRun
+from hf_pdyn.run_dir.tables import LAYERS, read_table
 from tests.synchronisation import meta_guard
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 
@@ -160,7 +160,7 @@ def test_layers_on_request_add_up_to_the_whole(tmp_path: Path) -> None:
     run.train()
     record = training_logs(run.state.log_history)[-1]
     assert not any("layer" in key for key in record)
-    table, problems = read(tmp_path, LAYERS)
+    table, problems = read_table(tmp_path, LAYERS)
     assert not problems
     assert set(table["step"].to_pylist()) == {1, 2}
     rows = [row for row in table.to_pylist() if row["step"] == 2]
@@ -476,7 +476,7 @@ def test_a_learning_rate_on_the_device_is_not_read_at_every_step(tmp_path: Path)
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.1)
     optimizer.param_groups[0]["lr"] = torch.tensor(1e-3, device="meta")
     telemetry = TelemetryCallback()
-    telemetry.run = Run(optimizer, model, total_steps=12, steps_per_epoch=8)
+    telemetry.run = TrainingRun(optimizer, model, total_steps=12, steps_per_epoch=8)
     telemetry.begin(arguments(tmp_path), TrainerState())
     with meta_guard():
         telemetry.on_optimizer_step(arguments(tmp_path), TrainerState(), TrainerControl())

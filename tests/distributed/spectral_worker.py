@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from hf_pdyn import SpectralCallback
 from hf_pdyn.measure.attention_lora import AttentionProduct
-from hf_pdyn.run_dir.tables import LAYERS, read
+from hf_pdyn.run_dir.tables import LAYERS, read_table
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import GLOBAL_BATCH, build, kinds
@@ -60,7 +60,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "steps": run.state.global_step,
         "said": [str(one.message) for one in caught if "pdyn" in str(one.message)],
         "logs": [record for record in run.state.log_history if "loss" in record],
-        "rows": read(out, LAYERS)[0].to_pylist(),
+        "rows": read_table(out, LAYERS)[0].to_pylist(),
     }
 
 

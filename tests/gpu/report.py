@@ -12,12 +12,13 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import torch
+
+from hf_pdyn.common.environment import installed_versions
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "pytest")
 
@@ -51,7 +52,8 @@ def machine() -> dict[str, Any]:
         "cuda": torch.version.cuda,
         "nccl": ".".join(map(str, torch.cuda.nccl.version())) if cuda else None,
         "python": platform.python_version(),
-        **{package: _version(package) for package in PACKAGES},
+        **dict.fromkeys(PACKAGES),
+        **installed_versions(PACKAGES),
     }
 
 
@@ -81,13 +83,6 @@ def write(junit: Path, out: Path) -> dict[str, Any]:
     unfinished.write_text(json.dumps(report, indent=1) + "\n")
     unfinished.replace(out)
     return report
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _first_line(*command: str) -> str | None:

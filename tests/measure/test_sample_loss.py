@@ -103,7 +103,7 @@ def test_a_probe_is_evenly_spread(length: int, size: int | None) -> None:
 
 
 def recorded(run_dir: Path, losses: list[float | None], *, epoch: float = 1.0, split: str = "test") -> None:
-    writer = tables.RecordWriter(run_dir, tables.SAMPLE_LOSSES)
+    writer = tables.TableWriter(run_dir, tables.SAMPLE_LOSSES)
     writer.add(
         {"step": int(8 * epoch), "epoch": epoch, "split": split, "index": i, "loss": loss, "correct": loss and loss < 1}
         if loss is not None

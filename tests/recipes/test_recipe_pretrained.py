@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from _common.cache import built_once, default_cache_dir
+from _common.cache import built_once
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint, train_tokenizer
 
 TINY = PretrainingSettings(vocab_size=300, n_layer=1, n_embd=16, n_head=2, n_positions=32, block_size=16, steps=2)
@@ -36,11 +36,6 @@ def test_a_second_call_builds_nothing(tmp_path: Path) -> None:
     calls: list[Path] = []
     assert built_once(tmp_path / "made", calls.append) == built_once(tmp_path / "made", calls.append)
     assert len(calls) == 1
-
-
-def test_the_cache_follows_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "hf_pdyn"
 
 
 def test_fingerprint_names_the_settings() -> None:

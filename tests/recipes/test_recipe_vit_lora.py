@@ -125,7 +125,7 @@ def test_it_says_what_it_trains_on_and_where_everything_is(printed: str, summary
 
 
 def test_head_and_backbone_are_told_apart(directory: Path, summary: dict[str, Any]) -> None:
-    rows = tables.read(directory / "out", tables.LAYERS)[0].to_pylist()
+    rows = tables.read_table(directory / "out", tables.LAYERS)[0].to_pylist()
     assert {row["part"] for row in rows if row["layer"] == "classifier"} == {"weight", "bias_like"}
     last = {
         (row["layer"], row["part"]): row["value"] for row in rows if row["name"] == "grad_norm" and row["step"] == 3

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, SAMPLE_LOSSES, Kind, RecordWriter
+from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, SAMPLE_LOSSES, TableKind, TableWriter
 
 LAYER_NAMES = ("transformer.h.0.attn", "transformer.h.2.attn", "transformer.h.10.attn")
 
@@ -172,7 +172,7 @@ def _decision(step: int, index: int, rng: random.Random) -> dict[str, Any]:
     }
 
 
-def _write_records(directory: Path, kind: Kind, rows: list[dict[str, Any]]) -> None:
-    writer = RecordWriter(directory, kind)
+def _write_records(directory: Path, kind: TableKind, rows: list[dict[str, Any]]) -> None:
+    writer = TableWriter(directory, kind)
     writer.add(rows)
     writer.flush()

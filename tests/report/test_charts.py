@@ -12,10 +12,10 @@ import pytest
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
 from hf_pdyn.report import charts as report_charts
 from hf_pdyn.report.charts import Chart, Section, natural, sections
-from hf_pdyn.report.run import read_runs
+from hf_pdyn.report.recorded_run import read_runs
 from hf_pdyn.report.summary import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
-from hf_pdyn.run_dir.tables import LAYERS, RecordWriter
+from hf_pdyn.run_dir.tables import LAYERS, TableWriter
 from tests.report.runs import diverge, make_run, write_state
 
 
@@ -174,7 +174,7 @@ def test_rows_never_become_python_objects(tmp_path: Path) -> None:
 
 def test_of_several_adapters_each_has_its_maps(tmp_path: Path) -> None:
     path = make_run(tmp_path / "a")
-    writer = RecordWriter(path, LAYERS)
+    writer = TableWriter(path, LAYERS)
     row = {"step": 130, "epoch": 3.0, "layer": "h.0", "name": "nuclear", "value": 2.0}
     writer.add([row | {"part": part} for part in ("lora/english", "lora/head 3", "attention/head 4")])
     writer.flush()

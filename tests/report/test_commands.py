@@ -1,6 +1,5 @@
 """`hf-pdyn report` and `hf-pdyn compare` as commands."""
 
-import io
 import struct
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hf_pdyn import cli
-from hf_pdyn.report import conversion, page
+from hf_pdyn.report import page
 from tests.report.runs import cut_off, make_run, write_state
 
 pytest.importorskip("vl_convert")
@@ -27,17 +26,6 @@ def test_a_page_and_images_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFix
         content = path.read_bytes()
         assert content.startswith(b"\x89PNG") and struct.unpack(">I", content[16:20])[0] > 800
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]
-
-
-def test_a_recompressed_image_has_the_same_pixels() -> None:
-    image = pytest.importorskip("PIL.Image")
-    spec = {"data": {"values": [{"x": i, "y": i * i} for i in range(20)]}, "mark": "line"}
-    encoding = {axis: {"field": axis, "type": "quantitative"} for axis in "xy"}
-    original = conversion.vl_convert().vegalite_to_png({**spec, "encoding": encoding}, scale=2)
-    smaller = conversion.recompressed(original)
-    assert len(smaller) < 0.8 * len(original)
-    before, after = (image.open(io.BytesIO(content)) for content in (original, smaller))
-    assert before.size == after.size and before.tobytes() == after.tobytes()
 
 
 def test_problems_are_said_and_the_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_pdyn.report.page import page
-from hf_pdyn.report.run import read_runs
+from hf_pdyn.report.recorded_run import read_runs
 from hf_pdyn.run_dir import run_json
 from tests.report.runs import cut_off, diverge, make_run, start, write_state
 

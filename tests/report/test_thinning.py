@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from hf_pdyn.report.run import Series
+from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.thinning import evenly, thin
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pdyn.common.environment import cache_dir
 from hf_pdyn.optim.fused.layout import KERNEL_SUMS, row, rows_of
 from hf_pdyn.optim.step_work import Task, Update, group_lr
 
@@ -144,8 +145,9 @@ def cached_library() -> Path:
     Its name tells the source, the flags and torch's version, so one directory serves different machines.
     """
     key = hashlib.sha256(repr((_SOURCE.read_bytes(), _flags(), torch.__version__)).encode()).hexdigest()[:16]
-    home = os.environ.get("TORCH_EXTENSIONS_DIR") or os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "hf_pdyn" / f"padam_{key}.so"
+    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder = Path(extensions).expanduser() / "hf_pdyn" if extensions else cache_dir()
+    return folder / f"padam_{key}.so"
 
 
 def _flags() -> tuple[str, ...]:

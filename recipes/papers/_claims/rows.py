@@ -1,12 +1,10 @@
 """`rows.jsonl`: one line for every finished run, appended whole, found again by the run's configuration."""
 
 import json
-import math
 import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from _common.entry_point import RecipeError
 from hf_pdyn.common.atomic import replacing
+from hf_pdyn.common.environment import installed_versions
+from hf_pdyn.common.json_values import finite_or_none
 
 from .processes import world_size
 
@@ -50,7 +50,7 @@ class Rows:
         """Append a row; once this returns it is on the disk."""
         row = {
             "configuration": configuration,
-            "result": without_nan(result),
+            "result": finite_or_none(result),
             "seconds": round(seconds, 2),
             "versions": versions(),
             "hardware": hardware(device),
@@ -104,19 +104,10 @@ def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
     return sorted(found, key=lambda row: row["configuration"]["seed"])
 
 
-def without_nan(value: Any) -> Any:
-    """Plain data with None for numbers that are not finite, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def versions() -> dict[str, str]:
     """Of what a result may depend on."""
     names = ("hf-pdyn", "torch", "transformers", "accelerate", "peft", "datasets", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **installed_versions(names)}
 
 
 def hardware(device: str) -> str:

@@ -167,7 +167,7 @@ def _short(value: float | None, digits: int = 6) -> float | None:
 def _by_layer(folder: str, name: str) -> dict[str, dict[str, list[float | None]]]:
     """A quantity by pathway, by layer, over epochs."""
     found: dict[str, dict[str, list[float | None]]] = {}
-    for row in tables.read(folder, tables.LAYERS)[0].to_pylist():
+    for row in tables.read_table(folder, tables.LAYERS)[0].to_pylist():
         if row["name"] == name:
             found.setdefault(row["part"], {}).setdefault(row["layer"], []).append(_short(row["value"], digits=4))
     return found

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_pdyn.common.atomic import replacing
-
-from .rows import without_nan
+from hf_pdyn.common.json_values import finite_or_none
 
 FILE = "verdict.json"
 
@@ -44,7 +43,7 @@ class Verdict:
     def write(self, directory: Path) -> None:
         """Write it whole, and print it."""
         with replacing(directory / FILE) as partial:
-            content = without_nan(dataclasses.asdict(self))
+            content = finite_or_none(dataclasses.asdict(self))
             partial.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
         print(f"{self.claim}\n  paper:    {self.paper}\n  measured: {self.measured}\n  verdict:  {self.verdict}")
         for name, part in self.parts.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_pdyn.report.run import Series, read_runs
+from hf_pdyn.report.recorded_run import Series, read_runs
 from hf_pdyn.report.summary import configuration
 from hf_pdyn.run_dir import run_json
 from hf_pdyn.run_dir.tables import DECISIONS, LAYERS

@@ -1,4 +1,4 @@
-"""`Run`: what a run directory holds, as plain data, with what could not be read said in words."""
+"""`RecordedRun`: what a run directory holds, as plain data, with what could not be read said in words."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from typing import Any, TypeGuard
 
 import pyarrow as pa
 
+from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, Kind, read
+from hf_pdyn.run_dir.tables import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, TableKind, read_table
 
 _STATE = "trainer_state.json"
 
@@ -34,7 +35,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Run:
+class RecordedRun:
     """One run directory, read as far as it can be.
 
     name: its folder, with as many parents as make it unique among the runs of a report. history: the Trainer's log
@@ -146,11 +147,6 @@ def is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def finite_or_none(value: Any) -> Any:
-    """`value`, None for a float that is not finite, which JSON has not."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _is_finite(value: int | float) -> bool:
     """Whether a float can have it: JSON has integers that are larger."""
     try:
@@ -159,7 +155,7 @@ def _is_finite(value: int | float) -> bool:
         return False
 
 
-def read_runs(directories: Iterable[str | Path]) -> list[Run]:
+def read_runs(directories: Iterable[str | Path]) -> list[RecordedRun]:
     """The runs in these directories, each once; ValueError for one that no run has written to."""
     paths = [Path(directory) for directory in directories]
     unique = list({path.resolve(): path for path in paths}.values())
@@ -203,7 +199,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def _read(path: Path, name: str) -> Run:
+def _read(path: Path, name: str) -> RecordedRun:
     problems: list[str] = []
     try:
         info = run_json.read(path)
@@ -222,13 +218,13 @@ def _read(path: Path, name: str) -> Run:
         )
     problems += _resumes_with_other_settings(info)
 
-    def table(kind: Kind) -> pa.Table:
-        found, unreadable = read(path, kind)
+    def table(kind: TableKind) -> pa.Table:
+        found, unreadable = read_table(path, kind)
         for file, reason in unreadable.items():
             problems.append(f"{file.relative_to(path)} cannot be read and is left out: {reason}")
         return found
 
-    return Run(
+    return RecordedRun(
         directory=path,
         name=name,
         history=history,
