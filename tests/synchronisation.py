@@ -20,7 +20,7 @@ STEPS = 6
 
 # lr as a float, on the CPU, or on the device.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "decay": {},
     "p=.5": {"p": 0.5},
     "coupled decay": {"decoupled_weight_decay": False},
     "amsgrad": {"amsgrad": True},

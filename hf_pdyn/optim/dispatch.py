@@ -1,4 +1,4 @@
-"""How a step is computed: which of its updates are fused and which are plain, and in how many passes."""
+"""Which step each update takes, the fused one or the tensor step, and in how many passes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from hf_pdyn.optim.step_work import SUMS, StepSums, Task, Update
 Match = Callable[[Sequence[Update], Tensor], Tensor]
 
 
-class Paths:
-    """The paths that steps of `params` take, chosen once for every device.
+class StepDispatch:
+    """Gives every update of a step to the fused step or to the tensor step; the choice is made once for each device.
 
     Args:
         params: everything the optimizer steps, with a gradient or without: the choice must not change.
@@ -87,9 +87,10 @@ class Paths:
         """False, unless the user insists."""
         if self._insists:
             raise RuntimeError(
-                "fused=True needs plain tensors without gaps or overlaps, moments beside them, and dtypes it knows, "
-                f"got a parameter of {update.theta.dtype} with strides {update.theta.stride()} and a gradient of "
-                f"{update.grad.dtype}. Leave fused at None, and the plain step takes such tensors."
+                "fused=True needs plain tensors without gaps or overlaps, moments beside them, dtypes it knows and "
+                f'bias_correction="eq18", got a parameter of {update.theta.dtype} with strides '
+                f"{update.theta.stride()}, a gradient of {update.grad.dtype} and {update.group['bias_correction']!r}. "
+                "Leave fused at None, and the tensor step takes such tensors."
             )
         return False
 
@@ -98,7 +99,7 @@ class Paths:
 
 
 class _PlainPart:
-    """Updates of one device that take the plain path."""
+    """Updates of one device that take the tensor step."""
 
     def __init__(self, updates: list[Update], foreach: bool, request: StepSums | None) -> None:
         self.updates = updates

@@ -12,7 +12,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.optim import fused as fused_kernels
-from hf_pdyn.optim.dispatch import Paths
+from hf_pdyn.optim.dispatch import StepDispatch
 from hf_pdyn.optim.hyperparameters import (
     BiasCorrection,
     Nonfinite,
@@ -48,7 +48,7 @@ class Padam(Optimizer):
             keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
             for all groups, since one each would undo the allocation.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
-            Padam implementations (see `equation.update_directions`).
+            Padam implementations (see `equation.update_directions`), and is never fused.
         nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
             optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
             counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
@@ -58,7 +58,7 @@ class Padam(Optimizer):
         foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
             compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it: a
             ValueError here, or a RuntimeError at the first step, says why it cannot be had. `foreach` takes many
-            tensors in one operation, the plain form takes one after the other. Neither is in a group or a checkpoint.
+            tensors in one operation; False takes one after the other. Neither is in a group or a checkpoint.
         capturable: keep step counts on the device, so that a step can be captured in a CUDA graph. What changes
             between replays must be a tensor, as for every optimizer: of a group, the learning rate can be one. Also
             in no group and no checkpoint.
@@ -96,7 +96,7 @@ class Padam(Optimizer):
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.step_was_skipped = False
         self._requests: list[StepSums] = []
-        self._paths: Paths | None = None
+        self._dispatch: StepDispatch | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -122,16 +122,19 @@ class Padam(Optimizer):
             )
         super().add_param_group(param_group)
         try:
-            self._check_path_of(self.param_groups[-1]["params"])
+            self._check_path_of(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
-        self._paths = None
+        self._dispatch = None
 
-    def _check_path_of(self, params: list[Tensor]) -> None:
-        reason = fused_kernels.why_not(map(_local_reals, params)) if self.fused else None
+    def _check_path_of(self, group: dict[str, Any]) -> None:
+        params = group["params"]
+        reason = fused_kernels.why_not(group, map(_local_reals, params)) if self.fused else None
         if reason is not None:
-            raise ValueError(f"There is no fused step for these parameters: {reason}. Leave fused at None, or False.")
+            raise ValueError(
+                f"There is no fused step for these parameters: {reason}. Leave fused at None, or set it to False."
+            )
         for param in params if self.capturable else ():
             if param.device.type != "cuda":
                 raise ValueError(
@@ -151,7 +154,7 @@ class Padam(Optimizer):
         self.__dict__.setdefault("capturable", False)
         self.step_was_skipped = False
         self._requests = []
-        self._paths = None
+        self._dispatch = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -168,13 +171,13 @@ class Padam(Optimizer):
         self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
         if self.step_was_skipped:
             return loss
-        if self._paths is None:
+        if self._dispatch is None:
             params = (param for group in self.param_groups for param in group["params"])
-            self._paths = Paths(params, foreach=self.foreach, fused=self.fused)
+            self._dispatch = StepDispatch(params, foreach=self.foreach, fused=self.fused)
         # At p=1/2 everywhere there is nothing to match.
         matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
         request = StepSums.joined(requests)
-        self._paths.step(self._updates(request), request, self._matching_scale if matched else None)
+        self._dispatch.step(self._updates(request), request, self._matching_scale if matched else None)
         if request is not None and len(requests) > 1:
             request.pass_on(requests)
         return loss

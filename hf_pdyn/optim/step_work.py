@@ -107,7 +107,7 @@ class StepSums:
     multiplied the gradients, None where nothing clips.
 
     rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; without `measure` the column
-    "grad_sq" alone. None where a part of the step took the plain path, which does not sum. Then `update_sq`
+    "grad_sq" alone. None where a part of the step took the tensor step, which does not sum. Then `update_sq`
     has what only the step could see, or `failure` the reason why not.
     """
 

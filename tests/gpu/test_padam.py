@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 PATHS: dict[str, dict[str, Any]] = {
     "fused": {"fused": True},
     "foreach": {"fused": False, "foreach": True},
-    "plain": {"fused": False, "foreach": False},
+    "tensor": {"fused": False, "foreach": False},
 }
 LEARNING_RATES = {
     "on the CPU": lambda: torch.tensor(0.01),

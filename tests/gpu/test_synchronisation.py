@@ -24,6 +24,8 @@ def test_the_guard_catches_what_waits() -> None:
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_a_step_waits_for_nothing(name: str, fused: bool) -> None:
+    if fused and name == "published":
+        pytest.skip("never fused")
     step_alone(name, "cuda", nullcontext, fused=fused)  # compiles
     optimizer = step_alone(name, "cuda", cuda_guard, fused=fused)
     assert {state["step"].item() for state in optimizer.state.values()} == {STEPS}

@@ -11,7 +11,7 @@ from torch import nn
 
 from hf_pdyn import Padam
 from hf_pdyn.optim import tensor_step
-from hf_pdyn.optim.dispatch import Paths
+from hf_pdyn.optim.dispatch import StepDispatch
 from hf_pdyn.optim.step_work import StepSums
 from hf_pdyn.tensors.sharding import Piece
 from tests.reference.padam_reference import PadamReference
@@ -55,7 +55,7 @@ def run_reference(start: torch.Tensor, grads: list[torch.Tensor], dtype: torch.d
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "no decay": {},
     "decoupled decay": {"weight_decay": 0.1},
     "coupled decay": {"weight_decay": 0.1, "decoupled_weight_decay": False},
     "amsgrad": {"amsgrad": True, "beta2": 0.6},
@@ -67,9 +67,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-# Ways to compute a step. Without a word, tensors as small as these take the plain one.
+# Ways to compute a step. By default, tensors as small as these take the tensor step.
 PATHS: dict[str, dict[str, Any]] = {
-    "plain": {"fused": False},
+    "tensor": {"fused": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
 }
@@ -80,6 +80,12 @@ def assert_follows_the_scalar_reference(
 ) -> None:
     """lr: a tensor of 0.01, to be used instead of the number. path: options of Padam that change no result."""
     options: dict[str, Any] = {"lr": 0.01, "eps": 1e-16, "weight_decay": 0.0, **VARIANTS[variant], "p": p}
+    if path.get("fused") and "bias_correction" in options:
+        with pytest.raises(
+            ValueError, match='it computes bias_correction="eq18" alone, got "padam". Leave fused at None'
+        ):
+            Padam([nn.Parameter(torch.ones(1, device=device))], fused=True, bias_correction="padam")
+        return
     beta2 = options.pop("beta2", 0.999)
     start = torch.linspace(0.5, 1.5, 20, dtype=torch.float64).reshape(4, 5).to(dtype)
     if p == 1.0 and options["eps"] == 1e-16:
@@ -99,7 +105,7 @@ def assert_follows_the_scalar_reference(
 @pytest.mark.parametrize(
     ("path", "dtype"),
     [
-        *itertools.product(("plain", "foreach"), (torch.float64, torch.float32, torch.bfloat16)),
+        *itertools.product(("tensor", "foreach"), (torch.float64, torch.float32, torch.bfloat16)),
         *itertools.product(("fused",), (torch.float32, torch.bfloat16)),
     ],
     ids=str,
@@ -257,6 +263,17 @@ def test_matching_does_not_spread_a_nonfinite_gradient() -> None:
     Padam([good, bad], lr=0.1, p=0.25, weight_decay=0.0, update_scale="adam").step()
     torch.testing.assert_close(good.detach(), torch.full((3,), -0.1))
     assert bad.isnan().tolist() == [False, True, False]
+
+
+def test_the_published_form_takes_the_tensor_step_at_every_size() -> None:
+    start, grads = torch.ones(2**17), [torch.linspace(-1, 1, 2**17)]
+    default, tensor = (run_padam(start, grads, p=0.3, bias_correction="padam", fused=f)[0] for f in (None, False))
+    assert torch.equal(default, tensor)
+    optimizer = Padam([nn.Parameter(start)], fused=True)
+    optimizer.param_groups[0]["bias_correction"] = "padam"
+    optimizer.param_groups[0]["params"][0].grad = grads[0]
+    with pytest.raises(RuntimeError, match="fused=True needs .*bias_correction=\"eq18\", got .* and 'padam'. Leave"):
+        optimizer.step()
 
 
 def test_published_form_has_the_first_step_of_published_padam() -> None:
@@ -424,7 +441,9 @@ def test_a_step_may_find_a_layout_that_no_kernel_can_take() -> None:
     for grad in grads:
         sliced.grad, reordered.grad = grad.float().reshape(8, 5), grad.float().reshape(2, 5, 2, 2)
         for optimizer in optimizers:
-            optimizer._paths = Paths([torch.empty(2**17)], foreach=None, fused=None)  # where larger ones are fused
+            optimizer._dispatch = StepDispatch(
+                [torch.empty(2**17)], foreach=None, fused=None
+            )  # where larger ones are fused
             optimizer.step()
         reordered.data = reordered.data.to(memory_format=torch.channels_last)
     torch.testing.assert_close(sliced.detach().flatten(), reordered.detach().flatten(), rtol=1e-6, atol=0)

@@ -42,7 +42,7 @@ def test_a_measured_step_sends_nothing_where_gradients_come_and_go() -> None:
 def test_what_is_read_on_the_host_stands_there_whatever_the_default_device() -> None:
     """As after torch.set_default_device("cuda")."""
     with torch.device("meta"):
-        optimizer = step_alone("plain", "meta", meta_guard)
+        optimizer = step_alone("decay", "meta", meta_guard)
         window = Window([Scope("weight")], lambda sums: sums)
         for _ in range(2):
             window.add(torch.tensor([4.0, 4.0], dtype=torch.float64, device="cpu"), 1.0, None)

@@ -1,7 +1,7 @@
 """One pass over memory for a whole step: a kernel in C++ for CPUs, one in Triton for GPUs.
 
-Both do what `plain` does, and sum what statistics need on the way. Each is compiled at its first use on a machine
-and kept; `choice` says when.
+Both do what `tensor_step` does, and sum what statistics need on the way. Each is compiled at its first use on a machine
+and kept; `availability` says when.
 """
 
 from hf_pdyn.optim.fused.availability import Advance, advance_if_worth_it, advance_on, takes, why_not

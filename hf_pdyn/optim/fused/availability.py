@@ -1,11 +1,12 @@
-"""Whether a step is fused: as in torch.optim, `fused=None` decides, True insists."""
+"""Whether there is a fused step for some tensors, and whether it is worth compiling."""
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from hf_pdyn.optim.step_work import Update
 Advance = Callable[..., Tensor]
 
 WORTH_COMPILING = 2**16
-"""Elements on a device from which `fused=None` compiles: a plain step of fewer takes about a millisecond."""
+"""Elements on a device from which `fused=None` compiles: a tensor step of fewer takes about a millisecond."""
 
 _MODULES = {"cpu": cpu, "cuda": gpu}
 
@@ -24,8 +25,10 @@ _PLAIN = (Tensor, nn.Parameter)
 """Of other classes, which may hold their elements elsewhere, an address says nothing."""
 
 
-def why_not(params: Iterable[Tensor]) -> str | None:
-    """Why parameters like these cannot take the fused step, as far as can be told without compiling it."""
+def why_not(group: Mapping[str, Any], params: Iterable[Tensor]) -> str | None:
+    """Why `params` of this group cannot take the fused step, as far as can be told without compiling it."""
+    if group["bias_correction"] != "eq18":
+        return f'it computes bias_correction="eq18" alone, got "{group["bias_correction"]}"'
     for param in params:
         if type(param) not in _PLAIN:
             return f"it takes plain tensors and nn.Parameter, got a parameter that is a {type(param).__name__}"
@@ -53,7 +56,7 @@ def advance_on(device: torch.device) -> Advance:
 
 
 def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
-    """The same for an optimizer that steps `numel` elements there; None where the plain step shall do.
+    """The same for an optimizer that steps `numel` elements there; None where the tensor step shall do.
 
     The choice depends on nothing that differs from one run to the next, such as what is compiled already. Where a
     compiler is missing or fails, a warning says so, once in a process.
@@ -79,6 +82,8 @@ def takes(update: Update) -> bool:
     is_cpu, numel = theta.is_cpu, theta.numel()
     module = cpu if is_cpu and _MODULES["cpu"] is cpu else _MODULES.get(theta.device.type)
     if module is None or theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
+        return False
+    if update.group["bias_correction"] != "eq18":
         return False
     moments = (update.exp_avg, update.exp_avg_sq) if maximum is None else (update.exp_avg, update.exp_avg_sq, maximum)
     if type(theta) not in _PLAIN or type(grad) not in _PLAIN or grad.numel() != numel or grad.is_cpu != is_cpu:
@@ -118,7 +123,7 @@ def _failure(device_type: str) -> str | None:
     except Exception as error:
         return (
             f"The fused step for {device_type} could not be compiled, which needs {module.NEEDS}: {_essence(error)}. "
-            "fused=False takes the plain step, which is slower, without asking."
+            "fused=False takes the tensor step, which is slower, without asking."
         )
     return None
 
@@ -132,4 +137,4 @@ def _essence(error: Exception) -> str:
 
 @cache
 def _warn_once(failure: str) -> None:
-    warnings.warn(f"{failure} This run takes the plain step.", stacklevel=2)
+    warnings.warn(f"{failure} This run takes the tensor step.", stacklevel=2)

@@ -56,7 +56,6 @@ def _example(device: torch.device) -> Update:
         "weight_decay": 0.0,
         "decoupled_weight_decay": True,
         "maximize": False,
-        "bias_correction": "eq18",
     }
     theta, grad, exp_avg, exp_avg_sq = (torch.zeros(_VECTOR, device=device) for _ in range(4))
     return Update(group, theta, theta, grad, exp_avg, exp_avg_sq, None, 1.0)
@@ -68,7 +67,6 @@ class _Variant(NamedTuple):
     theta_type: torch.dtype
     grad_type: torch.dtype
     amsgrad: bool
-    published: bool
     times_on_device: bool
     aligned: bool
 
@@ -103,7 +101,6 @@ def _variant(update: Update, addresses: tuple[int, ...]) -> _Variant:
         update.theta.dtype,
         update.grad.dtype,
         update.max_exp_avg_sq is not None,
-        update.group["bias_correction"] == "padam",
         isinstance(update.t, Tensor),
         not any(number % _VECTOR for number in (*addresses, update.theta.numel())),
     )

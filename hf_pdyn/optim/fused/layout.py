@@ -1,4 +1,4 @@
-"""What the kernels are told of a group at one step count, and what their sums mean."""
+"""The tables that the compiled kernels read and fill: their columns, and how groups and sums are converted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ COLUMNS = (
     "v_scale",
     "p",
     "eps",
-    "root_eps",
     "lr",
     "weight_decay",
     "l2",
@@ -52,9 +51,8 @@ def rows_of(
 def row(group: Mapping[str, Any], t: float, lr: float) -> tuple[float, ...]:
     """The values of COLUMNS."""
     beta1, beta2 = group["betas"]
-    published = group["bias_correction"] == "padam"
     decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
-    m_scale, v_scale = bias_corrections(t, beta1=beta1, beta2=beta2, published=published)
+    m_scale, v_scale = bias_corrections(t, beta1=beta1, beta2=beta2)
     return (
         1 - beta1,
         beta2,
@@ -63,7 +61,6 @@ def row(group: Mapping[str, Any], t: float, lr: float) -> tuple[float, ...]:
         v_scale,
         group["p"],
         group["eps"],
-        group["eps"] ** 0.5 if published else -1.0,
         lr,
         decay if decoupled else 0.0,
         0.0 if decoupled else decay,

@@ -18,7 +18,7 @@
 
 namespace {
 
-constexpr int64_t kBlock = 512;         // floats: six blocks of scratch and four streams are 20 KiB
+constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
@@ -56,7 +56,6 @@ struct Settings {
   float one_minus_beta1, beta2, one_minus_beta2;
   float m_scale, v_scale;  // what multiplies m and v in d = m_scale m (v_scale v + eps)^-p
   float p, eps;
-  float root_eps;      // not negative: the published form, d = m_scale m (sqrt(v) + root_eps)^(-2p)
   float lr;            // times c_t
   float decay;         // decoupled: lr * weight_decay
   float l2;            // coupled: weight_decay
@@ -409,7 +408,7 @@ Squares loop(float* theta, const float* grad, float* exp_avg, float* second, flo
 }
 
 void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
-  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], under_power[kBlock];
+  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock];
   float* exp_avg = run.exp_avg + start;
   float* second = run.exp_avg_sq + start;
   float* maximum = run.max_exp_avg_sq ? run.max_exp_avg_sq + start : nullptr;
@@ -417,10 +416,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
   bool takes_in = call.tasks & kMoments;
   const bool moves = call.tasks & kApply;
 
-  const bool published = s.root_eps >= 0;
-
-  // Else something else than v stands under the power, or m is not taken in by the common form.
-  const bool in_one_loop = !published && s.one_minus_beta1 < 0.5f;
+  const bool in_one_loop = s.one_minus_beta1 < 0.5f;  // else m is not taken in by lerp's common form
 
   const float* grad = nullptr;
   bool loop_sums_gradient = false;
@@ -437,7 +433,6 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     }
   }
 
-  Settings of_loop = s;
   if (takes_in && !in_one_loop) {
     const float w = s.one_minus_beta1;
 #pragma omp simd
@@ -455,21 +450,11 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     second = maximum;
     maximum = nullptr;
   }
-  if (published) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const float root = std::sqrt(v[i]) + s.root_eps;
-      under_power[i] = root * root;
-    }
-    second = under_power;
-    of_loop.v_scale = 1;
-    of_loop.eps = 0;
-  }
 
   const auto run_loop = !takes_in ? (moves ? loop<false, true, false> : loop<false, false, false>)
                         : maximum ? (moves ? loop<true, true, true> : loop<true, false, true>)
                                   : (moves ? loop<true, true, false> : loop<true, false, false>);
-  const Squares squares = run_loop(theta, grad, exp_avg, second, maximum, n, of_loop);
+  const Squares squares = run_loop(theta, grad, exp_avg, second, maximum, n, s);
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad;
   if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += squares.direction;
   if (call.tasks & kDirection) sums[kAdamSq] += squares.adam;

@@ -15,7 +15,7 @@ import triton.language as tl
 
 CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
 N_RUN_COLUMNS = tl.constexpr(9)
-N_SETTINGS = tl.constexpr(14)
+N_SETTINGS = tl.constexpr(13)
 N_SUMS = tl.constexpr(7)
 
 
@@ -101,7 +101,6 @@ def step_chunk(
     theta_type: tl.constexpr,
     grad_type: tl.constexpr,
     amsgrad: tl.constexpr,
-    published: tl.constexpr,
     times_on_device: tl.constexpr,
     aligned: tl.constexpr,
     moments: tl.constexpr,
@@ -115,7 +114,7 @@ def step_chunk(
 
     runs: (tensors, N_RUN_COLUMNS) int64: addresses of theta, g, m, v, max v, t and lr (0 where there is none), then
     elements and row of settings. chunks: (chunks, 2) int32: the tensor, and the number within it. settings: (rows,
-    N_SETTINGS) float32: the columns of settings.py and the logarithms of the betas. scale, clip_factor: a float32 each,
+    N_SETTINGS) float32: the columns of layout.py and the logarithms of the betas. scale, clip_factor: a float32 each,
     or None. sums: (chunks, N_SUMS) float32, zeros.
     """
     chunk = tl.program_id(0).to(tl.int64)
@@ -136,18 +135,14 @@ def step_chunk(
     v_scale = tl.load(row + 4)
     p = tl.load(row + 5)
     eps = tl.load(row + 6)
-    root_eps = tl.load(row + 7)
-    lr = tl.load(row + 8)
-    weight_decay = tl.load(row + 9)
-    l2 = tl.load(row + 10)
-    sign = tl.load(row + 11)
+    lr = tl.load(row + 7)
+    weight_decay = tl.load(row + 8)
+    l2 = tl.load(row + 9)
+    sign = tl.load(row + 10)
     if times_on_device:
         time = tl.load(tl.load(run + 5).to(tl.pointer_type(tl.float32)))
-        m_scale = 1.0 / _one_minus_power(tl.load(row + 12), time)
-        of_v = _one_minus_power(tl.load(row + 13), time)
-        v_scale = 1.0 / of_v
-        if published:
-            m_scale *= tl.sqrt(of_v)
+        m_scale = 1.0 / _one_minus_power(tl.load(row + 11), time)
+        v_scale = 1.0 / _one_minus_power(tl.load(row + 12), time)
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
     if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
@@ -202,11 +197,7 @@ def step_chunk(
         tl.store(sums + 4, tl.sum(v, axis=0))
 
     if (apply or direction) or measure:
-        if published:
-            root = _sqrt(v) + root_eps
-            x = root * root
-        else:
-            x = v * v_scale + eps
+        x = v * v_scale + eps
         exponent, log2_fraction = _log2(x)
         m_hat = m * m_scale
         d = tl.where(held, m_hat * _power(x, exponent, log2_fraction, -p), 0.0)

@@ -45,7 +45,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "coupled decay": {"decoupled_weight_decay": False},
     "amsgrad": {"amsgrad": True},
     "maximize": {"maximize": True, "decoupled_weight_decay": False},
-    "published": {"bias_correction": "padam", "eps": 1e-8},
     "no first moment": {"betas": (0.0, 0.6)},
     "short first moment": {"betas": (0.3, 0.0)},
     "large eps": {"eps": 1e-3},
@@ -114,7 +113,6 @@ def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0) -> di
     """All of KERNEL_SUMS in float64: of `before`'s gradient, and of `after`, with its moments and theta."""
     group = before.group
     options = {"times": [before.t], "beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
-    options["bias_correction"] = group["bias_correction"]
     moments = [after.exp_avg.double()], [after.second_moment.double()]
     direction, adam = (equation.update_directions(*moments, p=p, **options)[0] for p in (group["p"], 0.5))
     grad, p = before.grad.double() / clip_factor, group["p"]
@@ -147,13 +145,13 @@ def assert_sums(
             )
 
 
-def special_updates(*, eps: float, p: float, bias_correction: str, device: str = "cpu") -> list[Update]:
+def special_updates(*, eps: float, p: float, device: str = "cpu") -> list[Update]:
     """Every pair of such numbers as gradient and second moment, with a first moment of 0 and 1, and with amsgrad."""
     special = torch.tensor([0.0, 1e-40, 1e-30, 1e-20, 1.0, 1e10, math.inf, math.nan])
     pairs = torch.cartesian_prod(special, special, torch.tensor([0.0, 1.0])).to(device)
     updates = []
     for amsgrad in (False, True):
-        options = {"eps": eps, "p": p, "bias_correction": bias_correction, "amsgrad": amsgrad}
+        options = {"eps": eps, "p": p, "amsgrad": amsgrad}
         group = {**DEFAULTS, **options, "lr": 1e-20, "weight_decay": 0.0}
         grad, v, m = (column.clone() for column in pairs.unbind(1))
         theta, maximum = torch.ones_like(grad), v.flip(0).clone() if amsgrad else None

@@ -33,7 +33,6 @@ GROUP = {
     "weight_decay": 0.1,
     "maximize": False,
     "decoupled_weight_decay": True,
-    "bias_correction": "eq18",
 }
 # Of a step: dtypes, capability, tasks, and what else a kernel is compiled for.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -45,14 +44,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bf16 with float32 gradients": {"theta": torch.bfloat16},
     "unaligned": {"offset": 1},
     "amsgrad": {"amsgrad": True},
-    "published": {"published": True},
     "on the device": {"on_device": True},
     "matched, first pass": {"tasks": Task.MOMENTS | Task.DIRECTION},
     "matched, second pass": {"tasks": Task.APPLY, "scale": True},
     "gradient": {"tasks": STEP | Task.GRADIENT},
     "measured": {"tasks": MEASURED, "clip": True},
     "measured bf16": {"tasks": MEASURED, "theta": torch.bfloat16, "grad": torch.bfloat16},
-    "measured, all": {"tasks": MEASURED, "amsgrad": True, "published": True, "on_device": True, "clip": True},
+    "measured, all": {"tasks": MEASURED, "amsgrad": True, "on_device": True, "clip": True},
 }
 
 
@@ -124,7 +122,6 @@ def compile_variant(
     offset: int = 0,
     *,
     amsgrad: bool = False,
-    published: bool = False,
     on_device: bool = False,
     scale: bool = False,
     clip: bool = False,
@@ -135,10 +132,9 @@ def compile_variant(
         return torch.zeros(offset + 64, dtype=dtype)[offset:]
 
     parameter = zeros(theta)
-    group = {**GROUP, "bias_correction": "padam" if published else "eq18"}
     time = torch.ones(()) if on_device else 1.0
     maximum = zeros() if amsgrad else None
-    update = Update(group, parameter, parameter, zeros(grad), zeros(), zeros(), maximum, time)
+    update = Update(GROUP, parameter, parameter, zeros(grad), zeros(), zeros(), maximum, time)
     kernels = {name: Compiler(getattr(triton_kernels, name), capability) for name in ("step_chunk", "add_chunks")}
     for name, kernel in kernels.items():
         setattr(triton_kernels, name, kernel)

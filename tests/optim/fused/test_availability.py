@@ -51,7 +51,7 @@ def test_who_chooses_another_path_compiles_nothing(compiler: list[str], options:
     assert compiler == []
 
 
-def test_without_a_compiler_there_is_one_warning_and_the_plain_step(compiler: list[str]) -> None:
+def test_without_a_compiler_there_is_one_warning_and_the_tensor_step(compiler: list[str]) -> None:
     numel = availability.WORTH_COMPILING
     with pytest.warns(
         UserWarning, match=r"could not be compiled, which needs a C\+\+ compiler.*: no compiler here\. fused=F"
@@ -122,7 +122,7 @@ def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> No
             warnings.simplefilter("always")
             Padam([param], lr=0.5, weight_decay=0.0).step()
         found = [str(w.message) for w in caught if "could not be compiled" in str(w.message)]
-        assert "This run takes the plain step" in found[0]
+        assert "This run takes the tensor step" in found[0]
         print(len(found), param[0].item())
         """
     )
@@ -155,7 +155,7 @@ def test_moments_of_another_size_are_never_written_through() -> None:
         optimizer.step()
 
 
-def test_moments_of_another_dtype_take_the_plain_step() -> None:
+def test_moments_of_another_dtype_take_the_tensor_step() -> None:
     param, optimizer = stepped()
     optimizer.state[param]["exp_avg_sq"] = optimizer.state[param]["exp_avg_sq"].bfloat16()
     optimizer.step()
@@ -178,7 +178,7 @@ class Wrapped(torch.Tensor):
     """A tensor subclass; some keep their elements elsewhere."""
 
 
-def test_tensor_subclasses_take_the_plain_step() -> None:
+def test_tensor_subclasses_take_the_tensor_step() -> None:
     values = torch.ones(availability.WORTH_COMPILING).as_subclass(Wrapped)
     param = nn.Parameter(values)
     param.grad = torch.ones(availability.WORTH_COMPILING)
