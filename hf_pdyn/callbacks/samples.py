@@ -28,7 +28,7 @@ from hf_pdyn.tensors.sharding import gathered, own_share
 
 @dataclass(frozen=True, eq=False)
 class _Losses:
-    """Of the same samples, (n,) each. loss: NaN is a loss too. correct: None where nothing is classified."""
+    """Losses of n samples, (n,) each. loss: NaN is a loss too. correct: None where nothing is classified."""
 
     index: NDArray[np.int64]
     loss: NDArray[np.float64]
@@ -37,29 +37,30 @@ class _Losses:
 
 
 class _FailedElsewhereError(Exception):
-    """Another process could not go on, and says why."""
+    """Another process failed; it reports the reason."""
 
 
 class SampleLossCallback(PdynCallback):
     """Records the loss of every sample of a train probe and of the test set at the end of every epoch (IAD 4.1.2).
 
-    The cross-entropy in nats of a class, or the mean over a sample's labelled tokens, by the model in evaluation
-    mode: neither label smoothing nor a loss function of the Trainer's is in it. Rows of `tables.SAMPLE_LOSSES`, one
-    file an epoch (`epoch-0001.parquet`), and a log record with Table 2's summary of each split,
-    `pdyn/samples/train/p95`. The evaluation set is the split test; of several, each is test/NAME.
+    The loss is the cross-entropy in nats of the sample's class, or the mean over its labelled tokens, with the model in
+    evaluation mode; label smoothing and the Trainer's own loss function do not enter. Rows of `tables.SAMPLE_LOSSES`
+    go to one file an epoch (`epoch-0001.parquet`), and Table 2's summary of each split to a log record
+    (`pdyn/samples/train/p95`). The evaluation set is the split test; several are test/NAME each.
 
-    The training stays what it is without: bit for bit, on one process and on many. What is drawn at random on the
-    way (masked tokens, crops) is drawn alike after every epoch and in every run.
+    Training stays bit for bit what it is without the callback, on one process and on many. Random draws on the way
+    (masked tokens, crops) are the same after every epoch and in every run.
 
-    What cannot be measured is said once, and left out: data without an index, regression, tensor parallelism. So is
-    what fails on any process, for all of them. Where a forward pass takes every process (FSDP, ZeRO-3) and fails in
-    one alone, the others wait, as they would in training.
+    A data collator may flatten the samples of a batch into one row if its position_ids start anew at each sample
+    (`DataCollatorWithFlattening`). A split that cannot be measured is left out with one warning: data without an index,
+    regression, tensor parallelism, packed rows, or a failure on any process, which ends the split for all of them. If
+    a forward pass that takes every process (FSDP, ZeRO-3) fails in one alone, the others wait, as in training.
 
     Args:
-        train_probe: how many samples of the train set, evenly spread: the same for every run and process; None: all.
+        train_probe: number of samples of the train set, evenly spread, the same for every run and process; None: all;
             0: none.
-        test_probe: how many of the test set, of each if there are several; None: all. 0: none.
-        train_set: measured in place of the Trainer's train set: the paper's clean one, without augmentation.
+        test_probe: number of samples of each test set; None: all; 0: none.
+        train_set: measured in place of the Trainer's train set; the paper measures it without augmentation.
         trainer: see `PdynCallback`.
     """
 
@@ -77,7 +78,7 @@ class SampleLossCallback(PdynCallback):
                 raise ValueError(f"{name} must be a number of samples >= 0, got {size}.")
         self.train_probe = train_probe
         self.test_probe = test_probe
-        # Under its own name for the record of the run, which would hold all of a data set.
+        # run.json records public attributes: the data set's name, not all of its rows.
         self.train_set = None if train_set is None else type(train_set).__name__
         self._train_set = train_set
         self.row_buffer = self._records = RowBuffer(SAMPLE_LOSSES)
@@ -139,7 +140,7 @@ class SampleLossCallback(PdynCallback):
         rows: list[dict[str, Any]] = []
         metrics: dict[str, float] = {}
         for split in list(self._indices):
-            # A reading of this split, or a reason: the same on every process, so that all of them go on alike.
+            # Every process gets the same reading or reason, so that all of them go on alike.
             data_set = functools.partial(self._data_set, trainer, split)
             reading = _reading_of_all(trainer, data_set, self._indices[split])
             if isinstance(reading, str):
@@ -167,7 +168,7 @@ class SampleLossCallback(PdynCallback):
 
 
 def _lengths_of_all(found: Sequence[Mapping[str, int | str]]) -> dict[str, int | str]:
-    """Every split's length on all processes, or why it is not measured on any; of what each of them has found."""
+    """Every split's length, or the reason why no process measures it, from what each process found."""
     agreed: dict[str, int | str] = {}
     for split in dict.fromkeys(chain.from_iterable(found)):
         lengths = [of_one.get(split, "there is no such data set") for of_one in found]
@@ -199,13 +200,13 @@ def _reading_of_all(trainer: Any, data_set: Callable[[], Any], indices: Sequence
 
 
 def _own_reading_or_reason(trainer: Any, data_set: Callable[[], Any], indices: Sequence[int]) -> _Losses | str | None:
-    """None where the reason is another process's."""
+    """This process's losses or reason to stop; None where another process has the reason."""
     try:
         return _own_reading(trainer, data_set, own_share(indices))
     except _FailedElsewhereError:
         return None
     except Exception as error:
-        # Of an error about a tensor the text may be all of its numbers.
+        # The text of an error about a tensor may hold all of its numbers.
         return f"{type(error).__name__}: {str(error)[:300]}"
 
 
@@ -221,18 +222,21 @@ def _own_reading(trainer: Any, data_set: Callable[[], Any], share: list[int]) ->
             evaluation.enter_context(probing.evaluating(trainer))
         except Exception as error:
             problem = error
-        for _ in batches:
+        for indices in batches:
             batch = None
             try:
                 batch = next(loaded) if problem is None else None
             except Exception as error:
                 problem = error
-            # Whoever cannot go on says so before the others wait for it in a forward pass.
+            # A process that cannot go on says so before the others wait for it in a forward pass.
             if any(gathered(problem is not None)) if together else problem is not None:
                 break
             try:
-                logits, labels = probing.logits_and_labels(trainer, batch)
-                found.append(sample_cross_entropy(logits, labels, shifted=probing.shifts_labels(trainer)))
+                logits, labels, position_ids = probing.forward(trainer, batch)
+                shifted = probing.shifts_labels(trainer)
+                found.append(
+                    sample_cross_entropy(logits, labels, len(indices), shifted=shifted, position_ids=position_ids)
+                )
             except Exception as error:
                 problem = error
     if problem is not None:
@@ -249,7 +253,7 @@ def _own_reading(trainer: Any, data_set: Callable[[], Any], share: list[int]) ->
 
 
 def _loaded(trainer: Any, data_set: Callable[[], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
-    """The batches, loaded; what fails in one process before the first, fails with the first."""
+    """Load the batches lazily, so that a failure to build the loader is raised with the first batch."""
     yield from probing.loader(trainer, data_set(), batches)
 
 

@@ -1,8 +1,8 @@
 """Forward passes of a Trainer's model over chosen samples that leave its training as it was.
 
-Not with its evaluation dataloader: with persistent workers that is one for all data sets, it may reorder
-(group_by_length) or drop samples, accelerate keeps every one it prepares, and iterating over it takes from torch's
-generator and is noted in accelerate's gradient state (transformers 5.23, accelerate 1.15).
+The Trainer's evaluation dataloader cannot do this (transformers 5.23, accelerate 1.15): with persistent workers one
+loader serves all data sets, it may reorder (group_by_length) or drop samples, accelerate keeps every loader that it
+prepares, and iterating draws from torch's generator and changes accelerate's gradient state.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,11 +22,11 @@ from hf_pdyn.tensors.rng import apart
 from hf_pdyn.tensors.sharding import has_fsdp1, is_dtensor
 
 _SEED = 0
-"""Of what a collator or data set draws (masked tokens, crops): the same after every epoch and in every run."""
+"""Seeds what a collator or data set draws (masked tokens, crops), so that every epoch and run draws the same."""
 
 
 def data_sets(trainer: Any) -> dict[str, Any]:
-    """By split: train, and test for the evaluation set, or test/NAME for each of several."""
+    """The data sets by split: train, and test for the evaluation set, or test/NAME for each of several."""
     test = trainer.eval_dataset
     tests = {f"test/{name}": one for name, one in test.items()} if isinstance(test, dict) else {"test": test}
     found = {"train": trainer.train_dataset, **tests}
@@ -34,7 +34,7 @@ def data_sets(trainer: Any) -> dict[str, Any]:
 
 
 def length(data_set: Any) -> int | str:
-    """How many samples a data set has, at least one; or why it has none that an index names."""
+    """The number of samples of a data set, at least one; or the reason why its samples have no index."""
     if isinstance(data_set, IterableDataset) or not (hasattr(data_set, "__len__") and hasattr(data_set, "__getitem__")):
         return f"{type(data_set).__name__} is read in order only: its samples have no index"
     try:
@@ -86,7 +86,7 @@ def loader(trainer: Any, data_set: Any, indices: Sequence[Sequence[int]]) -> Dat
 
 @contextlib.contextmanager
 def evaluating(trainer: Any) -> Iterator[None]:
-    """Within: the model as the Trainer evaluates it, without gradients. After: modes and generators as before."""
+    """Put the model into evaluation mode without gradients; restore its modes and all generators afterwards."""
     model, optimizer = trainer.model, trainer.optimizer
     training = {module: module.training for module in model.modules()}
     # no_grad, as the Trainer: a tensor that a module keeps from inference_mode can never be part of a backward.
@@ -101,10 +101,21 @@ def evaluating(trainer: Any) -> Iterator[None]:
             _switch(optimizer, "train")
 
 
-def logits_and_labels(trainer: Any, batch: Any) -> tuple[Tensor, Tensor]:
-    """One forward pass; ValueError where there are no labels, or no logits.
+class Outputs(NamedTuple):
+    """Logits (B, C) or (B, T, V), labels (B,) or (B, T), and position_ids (B, T) if the batch has them."""
 
-    Not through DDP, whose forward sends buffers, but under the Trainer's autocast, as its evaluation.
+    logits: Tensor
+    labels: Tensor
+    position_ids: Tensor | None
+
+
+def forward(trainer: Any, batch: Any) -> Outputs:
+    """One forward pass, under the Trainer's autocast as in its evaluation.
+
+    It calls the model itself: DDP's forward would send buffers to the other ranks.
+
+    Raises:
+        ValueError: where the batch has no labels, or the model returns no logits.
     """
     inputs = dict(trainer._prepare_inputs(batch))
     names = trainer.label_names
@@ -127,14 +138,15 @@ def logits_and_labels(trainer: Any, batch: Any) -> tuple[Tensor, Tensor]:
         logits = outputs
     if not isinstance(logits, Tensor):
         raise ValueError(f"sample losses need logits, which {type(trainer.model).__name__} does not return")
-    return logits, labels
+    position_ids = inputs.get("position_ids")
+    return Outputs(logits, labels, position_ids if isinstance(position_ids, Tensor) else None)
 
 
 def shifts_labels(trainer: Any) -> bool:
-    """Whether the logits at one token are about the next.
+    """Whether the logits at one token predict the next: true for models that generate and have no encoder.
 
-    So it is for models that generate and have no encoder: in transformers 5.23 these are just those of its mapping of
-    causal language models, by whose names the Trainer's label smoothing decides, with their subclasses and PEFT's.
+    In transformers 5.23 these are the models of its mapping of causal language models, by whose names the Trainer's
+    label smoothing decides, with their subclasses and PEFT's wrappers.
     """
     generates = getattr(trainer.model, "can_generate", None)
     return bool(generates and generates()) and not _is_encoder_decoder(trainer.model)

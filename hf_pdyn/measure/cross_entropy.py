@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from hf_pdyn.tensors.norms import accumulator_dtype
 
@@ -17,9 +19,9 @@ _CHUNK = 2**24
 
 
 class SampleCrossEntropy(NamedTuple):
-    """What a batch says of its samples.
+    """Losses of the B samples of a batch.
 
-    loss: (B,), in nats; float64, float32 where the device has no other; meaningless where nothing is labelled.
+    loss: (B,), in nats; float64, or float32 where the device has no float64; meaningless where nothing is labelled.
     labelled: (B,), whether the sample has a label, or a token that has one.
     correct: (B,), whether the class of the largest logit is the label; None for tokens.
     """
@@ -29,19 +31,23 @@ class SampleCrossEntropy(NamedTuple):
     correct: Tensor | None
 
 
-def sample_cross_entropy(logits: Tensor, labels: Tensor, *, shifted: bool = False) -> SampleCrossEntropy:
-    """Cross-entropy by sample: of a class, or the mean over a sample's labelled tokens.
+def sample_cross_entropy(
+    logits: Tensor, labels: Tensor, samples: int, *, shifted: bool = False, position_ids: Tensor | None = None
+) -> SampleCrossEntropy:
+    """The cross-entropy of every sample: that of its class, or the mean over its labelled tokens.
 
-    Labels outside the classes, -100 among them, label nothing. Logits of any dtype are read as float32, a part at a
-    time, and sums over tokens are float64 where the device has it.
+    Labels that are no class, such as -100, label nothing. Logits of any dtype are read as float32, a part at a time;
+    sums over tokens are float64 where the device has it.
 
     Args:
-        logits: (B, C) for classes, or (B, T, V) for tokens.
-        labels: integers, (B,) or (B, T).
-        shifted: of tokens, that the logits at one position predict the label at the next.
+        logits: (B, C) for classes, (B, T, V) for tokens, or (1, T, V) for samples flattened into one row.
+        labels: integers, of the logits' shape without the last dimension.
+        samples: how many samples the batch was made of.
+        shifted: whether the logits at one token predict the next one.
+        position_ids: (1, T), tells flattened samples apart; unused where every sample has a row.
 
     Raises:
-        ValueError: for anything else, regression among it.
+        ValueError: for regression, other shapes, and rows that are not the samples.
     """
     tokens = logits.ndim == 3
     if logits.ndim not in (2, 3) or labels.shape != logits.shape[:-1]:
@@ -54,8 +60,12 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor, *, shifted: bool = Fals
             f"sample losses need labels that are classes, got {labels.dtype} for {logits.shape[-1]} outputs: that is "
             "regression, or several labels at once"
         )
+    lengths = None if len(labels) == samples else _flattened_lengths(labels, samples, position_ids)
     labels = labels.long()  # the smaller types have no -100
     if tokens and shifted:
+        if lengths is not None:  # the token before a sample's first one belongs to another sample
+            starts = torch.tensor([0, *lengths[:-1]], device=labels.device).cumsum(0)
+            labels = labels.index_fill(1, starts, _IGNORED)
         # The labels move, as in transformers' own loss: a shifted view of the logits would have to be copied.
         labels = functional.pad(labels, (0, 1), value=_IGNORED)[:, 1:]
     labels = torch.where((labels >= 0) & (labels < logits.shape[-1]), labels, _IGNORED)
@@ -63,9 +73,29 @@ def sample_cross_entropy(logits: Tensor, labels: Tensor, *, shifted: bool = Fals
     labelled = labels != _IGNORED
     if not tokens:
         return SampleCrossEntropy(losses.to(accumulator_dtype(losses.device)), labelled, logits.argmax(-1) == labels)
+    if lengths is not None:
+        losses, labelled = (
+            pad_sequence(list(torch.split(row[0], lengths)), batch_first=True) for row in (losses, labelled)
+        )
     counts = labelled.sum(dim=1)
     sums = losses.sum(dim=1, dtype=accumulator_dtype(losses.device))
     return SampleCrossEntropy(sums / counts.clamp(min=1), counts > 0, None)
+
+
+def _flattened_lengths(labels: Tensor, samples: int, position_ids: Tensor | None) -> list[int]:
+    """The lengths of samples that stand one after another in one row, where their position_ids start anew."""
+    found = ""
+    if labels.ndim == 2 and len(labels) == 1 and position_ids is not None and position_ids.shape == labels.shape:
+        starts = [0, *((position_ids[0].diff() != 1).nonzero().flatten() + 1).tolist(), labels.shape[1]]
+        lengths = [end - start for start, end in pairwise(starts)]
+        if len(lengths) == samples:
+            return lengths
+        found = f", with position_ids of {len(lengths)}"
+    raise ValueError(
+        "sample losses need a row for each sample, or one row whose position_ids start anew at each; the data "
+        f"collator made {len(labels)} row(s) of {samples} samples{found}. per_device_eval_batch_size=1 measures packed "
+        "rows whole"
+    )
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

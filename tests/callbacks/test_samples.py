@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch.nn import functional
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    DataCollatorWithFlattening,
     GPT2Config,
     GPT2ForSequenceClassification,
     Trainer,
@@ -215,6 +217,67 @@ def test_lora_is_a_causal_model_too(tmp_path: Path) -> None:
     run = run_of(tmp_path, model, token_blocks(9))
     run.train()
     assert read_epoch(tmp_path, "train").loss == pytest.approx(one_by_one(run.model, run.train_dataset), rel=1e-6)
+
+
+def ragged(count: int) -> list[dict[str, Any]]:
+    """Samples of 2 to 12 tokens."""
+    blocks = [row["input_ids"][: 2 + 5 * i % 11].tolist() for i, row in enumerate(token_blocks(count))]
+    return [{"input_ids": tokens, "labels": tokens} for tokens in blocks]
+
+
+def with_collator(tmp_path: Path, collator: Any, train: Any, **options: Any) -> Trainer:
+    run = run_of(tmp_path, gpt2(), train, num_train_epochs=2, max_steps=-1, **options)
+    run.data_collator = collator
+    run.train()
+    return run
+
+
+def test_flattened_batches_are_measured_by_sample(tmp_path: Path) -> None:
+    """Within 1e-5: the attention of the flattened row adds in another order."""
+    run = with_collator(tmp_path, DataCollatorWithFlattening(), ragged(21))
+    losses = read_epoch(tmp_path, "train")
+    assert losses.index.tolist() == list(range(21))
+    assert losses.loss == pytest.approx(one_by_one(run.model, run.train_dataset), rel=1e-5)
+
+
+def packed(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """As TRL with packing: a sample is a packed row of two texts of six tokens, and a batch is flattened."""
+    tokens = torch.cat([torch.as_tensor(row["input_ids"]) for row in rows])[None]
+    return {"input_ids": tokens, "labels": tokens, "position_ids": (torch.arange(tokens.shape[1]) % 6)[None]}
+
+
+def pairs(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    tokens = torch.stack([row["input_ids"] for row in rows for _ in range(2)])
+    return {"input_ids": tokens, "labels": tokens}
+
+
+@pytest.mark.parametrize(
+    ("collator", "rows", "tokens"),
+    [(DataCollatorWithFlattening(return_position_ids=False), 1, 2), (packed, 1, 12), (pairs, 16, 12)],
+    ids=["flattened without positions", "packed", "two rows a sample"],
+)
+def test_rows_that_are_not_samples_end_the_split_with_one_warning(
+    tmp_path: Path, collator: Any, rows: int, tokens: int
+) -> None:
+    train = [{name: value[:tokens] for name, value in row.items()} for row in token_blocks(16)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = with_collator(tmp_path, collator, train)
+    (told,) = [str(warning.message) for warning in caught if "pdyn sample losses" in str(warning.message)]
+    assert "of train: ValueError: sample losses need a row for each sample" in told
+    assert f"made {rows} row(s) of 8 samples" in told and told.endswith("Training goes on without them.")
+    assert run.state.global_step == 4 and files(tmp_path) == []
+
+
+def test_packed_rows_are_measured_whole_one_at_a_time(tmp_path: Path) -> None:
+    run = with_collator(tmp_path, packed, token_blocks(6), per_device_eval_batch_size=1)
+    expected = []
+    with torch.no_grad():
+        for row in run.train_dataset:
+            batch = packed([row])
+            logits = run.model(**{name: batch[name] for name in ("input_ids", "position_ids")}).logits[0, :-1]
+            expected.append(functional.cross_entropy(logits, batch["labels"][0, 1:]).item())
+    assert read_epoch(tmp_path, "train").loss == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
