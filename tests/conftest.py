@@ -17,6 +17,11 @@ hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=No
 hypothesis.settings.load_profile("repeatable")
 
 
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name bytes by their argument: their content would make unreadable ids, and may be dated (gzip)."""
+    return argname if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_torch_extensions(tmp_path_factory: pytest.TempPathFactory) -> None:
     """DeepSpeed builds an extension; in the user's cache, an earlier run that was killed may have left its lock."""
