@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
-from typing import Any, Literal
+from numbers import Real
+from typing import Any, Literal, get_args
 
 from torch import Tensor
+
+from hf_pdyn.common.errors import check_choice
 
 UpdateScale = Literal["raw", "adam"]
 BiasCorrection = Literal["eq18", "padam"]
@@ -77,21 +81,46 @@ def _describe(group: dict[str, Any]) -> str:
 
 
 def check_hyperparameters(group: dict[str, Any]) -> None:
-    """ValueError for a value out of range, as of torch's optimizers."""
-    lr, weight_decay = group["lr"], group["weight_decay"]
+    """Check every hyper-parameter of one parameter group, as torch's optimizers do.
+
+    Raises:
+        ValueError: a value is of the wrong type or out of range.
+    """
+    lr = group["lr"]
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"A tensor lr must have one element, got shape {tuple(lr.shape)}.")
-    elif not (math.isfinite(lr) and lr >= 0):
-        raise ValueError(f"Invalid learning rate: lr must be finite and >= 0, got {lr}.")
-    if not (isinstance(group["betas"], (tuple, list)) and len(group["betas"]) == 2):
-        raise ValueError(f"betas must be a pair of numbers, got {group['betas']!r}.")
-    for i, beta in enumerate(group["betas"]):
-        if not 0 <= beta < 1:
-            raise ValueError(f"Invalid beta parameter at index {i}: each must lie in [0, 1), got {beta}.")
-    if not (math.isfinite(group["eps"]) and group["eps"] >= 0):
-        raise ValueError(f"Invalid epsilon value: eps must be finite and >= 0, got {group['eps']}.")
-    if isinstance(group["p"], bool) or not (isinstance(group["p"], (int, float)) and math.isfinite(group["p"])):
+    elif not _is_finite(lr, at_least=0):
+        raise ValueError(f"Invalid learning rate: lr must be finite and >= 0, got {lr!r}.")
+    betas = group["betas"]
+    if not (isinstance(betas, (tuple, list)) and len(betas) == 2):
+        raise ValueError(f"betas must be a pair of numbers, got {betas!r}.")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            raise ValueError(f"betas must be numbers, got {beta!r} at index {i}. Give float(beta).")
+        if not (_is_finite(beta, at_least=0) and beta < 1):
+            raise ValueError(f"Invalid beta parameter at index {i}: each must lie in [0, 1), got {beta!r}.")
+    if not _is_finite(group["eps"], at_least=0):
+        raise ValueError(f"Invalid epsilon value: eps must be finite and >= 0, got {group['eps']!r}.")
+    if not _is_finite(group["p"]):
         raise ValueError(f"Invalid exponent: p must be a finite number, got {group['p']!r}.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {weight_decay}.")
+    if not _is_finite(group["weight_decay"], at_least=0):
+        raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {group['weight_decay']!r}.")
+    check_choice("update_scale", group["update_scale"], get_args(UpdateScale))
+    check_choice("bias_correction", group["bias_correction"], get_args(BiasCorrection))
+
+
+def check_one_update_scale(groups: list[dict[str, Any]]) -> None:
+    """ValueError where groups differ in `update_scale`."""
+    first, *others = [group["update_scale"] for group in groups]
+    if any(other != first for other in others):
+        raise ValueError(
+            "update_scale is one scalar for all groups (one each would undo the allocation), got "
+            f"{', '.join(sorted({first, *others}))}. Set it on the optimizer."
+        )
+
+
+def _is_finite(value: Any, *, at_least: float = -math.inf) -> bool:
+    """Whether `value` is a finite number, no less than `at_least`; booleans and tensors are no numbers here."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and value >= at_least and abs(value) <= sys.float_info.max  # math.isfinite(10**400) raises

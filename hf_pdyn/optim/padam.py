@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn.common.errors import check_choice
@@ -18,6 +19,7 @@ from hf_pdyn.optim.hyperparameters import (
     Nonfinite,
     UpdateScale,
     check_hyperparameters,
+    check_one_update_scale,
     check_path,
     check_same_groups,
     say_what_is_overruled,
@@ -88,8 +90,6 @@ class Padam(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        check_choice("update_scale", update_scale, get_args(UpdateScale))
-        check_choice("bias_correction", bias_correction, get_args(BiasCorrection))
         check_choice("nonfinite", nonfinite, get_args(Nonfinite))
         check_path(foreach=foreach, fused=fused, capturable=capturable, nonfinite=nonfinite)
         self.nonfinite: Nonfinite = nonfinite
@@ -113,13 +113,9 @@ class Padam(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
-        check_hyperparameters({**self.defaults, **param_group})
-        if param_group.get("update_scale", self.defaults["update_scale"]) != self.defaults["update_scale"]:
-            raise ValueError(
-                f"update_scale is one scalar for all groups (one each would undo the allocation), got "
-                f"{param_group['update_scale']!r} for a group of an optimizer with "
-                f"{self.defaults['update_scale']!r}. Set it on the optimizer."
-            )
+        complete = {**self.defaults, **param_group}
+        check_hyperparameters(complete)
+        check_one_update_scale([self.defaults, complete])
         super().add_param_group(param_group)
         try:
             self._check_path_of(self.param_groups[-1])
@@ -156,6 +152,9 @@ class Padam(Optimizer):
         self._requests = []
         self._dispatch = None
 
+    # torch.compile leaves the step out: Dynamo cannot trace a kernel that is given addresses, and would compile anew
+    # for every step count. Not torch.compiler.disable, which imports all of Dynamo (torch 2.13).
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient, or of none (`nonfinite`); returns the closure's loss.
@@ -189,11 +188,22 @@ class Padam(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.
 
-        Raises ValueError where the checkpoint's groups are not this optimizer's, and says what differs.
+        A group that lacks a hyper-parameter keeps this optimizer's value.
+
+        Raises:
+            ValueError: the checkpoint's groups are not this optimizer's, or hold a value that the constructor would
+                refuse. Nothing is loaded then.
         """
         check_same_groups(state_dict["param_groups"], self.param_groups)
-        say_what_is_overruled(state_dict["param_groups"], self.param_groups)
-        super().load_state_dict(state_dict)
+        groups = [
+            {**{name: own[name] for name in self.defaults if name in own}, **saved}  # torch adds defaults of its own
+            for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True)
+        ]
+        for group in groups:
+            check_hyperparameters(group)
+        check_one_update_scale(groups)
+        say_what_is_overruled(groups, self.param_groups)
+        super().load_state_dict({**state_dict, "param_groups": groups})
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for key, param in zip(saved, params, strict=True):
@@ -321,6 +331,7 @@ def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tens
     """
     for name, value in saved.items():
         if name == "step":
-            state[name] = value.detach().to(device=step_device, dtype=torch.float32, copy=True)
+            step = torch.as_tensor(value)  # torch allows numbers
+            state[name] = step.detach().to(device=step_device, dtype=torch.float32, copy=True)
         elif isinstance(value, Tensor) and value.is_floating_point() and value.dtype != state[name].dtype:
             state[name] = value.to(device=param.device, copy=True)

@@ -465,10 +465,20 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"betas": (1.0, 0.999)}, r"index 0: each must lie in \[0, 1\), got 1.0"),
     ({"betas": (0.9, -0.1)}, "index 1"),
     ({"betas": 0.9}, "betas must be a pair of numbers, got 0.9"),
+    (
+        {"betas": (torch.tensor(0.9), 0.999)},
+        r"betas must be numbers, got tensor\(0.9.*\) at index 0. Give float\(beta\)",
+    ),
+    ({"betas": (0.9, "0.999")}, r"index 1: each must lie in \[0, 1\), got '0.999'"),
     ({"eps": -1e-8}, "eps must be finite and >= 0, got -1e-08"),
     ({"p": math.inf}, "p must be a finite number, got inf"),
     ({"p": "0.5"}, "p must be a finite number, got '0.5'"),
+    ({"p": 10**400}, "p must be a finite number, got 1000"),
+    ({"lr": "1e-3"}, "lr must be finite and >= 0, got '1e-3'"),
+    ({"lr": None}, "lr must be finite and >= 0, got None"),
+    ({"eps": torch.tensor(1e-8)}, "eps must be finite and >= 0, got tensor"),
     ({"weight_decay": -0.1}, "Invalid weight_decay value"),
+    ({"weight_decay": True}, "Invalid weight_decay value"),  # AdamW's sixth argument is amsgrad
     ({"update_scale": "adamw"}, "update_scale must be one of raw, adam, got 'adamw'. Did you mean 'adam'?"),
     ({"bias_correction": "none"}, "bias_correction must be one of eq18, padam"),
     ({"foreach": True, "fused": True}, "foreach and fused are two ways to compute a step, got both"),
@@ -509,6 +519,86 @@ def test_bad_groups_are_refused() -> None:
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "update_scale": "adam"})
     with pytest.raises(ValueError, match="empty parameter list"):
         Padam([])
+
+
+def test_a_checkpoint_may_count_steps_in_numbers() -> None:
+    """As in checkpoints of early torch, and in those that went through JSON."""
+    runs = []
+    for as_number in (False, True):
+        model = small_model()
+        optimizer = Padam(model.parameters())
+        train(model, optimizer, 3)
+        saved = optimizer.state_dict()
+        for state in saved["state"].values() if as_number else ():
+            state["step"] = int(state["step"])
+        resumed = Padam(model.parameters())
+        resumed.load_state_dict(saved)
+        runs.append(train(model, resumed, 3))
+    assert runs[0] == runs[1]
+
+
+OPTIONAL_KEYS = sorted(set(Padam([torch.ones(1)]).defaults) - {"p"})
+
+
+@pytest.mark.parametrize("missing", [*[[key] for key in OPTIONAL_KEYS], OPTIONAL_KEYS], ids=",".join)
+def test_what_a_checkpoint_s_groups_lack_stays(missing: list[str]) -> None:
+    """As `torch.optim.AdamW` fills in what an older version did not save. Without a warning: nothing is overruled."""
+    own = {"lr": 2e-3, "eps": 1e-10, "amsgrad": True, "update_scale": "adam", "bias_correction": "padam"}
+    model = small_model()
+    optimizer = Padam(model.parameters(), p=0.3, **own)
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    for key in missing:
+        del saved["param_groups"][0][key]
+    resumed = Padam(model.parameters(), p=0.3, **own)
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0] == optimizer.param_groups[0]
+    assert all(key not in saved["param_groups"][0] for key in missing)
+    assert train(copy.deepcopy(model), copy.deepcopy(resumed), 1)
+    train(model, resumed, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"p": math.nan}, "p must be a finite number, got nan"),
+        ({"betas": (0.9, 1.0)}, r"index 1: each must lie in \[0, 1\)"),
+        ({"lr": "fast"}, "lr must be finite"),
+        ({"update_scale": "adamw"}, "update_scale must be one of raw, adam"),
+        ({"update_scale": "adam"}, "one scalar for all groups .* got adam, raw"),
+        ({"bias_correction": None}, "bias_correction must be one of eq18, padam"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_s_values_are_checked_as_the_constructor_s(values: dict[str, Any], message: str) -> None:
+    """Before anything is loaded."""
+    optimizer = Padam(labelled(("weight", "mlp", 1), ("bias_like", "norm", 1)))
+    before = copy.deepcopy(optimizer.state_dict())
+    saved = copy.deepcopy(before)
+    saved["param_groups"][1].update(values)
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(saved)
+    assert optimizer.state_dict() == before
+
+
+@pytest.mark.parametrize("options", [{}, {"p": 0.3, "update_scale": "adam"}, {"nonfinite": "skip"}], ids=str)
+def test_a_compiled_function_may_step(options: dict[str, Any]) -> None:
+    """The step itself is left as it is, so results are the same in every bit."""
+    results = []
+    for compiled in (False, True):
+        model = small_model()
+        optimizer = Padam(model.parameters(), **options)
+
+        def step(optimizer: Padam = optimizer) -> None:
+            optimizer.step()
+
+        run = torch.compile(step, backend="eager") if compiled else step
+        for _ in range(3):
+            for i, param in enumerate(model.parameters()):
+                param.grad = torch.full_like(param, 0.1 * i)
+            run()
+        results.append([param.detach() for param in model.parameters()])
+    assert all(map(torch.equal, *results))
 
 
 def labelled(*sizes: tuple[str, str, int]) -> list[dict[str, Any]]:
