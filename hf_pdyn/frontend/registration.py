@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -108,6 +109,12 @@ def _labelled_settings(model: nn.Module, optim_args: OptimArgs, **settings: Any)
     }
 
 
+def _inside_the_power(adam_epsilon: float) -> float:
+    """Eq. 18's eps = E^2 of Adam's E; positive for every positive E, also where the square underflows."""
+    square = adam_epsilon * adam_epsilon
+    return max(square, sys.float_info.min) if adam_epsilon else square
+
+
 def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str, Any]]:
     """The Trainer's handler for `optim="padam"`: the optimizer's class and its keyword arguments.
 
@@ -120,7 +127,7 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
     settings: dict[str, Any] = {
         "lr": args.learning_rate,
         "betas": (args.adam_beta1, args.adam_beta2),
-        "eps": args.adam_epsilon**2,
+        "eps": _inside_the_power(args.adam_epsilon),
     }
     if shards_every_parameter():
         _refuse_what_needs_the_whole(optim_args.settings, "DeepSpeed ZeRO-3 steps one piece of it after the other")

@@ -32,6 +32,7 @@ from hf_pdyn.integrations.deepspeed import (
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
 from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
+from hf_pdyn.optim.equation import usable_eps
 from hf_pdyn.optim.step_work import StepSums
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
@@ -329,7 +330,7 @@ def _beside(value: Tensor | float, like: Tensor) -> Tensor:
 def _exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | None, float]:
     """(p, eps) that `optimizer` applies to `group`: its own, or those of the Padam it equals."""
     if "p" in group:
-        return group["p"], group["eps"]
+        return group["p"], usable_eps(group["eps"])
     if isinstance(optimizer, (Adam, AdamW)):  # their eps stands outside the root
         return 0.5, group["eps"] ** 2
     return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)

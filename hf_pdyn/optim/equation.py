@@ -1,12 +1,10 @@
-"""The p-update and the norms it penalises, as tensor functions.
-
-The update is written over lists of tensors: of one each, or of many for torch's foreach operations.
+"""The p-update as tensor functions over lists of tensors: of one each, or of many for torch's foreach operations.
 
 Symbols follow *Information allocation dynamics* (IAD) and *On the implicit bias of Adam*:
 
 =============  ==========================================================================
 `exp_avg`      m_t, the first moment; `exp_avg_sq` is v_t, the second (IAD Eq. 17)
-`v_hat`        v_t / (1 - beta2^t), bias-corrected inside the power
+`v_hat`        v_t / (1 - beta2^t), bias-corrected inside the power; never computed, see `update_scales`
 `p`            the preconditioning exponent: 0 is momentum, 1/2 is Adam
 `eps`          added to `v_hat` *inside* the power, hence in units of a squared gradient
 =============  ==========================================================================
@@ -22,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALLEST_EPS = torch.finfo(torch.float32).tiny
+
 Times = Sequence[float] | Sequence[Tensor]
 """t of each tensor, counted from 1: numbers, or 0-d tensors where a step must read none of them."""
 
@@ -36,7 +36,8 @@ def update_moments(
     grads = [grad.to(exp_avg.dtype) for grad, exp_avg in zip(grads, exp_avgs, strict=True)]
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
-    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, 1 - beta2)
+    # Not g^2 first, which overflows float32 from |g| = 1.8e19 on; v does from 1.8e19 / sqrt(1-beta2) on.
+    torch._foreach_addcmul_(exp_avg_sqs, torch._foreach_mul(grads, 1 - beta2), grads)
 
 
 def update_directions(
@@ -58,32 +59,41 @@ def update_directions(
     Eq. 18's (at p=1/4 and beta2=0.999 the first step is 0.18 of it). Their outside epsilon E is `eps` = E^2 here.
     """
     published = bias_correction == "padam"
-    scales = [bias_corrections(t, beta1=beta1, beta2=beta2, published=published) for t in times]
-    m_scales: Any = [m_scale for m_scale, _ in scales]
-    v_scales: Any = [v_scale for _, v_scale in scales]
+    constants = [update_scales(t, beta1=beta1, beta2=beta2, p=0.5 if published else p, eps=eps) for t in times]
+    scales: Any = [scale for scale, _ in constants]
     if p == 0:
-        return list(torch._foreach_mul(exp_avgs, m_scales))
+        return list(torch._foreach_mul(exp_avgs, scales))
     if published:
         gains = list(torch._foreach_sqrt(exp_avg_sqs))
-        torch._foreach_add_(gains, eps**0.5)
-        torch._foreach_mul_(gains, gains)
+        torch._foreach_add_(gains, usable_eps(eps) ** 0.5)
+        _power_(gains, -2 * p)
     else:
-        gains = list(torch._foreach_mul(exp_avg_sqs, v_scales))
-        torch._foreach_add_(gains, eps)
-    _power_(gains, -p)
+        v_eps: Any = [eps_of_v for _, eps_of_v in constants]
+        gains = list(torch._foreach_add(exp_avg_sqs, v_eps))
+        _power_(gains, -p)
     torch._foreach_mul_(gains, exp_avgs)
-    torch._foreach_mul_(gains, m_scales)
+    torch._foreach_mul_(gains, scales)
     return gains
 
 
-def bias_corrections(t: Any, *, beta1: float, beta2: float, published: bool = False) -> tuple[Any, Any]:
-    """What multiplies m and v in m_hat / (v_hat + eps)^p at step `t`, a number or a 0-d tensor.
+def update_scales(t: Any, *, beta1: float, beta2: float, p: float, eps: float) -> tuple[Any, Any]:
+    """The constants of m_hat / (v_hat + eps)^p = scale * m / (v + v_eps)^p at step `t`, a number or a 0-d tensor.
 
+    v_hat itself would overflow float32 at gradients sqrt(1-beta2^t) times smaller than those at which v does.
     A float32 `t` must come as float64: 1 - beta2^t has lost five digits when t is small.
+
+    Returns:
+        scale = (1-beta2^t)^p / (1-beta1^t), and v_eps = (1-beta2^t) eps.
     """
-    if published:
-        return (1 - beta2**t) ** 0.5 / (1 - beta1**t), 1.0
-    return 1 / (1 - beta1**t), 1 / (1 - beta2**t)
+    of_v = 1 - beta2**t
+    return of_v**p / (1 - beta1**t), usable_eps(eps * of_v)
+
+
+def usable_eps(eps: Any) -> Any:
+    """`eps`, or float32's smallest normal number for a positive one below, by which 0 / eps^p could become NaN."""
+    if isinstance(eps, Tensor):
+        return torch.where(eps > 0, eps.clamp(min=SMALLEST_EPS), eps)
+    return max(eps, SMALLEST_EPS) if eps > 0 else eps
 
 
 def _power_(values: list[Tensor], exponent: float) -> None:

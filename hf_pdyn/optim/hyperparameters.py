@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from hf_pdyn.common.errors import check_choice
+from hf_pdyn.optim.equation import SMALLEST_EPS, usable_eps
 
 UpdateScale = Literal["raw", "adam"]
 BiasCorrection = Literal["eq18", "padam"]
@@ -117,6 +118,17 @@ def check_one_update_scale(groups: list[dict[str, Any]]) -> None:
         raise ValueError(
             "update_scale is one scalar for all groups (one each would undo the allocation), got "
             f"{', '.join(sorted({first, *others}))}. Set it on the optimizer."
+        )
+
+
+def warn_of_small_eps(eps: float) -> None:
+    """Say that float32 cannot hold `eps`, and what a step uses instead."""
+    if usable_eps(eps) != eps:
+        warnings.warn(
+            f"eps must be 0 or at least float32's smallest normal number, got {eps:g}. Steps use {SMALLEST_EPS:.3g} "
+            "instead: an eps rounded to 0 gives NaN where a gradient has always been 0. eps is the square of Adam's "
+            "epsilon, so give --adam_epsilon 1.1e-19 or more.",
+            stacklevel=4,
         )
 
 

@@ -23,6 +23,7 @@ from hf_pdyn.optim.hyperparameters import (
     check_path,
     check_same_groups,
     say_what_is_overruled,
+    warn_of_small_eps,
 )
 from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
 from hf_pdyn.tensors import norms
@@ -37,7 +38,8 @@ class Padam(Optimizer):
         lr: learning rate, a float or a one-element tensor.
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to v_hat *inside* the power, so in units of a squared gradient. Adam's epsilon E
-            corresponds to E**2; the default is that of Adam's 1e-8.
+            corresponds to E**2; the default is that of Adam's 1e-8. A positive one below float32's smallest normal
+            number, 1.2e-38, is taken for that number.
         p: the exponent, any finite float. Read from `param_groups` at every step, so a group may have
             its own and a callback may move it.
         weight_decay: decoupled (theta <- (1 - lr * weight_decay) theta) unless
@@ -66,6 +68,10 @@ class Padam(Optimizer):
             in no group and no checkpoint.
 
     Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
+
+    The largest gradients are those of `torch.optim.AdamW` in float32: from |g| = 1.8e19 / sqrt(1 - beta2) on, 5.8e20 at
+    the default, v overflows, and for p > 0 such an element no longer moves. From 1.8e19 on its square, hence every
+    norm of a gradient, is infinite: telemetry counts the step as non-finite.
 
     At p=1/2 the update is AdamW's up to where eps stands: sqrt(v_hat + eps) against sqrt(v_hat) + E,
     equal to float32 rounding wherever sqrt(v_hat) >> E = sqrt(eps).
@@ -116,6 +122,7 @@ class Padam(Optimizer):
         complete = {**self.defaults, **param_group}
         check_hyperparameters(complete)
         check_one_update_scale([self.defaults, complete])
+        warn_of_small_eps(complete["eps"])
         super().add_param_group(param_group)
         try:
             self._check_path_of(self.param_groups[-1])

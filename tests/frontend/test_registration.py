@@ -88,6 +88,20 @@ def test_eps_in_optim_args_is_eq_18_s(tmp_path: Path) -> None:
     assert {group["eps"] for group in built(tmp_path, optim_args="eps=1e-5").param_groups} == {1e-5}
 
 
+@pytest.mark.parametrize("adam_epsilon", [1e-23, 1e-200])
+def test_an_adam_epsilon_whose_square_float32_cannot_hold_still_keeps_zero_gradients_from_nan(
+    tmp_path: Path, adam_epsilon: float
+) -> None:
+    with pytest.warns(UserWarning, match=r"eps must be 0 or at least float32's smallest normal number") as warned:
+        optimizer = built(tmp_path, adam_epsilon=adam_epsilon)
+    assert len({str(warning.message) for warning in warned}) == 1
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step()
+    assert all(param.isfinite().all() for group in optimizer.param_groups for param in group["params"])
+
+
 def test_alone_it_is_adamw(tmp_path: Path) -> None:
     """--optim padam without arguments: the losses of adamw_torch over a whole run, to rounding (see Padam)."""
     padam = trainer(tmp_path, logging_steps=1, max_steps=24, weight_decay=0.1)

@@ -276,6 +276,44 @@ def test_the_published_form_takes_the_tensor_step_at_every_size() -> None:
         optimizer.step()
 
 
+@pytest.mark.parametrize("magnitude", [2e19, 1e20])
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_may_be_as_large_as_adamw_s(path: str, p: float, magnitude: float) -> None:
+    """Neither g^2 nor v / (1 - beta2^t) fits into float32 here; v does, until |g| = 1.8e19 / sqrt(1 - beta2)."""
+    start, scales = torch.zeros(4), torch.tensor([1.0, -0.5, 0.25, 0.0], dtype=torch.float64)
+    grads = [magnitude * (1 + step) * scales for step in range(3)]
+    options = {"lr": 1e-3, "eps": 1e-16, "weight_decay": 0.0, "p": p}
+    expected = run_reference(start, grads, torch.float32, **options)
+    ours, _ = run_padam(start, grads, **options, **PATHS[path])
+    torch.testing.assert_close(ours.double(), expected, rtol=3e-6, atol=0)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_where_v_overflows_updates_end_as_adamw_s_do(path: str) -> None:
+    start, grads = torch.zeros(1), [torch.tensor([g], dtype=torch.float64) for g in (6e20, 1.0, 1.0)]
+    ours, _ = run_padam(start, grads, weight_decay=0.0, **PATHS[path])
+    param = nn.Parameter(start.clone())
+    adamw = torch.optim.AdamW([param], weight_decay=0.0, foreach=False)
+    for grad in grads:
+        param.grad = grad.float()
+        adamw.step()
+    assert ours.item() == param.item() == 0.0
+
+
+@pytest.mark.parametrize("eps", [1e-46, 1e-40, 1e-310])
+@pytest.mark.parametrize("path", PATHS)
+def test_an_eps_that_float32_cannot_hold_is_its_smallest_normal_number(path: str, eps: float) -> None:
+    grads = [torch.tensor([0.0, 1.0], dtype=torch.float64)] * 2
+    with pytest.warns(
+        UserWarning, match=rf"at least float32's smallest normal number, got {eps:g}. Steps use 1.18e-38"
+    ):
+        ours, _ = run_padam(torch.zeros(2), grads, eps=eps, weight_decay=0.0, **PATHS[path])
+    expected, _ = run_padam(torch.zeros(2), grads, eps=2**-126, weight_decay=0.0, **PATHS[path])
+    assert torch.equal(ours, expected)
+    assert ours[0] == 0 and ours[1] < 0
+
+
 def test_published_form_has_the_first_step_of_published_padam() -> None:
     """At p=1/4 and beta2=0.999 the published form's first step is sqrt(1-beta2)^(1/2) = 0.178 of Eq. 18's."""
     grads = [torch.full((1,), 0.5, dtype=torch.float64)]

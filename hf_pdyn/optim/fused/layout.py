@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim.equation import bias_corrections
+from hf_pdyn.optim.equation import update_scales, usable_eps
 from hf_pdyn.optim.step_work import SUMS, Update, as_scalar, group_lr
 
 COLUMNS = (
     "one_minus_beta1",
     "beta2",
     "one_minus_beta2",
-    "m_scale",
-    "v_scale",
+    "scale",
+    "adam_scale",
+    "v_eps",
     "p",
     "eps",
     "lr",
@@ -52,15 +53,17 @@ def row(group: Mapping[str, Any], t: float, lr: float) -> tuple[float, ...]:
     """The values of COLUMNS."""
     beta1, beta2 = group["betas"]
     decay, decoupled = group["weight_decay"], group["decoupled_weight_decay"]
-    m_scale, v_scale = bias_corrections(t, beta1=beta1, beta2=beta2)
+    scale, v_eps = update_scales(t, beta1=beta1, beta2=beta2, p=group["p"], eps=group["eps"])
+    adam_scale, _ = update_scales(t, beta1=beta1, beta2=beta2, p=0.5, eps=group["eps"])
     return (
         1 - beta1,
         beta2,
         1 - beta2,
-        m_scale,
-        v_scale,
+        scale,
+        adam_scale,
+        v_eps,
         group["p"],
-        group["eps"],
+        usable_eps(group["eps"]),
         lr,
         decay if decoupled else 0.0,
         0.0 if decoupled else decay,
@@ -85,7 +88,7 @@ def step_sums(updates: Sequence[Update], sums: Tensor, scale: Tensor | None, *, 
     column["update_sq"] = _times(_times(column["direction_sq"], rates), rates)
     if scale is not None:
         column["update_sq"] = column["update_sq"] * scale.to(column["update_sq"]).square()
-    corrections = [bias_corrections(_time(update), beta1=0.0, beta2=update.group["betas"][1])[1] for update in updates]
+    corrections = [1 / (1 - update.group["betas"][1] ** _time(update)) for update in updates]
     column["v_hat_sum"] = _times(column["v_sum"], corrections)
     exponents = [update.group["p"] for update in updates]
     column["N_p"] = _times(column["penalised"], [1 / (2 * (1 - p)) if p != 1 else 0.5 for p in exponents])

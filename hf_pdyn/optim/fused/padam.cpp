@@ -54,7 +54,9 @@ struct Run {
 // Of the runs of one group at one step count. `one_minus_beta` are given: in float32, 1 - 0.999f is 2e-5 off.
 struct Settings {
   float one_minus_beta1, beta2, one_minus_beta2;
-  float m_scale, v_scale;  // what multiplies m and v in d = m_scale m (v_scale v + eps)^-p
+  float scale;       // d = scale m (v + v_eps)^-p: v_hat would overflow earlier than v does
+  float adam_scale;  // the same at p = 1/2
+  float v_eps;       // of v, as eps is of v_hat
   float p, eps;
   float lr;            // times c_t
   float decay;         // decoupled: lr * weight_decay
@@ -314,10 +316,10 @@ inline T lerp(T m, T g, float w) {
   return m + w * (g - m);
 }
 
-// v <- beta2 v + (1 - beta2) g^2.
+// v <- beta2 v + (1 - beta2) g^2. Not g^2 first, which overflows earlier than v does.
 template <class T>
-inline T second_moment(T v, T grad_sq, const Settings& s) {
-  return s.beta2 * v + s.one_minus_beta2 * grad_sq;
+inline T second_moment(T v, T g, const Settings& s) {
+  return s.beta2 * v + s.one_minus_beta2 * g * g;
 }
 
 struct Squares {
@@ -337,20 +339,19 @@ inline void update(float* theta, const float* grad, float* exp_avg, float* secon
                    T& grad_sq, T& direction_sq, T& adam_sq) {
   T m = load<T>(exp_avg), v = load<T>(second);
   if constexpr (takes_in) {
-    const T g = load<T>(grad), g_sq = g * g;
+    const T g = load<T>(grad);
     m = lerp(m, g, s.one_minus_beta1);
-    v = second_moment(v, g_sq, s);
+    v = second_moment(v, g, s);
     store(exp_avg, m);
     store(second, v);
-    grad_sq += g_sq;
+    grad_sq += g * g;
     if constexpr (amsgrad) {
       v = larger(v, load<T>(maximum));
       store(maximum, v);
     }
   }
-  const T x = s.v_scale * v + s.eps;
-  const T m_hat = s.m_scale * m;
-  T d = m_hat;
+  const T x = v + s.v_eps;
+  T d = s.scale * m;
   if constexpr (gain != Gain::kOne) d *= power<gain>(x, -s.p);
   direction_sq += d * d;
   if constexpr (moves) {
@@ -359,7 +360,10 @@ inline void update(float* theta, const float* grad, float* exp_avg, float* secon
     if (s.decay != 0) step += s.decay * load<T>(theta);
     store(theta, load<T>(theta) - step);
   }
-  if constexpr (!moves) adam_sq += m_hat * m_hat / x;
+  if constexpr (!moves) {
+    const T adam = s.adam_scale * m;
+    adam_sq += adam * (adam / x);  // adam^2 may overflow
+  }
 }
 
 // The update of a block in one loop.
@@ -390,7 +394,7 @@ Squares loop(float* __restrict theta, const float* __restrict grad, float* __res
 template <bool takes_in, bool moves, bool amsgrad>
 Squares loop(float* theta, const float* grad, float* exp_avg, float* second, float* maximum, int64_t n,
              const Settings& s) {
-  switch (gain_of(-s.p, s.eps)) {
+  switch (gain_of(-s.p, s.v_eps)) {
     case Gain::kOne:
       return loop<takes_in, moves, amsgrad, Gain::kOne>(theta, grad, exp_avg, second, maximum, n, s);
     case Gain::kReciprocalRoot:
@@ -440,7 +444,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
       const float g = grad[i];
       // torch's lerp has two forms; by the second, m is g at beta1 = 0.
       exp_avg[i] = w < 0.5f ? lerp(exp_avg[i], g, w) : g - (g - exp_avg[i]) * (1.0f - w);
-      second[i] = second_moment(second[i], g * g, s);
+      second[i] = second_moment(second[i], g, s);
       if (maximum) maximum[i] = larger(second[i], maximum[i]);
     }
     takes_in = false;

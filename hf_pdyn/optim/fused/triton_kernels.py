@@ -15,14 +15,15 @@ import triton.language as tl
 
 CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
 N_RUN_COLUMNS = tl.constexpr(9)
-N_SETTINGS = tl.constexpr(13)
+N_SETTINGS = tl.constexpr(14)
 N_SUMS = tl.constexpr(7)
+SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit
 def _log2(x):
     # The exponent of x and log2 of the rest, which lies in [sqrt(1/2), sqrt(2)), to 2e-8; for a finite x > 0.
-    subnormal = x < 1.1754943508222875e-38
+    subnormal = x < SMALLEST_NORMAL
     bits = tl.where(subnormal, x * 16777216.0, x).to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
     t = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
@@ -39,7 +40,7 @@ def _log2(x):
 
 @triton.jit
 def _sqrt(x):
-    subnormal = x < 1.1754943508222875e-38
+    subnormal = x < SMALLEST_NORMAL
     return tl.sqrt(tl.where(subnormal, x * 16777216.0, x)) * tl.where(subnormal, 0.000244140625, 1.0)
 
 
@@ -131,18 +132,23 @@ def step_chunk(
     one_minus_beta1 = tl.load(row + 0)
     beta2 = tl.load(row + 1)
     one_minus_beta2 = tl.load(row + 2)
-    m_scale = tl.load(row + 3)
-    v_scale = tl.load(row + 4)
-    p = tl.load(row + 5)
-    eps = tl.load(row + 6)
-    lr = tl.load(row + 7)
-    weight_decay = tl.load(row + 8)
-    l2 = tl.load(row + 9)
-    sign = tl.load(row + 10)
+    scale_of_m = tl.load(row + 3)
+    adam_scale = tl.load(row + 4)
+    v_eps = tl.load(row + 5)
+    p = tl.load(row + 6)
+    eps = tl.load(row + 7)
+    lr = tl.load(row + 8)
+    weight_decay = tl.load(row + 9)
+    l2 = tl.load(row + 10)
+    sign = tl.load(row + 11)
     if times_on_device:
         time = tl.load(tl.load(run + 5).to(tl.pointer_type(tl.float32)))
-        m_scale = 1.0 / _one_minus_power(tl.load(row + 11), time)
-        v_scale = 1.0 / _one_minus_power(tl.load(row + 12), time)
+        of_m = _one_minus_power(tl.load(row + 12), time)
+        of_v = _one_minus_power(tl.load(row + 13), time)
+        exponent, log2_fraction = _log2(of_v)
+        scale_of_m = _power(of_v, exponent, log2_fraction, p) / of_m
+        adam_scale = tl.sqrt(of_v) / of_m
+        v_eps = tl.where(eps > 0, tl.maximum(eps * of_v, SMALLEST_NORMAL), 0.0)
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
     if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
@@ -182,7 +188,7 @@ def step_chunk(
             g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)
             # Either way as torch's lerp: at beta1 = 0, m is g.
             m = tl.where(one_minus_beta1 < 0.5, m + one_minus_beta1 * (g - m), g - (g - m) * (1 - one_minus_beta1))
-            v = beta2 * v + one_minus_beta2 * (g * g)
+            v = beta2 * v + one_minus_beta2 * g * g  # g * g alone would overflow earlier
             tl.store(exp_avg_ptr, m, mask=held)
             tl.store(exp_avg_sq_ptr, v, mask=held)
 
@@ -197,14 +203,14 @@ def step_chunk(
         tl.store(sums + 4, tl.sum(v, axis=0))
 
     if (apply or direction) or measure:
-        x = v * v_scale + eps
+        x = v + v_eps
         exponent, log2_fraction = _log2(x)
-        m_hat = m * m_scale
-        d = tl.where(held, m_hat * _power(x, exponent, log2_fraction, -p), 0.0)
+        d = tl.where(held, m * scale_of_m * _power(x, exponent, log2_fraction, -p), 0.0)
         if direction or measure:
             tl.store(sums + 1, tl.sum(d * d, axis=0))
         if direction:
-            tl.store(sums + 2, tl.sum(tl.where(held, m_hat * m_hat / x, 0.0), axis=0))
+            adam = m * adam_scale
+            tl.store(sums + 2, tl.sum(tl.where(held, adam * (adam / x), 0.0), axis=0))
         if apply:
             rate = lr
             if scale is not None:

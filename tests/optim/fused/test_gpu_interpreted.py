@@ -90,6 +90,24 @@ def test_nan_infinity_and_subnormal_numbers_appear_where_they_do_in_the_tensor_s
         assert_same(ours, expected, SPECIAL)
 
 
+@pytest.mark.parametrize("times_on_device", [False, True])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_gradients_are_good_up_to_where_v_overflows(p: float, times_on_device: bool) -> None:
+    """Their squares do not fit into float32, nor does v / (1 - beta2^t)."""
+    grads = torch.tensor([0.0, 1.0, 1e19, -2e19, 5e20])
+    theta, m, v = (torch.zeros(5) for _ in range(3))
+    before = Update({**DEFAULTS, "p": p}, theta, theta, grads, m, v, None, 1.0)
+    ours, expected = [copy_of(before)], [copy_of(before)]
+    if times_on_device:
+        ours[0].t = torch.tensor(1.0)
+    sums = gpu.advance(ours, Task.MOMENTS | Task.DIRECTION)
+    gpu.advance(ours, Task.APPLY)
+    tensor_step.advance(expected, STEP)
+    assert ours[0].exp_avg_sq.isfinite().all()
+    torch.testing.assert_close(ours[0].theta, expected[0].theta, rtol=3e-6, atol=0)
+    assert sums[0, KERNEL_SUMS.index("adam_sq")] == pytest.approx(4.0, rel=3e-6)
+
+
 def test_an_infinite_parameter_is_left_alone_where_nothing_decays() -> None:
     for decoupled in (True, False):
         group = {**DEFAULTS, "weight_decay": 0.0, "decoupled_weight_decay": decoupled}
