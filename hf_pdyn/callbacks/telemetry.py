@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
@@ -17,6 +18,7 @@ from hf_pdyn.callbacks.base import RememberingCallback, check_keys
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.measure.mirror_time import time_of_step, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
 from hf_pdyn.run_dir.tables import LAYERS
@@ -33,8 +35,8 @@ class TelemetryCallback(RememberingCallback):
     `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
     `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of the last step: `pdyn/p`, `pdyn/weight_decay`.
-    Since the start: `pdyn/a_t` (-sum lr * weight_decay, the time variable of time-dependent mirror
-    flows), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and
+    Since the start: `pdyn/a_t` (the time variable of time-dependent mirror flows, see `mirror_time`),
+    `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and
     schedules move, weight_decay and a_t are those of the group that decays most.
 
     Args:
@@ -64,7 +66,8 @@ class TelemetryCallback(RememberingCallback):
         self._window = None
         self._skipped_steps = self._logged_skips = 0
         self._nonfinite_steps = 0
-        self._cumulative_decay: dict[str, float] = {}
+        self._cumulative_decay = dict.fromkeys(_by_label(self.run.groups), 0.0)  # NaN where a_t has no meaning
+        self._a_t_ended = False
         self._settings: dict[str, float] = {}
         self._undecided = []
         self._start_measuring()
@@ -118,17 +121,23 @@ class TelemetryCallback(RememberingCallback):
         rates: dict[str, float | Tensor] = {}
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
-            if all(group["lr"] is not None for group in groups):  # Adafactor may find its own
-                rates[label] = _largest([group["lr"] * group.get("weight_decay", 0.0) for group in groups])
+            rates[label] = _largest([time_of_step(optimizer, group) for group in groups])
             self._settings[f"pdyn/weight_decay{label}"] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
+        self._say_if_a_t_ends(optimizer)
         found_inf = self._statistics.found_inf if self._window is not None else None
         if found_inf is not None or any(isinstance(rate, Tensor) for rate in rates.values()):
             self._undecided.append((found_inf, rates))
         else:
             self._decay(rates)
+
+    def _say_if_a_t_ends(self, optimizer: Optimizer) -> None:
+        reason = next(filter(None, (why_no_time(optimizer, group) for group in self.run.groups)), None)
+        if reason is not None and not self._a_t_ended:
+            logger.warning("pdyn/a_t is left out from here on: %s.", reason)
+            self._a_t_ended = True
 
     def _count_nonfinite(self, steps: int) -> None:
         if steps and not self._nonfinite_steps:
@@ -175,11 +184,15 @@ class TelemetryCallback(RememberingCallback):
             collected = _global_metrics(reading)
             if self.row_buffer is not None:
                 self.row_buffer.add(state, _layer_rows(reading))
-        settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._cumulative_decay.items()}
+        settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._times().items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
         return collected
+
+    def _times(self) -> dict[str, float]:
+        """a_t of every label that has one."""
+        return {label: value for label, value in self._cumulative_decay.items() if not math.isnan(value)}
 
     def remember(self) -> dict[str, Any] | None:
         return self._remember(self._of_window(Window.state_dict))
@@ -191,7 +204,7 @@ class TelemetryCallback(RememberingCallback):
             "window": window,
             "skipped_steps": self._skipped_steps,
             "nonfinite_steps": self._nonfinite_steps,
-            "cumulative_decay": dict(self._cumulative_decay),
+            "cumulative_decay": self._times(),
         }
 
     def recall(self, memory: dict[str, Any]) -> None:
@@ -213,13 +226,14 @@ class TelemetryCallback(RememberingCallback):
                 )
         self._skipped_steps = self._logged_skips = memory["skipped_steps"]
         self._nonfinite_steps = memory["nonfinite_steps"]
-        self._cumulative_decay = dict(memory["cumulative_decay"])
+        self._cumulative_decay = dict.fromkeys(self._cumulative_decay, math.nan) | memory["cumulative_decay"]
 
 
 def _largest(values: Sequence[float | Tensor]) -> float | Tensor:
+    """The largest, or NaN if any is NaN."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if not tensors:
-        return max(float(value) for value in values)
+        return math.nan if any(map(math.isnan, values)) else max(float(value) for value in values)
     return torch.stack([torch.full_like(tensors[0], v) if not isinstance(v, Tensor) else v for v in values]).max()
 
 

@@ -265,7 +265,7 @@ class StepStatistics:
             norms.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
             missing if v_hat is None else v_hat.sum(dtype=dtype),
             implicit_bias.perturbed_one_norm(grad, eps=eps),
-            missing if p is None else implicit_bias.penalised_norm(grad, p=p, eps=eps),
+            missing if p is None else implicit_bias.power_norm(grad, p=p, eps=eps),
             torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
         )
         return torch.stack([value.to(device=device, dtype=dtype) for value in values])

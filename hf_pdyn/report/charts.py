@@ -110,7 +110,7 @@ def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Thinned]:
         Section(
             "decay",
             "Weight decay",
-            "a_t = -Σ lr · weight_decay is the time variable of time-dependent mirror flows.",
+            "a_t, the decay accumulated so far, is the time variable of time-dependent mirror flows.",
             charts.of_scalars(_DECAY),
             "No weight decay recorded: add a TelemetryCallback, or --telemetry global.",
         ),
@@ -182,7 +182,13 @@ _UPDATES = (
     _Scalars("param_norm", "Parameter norms", "L2 norm", _by_pathway("pdyn/param_norm")),
     _Scalars("v_hat_mean", "Second moments", "mean of v̂", _by_pathway("pdyn/v_hat_mean")),
     _Scalars("one_norm", "Perturbed one-norms", "Σ √(g² + ε)", _by_pathway("pdyn/one_norm")),
-    _Scalars("N_p", "What the p-update penalises, N_p", "N_p", _by_pathway("pdyn/N_p")),
+    _Scalars(
+        "N_p",
+        "Power norms N_p",
+        "N_p",
+        _by_pathway("pdyn/N_p"),
+        "The p-update's implicit bias lowers N_p or, at Adam's betas for p > 0.005, protects it.",
+    ),
 )
 _DECAY = (
     _Scalars(

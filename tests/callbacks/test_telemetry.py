@@ -496,6 +496,38 @@ def test_where_only_biases_train_the_first_group_is_empty(tmp_path: Path, optim:
     assert "pdyn/D_w" not in record
 
 
+def test_a_t_of_sgd_counts_its_momentum(tmp_path: Path) -> None:
+    model = gpt2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
+    run = trainer(tmp_path, model, optimizers=(optimizer, schedule), callbacks=[TelemetryCallback()])
+    run.train()
+    assert training_logs(run.state.log_history)[-1]["pdyn/a_t"] == pytest.approx(-10 * 12 * 1e-3 * 0.1)
+
+
+def test_coupled_decay_under_padam_has_no_a_t_and_says_so_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the run that goes on from its checkpoint after decay was switched off."""
+    options = {"weight_decay": 0.1, "optim_args": "decoupled_weight_decay=false", "logging_steps": 4}
+    steps = {"save_strategy": "steps", "save_steps": 8}
+    caplog.set_level("WARNING", "hf_pdyn")
+    run = trainer(tmp_path, callbacks=[TelemetryCallback()], **options, **steps)
+    run.train()
+    assert [record for record in run.state.log_history if "pdyn/a_t" in record] == []
+    said = [record.getMessage() for record in caplog.records if "a_t" in record.getMessage()]
+    assert said == [
+        "pdyn/a_t is left out from here on: weight decay that TrainerPadam adds to the gradient has no mirror time; "
+        "decouple it."
+    ]
+    shutoff = WeightDecayShutoffCallback(at=8)
+    resumed = trainer(tmp_path, callbacks=[TelemetryCallback(), shutoff], **options, **steps)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    logs = training_logs(resumed.state.log_history)
+    assert logs[-1]["pdyn/weight_decay"] == 0
+    assert not any("pdyn/a_t" in record for record in logs)
+
+
 def test_an_optimizer_that_finds_its_own_learning_rate_has_no_a_t(tmp_path: Path) -> None:
     from transformers.optimization import Adafactor
 

@@ -27,7 +27,7 @@ COLUMNS = (
 )
 """What `row` gives; padam.cpp says what each means, but for lr and weight_decay, which a kernel multiplies."""
 
-KERNEL_SUMS = ("grad_sq", "direction_sq", "adam_sq", "param_sq", "v_sum", "one_norm", "penalised")
+KERNEL_SUMS = ("grad_sq", "direction_sq", "adam_sq", "param_sq", "v_sum", "one_norm", "power_sum")
 """Columns of what the kernels sum: of Eq. 18's direction, not of the update, and without constant factors."""
 
 
@@ -91,7 +91,7 @@ def step_sums(updates: Sequence[Update], sums: Tensor, scale: Tensor | None, *, 
     corrections = [1 / (1 - update.group["betas"][1] ** _time(update)) for update in updates]
     column["v_hat_sum"] = _times(column["v_sum"], corrections)
     exponents = [update.group["p"] for update in updates]
-    column["N_p"] = _times(column["penalised"], [1 / (2 * (1 - p)) if p != 1 else 0.5 for p in exponents])
+    column["N_p"] = _times(column["power_sum"], [1 / (2 * (1 - p)) if p != 1 else 0.5 for p in exponents])
     column["numel"] = _times(torch.ones_like(column["v_sum"]), [float(update.theta.numel()) for update in updates])
     return torch.stack([column[name] for name in SUMS], dim=1)
 

@@ -37,7 +37,7 @@ enum Task : int32_t {
 };
 
 // Columns of `sums`, as in settings.py.
-enum Sum { kGradSq, kDirectionSq, kAdamSq, kParamSq, kV, kOneNorm, kPenalised, kSums };
+enum Sum { kGradSq, kDirectionSq, kAdamSq, kParamSq, kV, kOneNorm, kPowerSum, kSums };
 
 // One piece of a tensor: addresses of its elements, all of them `numel` in a row.
 struct Run {
@@ -291,7 +291,7 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   }
   sums[kOneNorm] += one_norm;
   if (s.p == 0.5f) {
-    sums[kPenalised] += one_norm;
+    sums[kPowerSum] += one_norm;
     return;
   }
   if (s.p == 1.0f) {
@@ -307,7 +307,7 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_any(perturbed[i], 1.0f - s.p);
   }
-  sums[kPenalised] += sum(perturbed, n);
+  sums[kPowerSum] += sum(perturbed, n);
 }
 
 // m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.

@@ -179,10 +179,10 @@ def step_chunk(
             one_norm = tl.where(held, _sqrt(perturbed), 0.0)
             tl.store(sums + 5, tl.sum(one_norm, axis=0))
             exponent, log2_fraction = _log2(perturbed)
-            penalty = tl.where(
+            powers = tl.where(
                 p == 1, _log(perturbed, exponent, log2_fraction), _power(perturbed, exponent, log2_fraction, 1 - p)
             )
-            tl.store(sums + 6, tl.sum(tl.where(held, penalty, 0.0), axis=0))
+            tl.store(sums + 6, tl.sum(tl.where(held, powers, 0.0), axis=0))
         if moments:
             # 0 times an infinite parameter would be NaN.
             g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)

@@ -123,7 +123,7 @@ def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0) -> di
         "param_sq": after.theta.double().square().sum(),
         "v_sum": after.second_moment.double().sum(),
         "one_norm": implicit_bias.perturbed_one_norm(grad, eps=group["eps"]),
-        "penalised": implicit_bias.penalised_norm(grad, p=p, eps=group["eps"]) * (2 if p == 1 else 2 * (1 - p)),
+        "power_sum": implicit_bias.power_norm(grad, p=p, eps=group["eps"]) * (2 if p == 1 else 2 * (1 - p)),
     }
 
 
@@ -139,7 +139,7 @@ def assert_sums(
                 assert value == 0, name
                 continue
             # Logarithms of either sign cancel: their sum is good to SUM of as many ones.
-            atol = SUM * a.theta.numel() if name == "penalised" and a.group["p"] == 1 else 0.0
+            atol = SUM * a.theta.numel() if name == "power_sum" and a.group["p"] == 1 else 0.0
             torch.testing.assert_close(
                 value, expected[name], rtol=SUM, atol=atol, equal_nan=True, msg=lambda text, name=name: f"{name} {text}"
             )

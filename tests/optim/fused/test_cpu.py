@@ -117,14 +117,14 @@ def test_every_sum_equals_float64(name: str, amsgrad: bool, p: float) -> None:
     assert squares is not None
     tensor_step.advance([exact], Task.APPLY)
     assert_equal_moves(ours, exact)
-    penalty = implicit_bias.penalised_norm(grad, p=p, eps=options["eps"]) * (2 if p == 1 else 2 * (1 - p))
+    power_sum = implicit_bias.power_norm(grad, p=p, eps=options["eps"]) * (2 if p == 1 else 2 * (1 - p))
     expected = {
         "grad_sq": (0.25 * grad).square().sum(),
         "direction_sq": squares[0, 0],
         "param_sq": exact.theta.square().sum(),
         "v_sum": exact.second_moment.sum(),
         "one_norm": implicit_bias.perturbed_one_norm(grad, eps=options["eps"]),
-        "penalised": penalty,
+        "power_sum": power_sum,
     }
     for column, value in expected.items():
         torch.testing.assert_close(sums[column], value, rtol=SUM_TOLERANCE, atol=0, msg=lambda m, c=column: f"{c}: {m}")

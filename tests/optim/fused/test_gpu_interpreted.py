@@ -212,7 +212,7 @@ def test_two_passes_are_one() -> None:
         assert torch.equal(a.exp_avg_sq, b.exp_avg_sq)
 
 
-FIRST = ["grad_sq", "direction_sq", "adam_sq", "v_sum", "one_norm", "penalised"]
+FIRST = ["grad_sq", "direction_sq", "adam_sq", "v_sum", "one_norm", "power_sum"]
 
 
 def test_scale_and_clip_factor() -> None:
@@ -377,7 +377,7 @@ def test_an_optimizer_answers_requests(update_scale: str) -> None:
         "grad_sq": [grad.double().square().sum() for grad in grads],
         "param_sq": [part.double().square().sum() for part in parts],
         "one_norm": [implicit_bias.perturbed_one_norm(grad.double() * 2, eps=1e-16) for grad in grads],
-        "N_p": [implicit_bias.penalised_norm(grad.double() * 2, p=0.25, eps=1e-16) for grad in grads],
+        "N_p": [implicit_bias.power_norm(grad.double() * 2, p=0.25, eps=1e-16) for grad in grads],
         "v_hat_sum": [grad.double().square().sum() for grad in grads],  # after one step
         "numel": [torch.tensor(float(grad.numel())) for grad in grads],
     }
