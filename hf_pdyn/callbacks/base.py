@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
+from hf_pdyn.integrations.deepspeed import check_not_replaced
 from hf_pdyn.integrations.transformers import (
     add_to_log,
     all_callbacks,
@@ -123,6 +124,7 @@ class PdynCallback(TrainerCallback):
         self._run_json_writer = None
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
+            check_not_replaced(optimizer)
             _unpin(self.run.groups)
             if _memory(state).get("version") != _MEMORY_VERSION:
                 raise ValueError(

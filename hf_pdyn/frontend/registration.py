@@ -11,13 +11,14 @@ from transformers.trainer_optimizer import OptimizerContext
 
 from hf_pdyn.frontend.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.grouping import Label, label_parameters, split_groups
-from hf_pdyn.integrations.deepspeed import want_one_step_for_all_groups
+from hf_pdyn.integrations.deepspeed import keep_padam_where_it_is_offloaded, want_one_step_for_all_groups
 from hf_pdyn.integrations.transformers import (
     make_checkpoints_resumable,
     register_optimizer,
     shards_every_parameter,
     skip_incomplete_checkpoints,
 )
+from hf_pdyn.optim.hyperparameters import refuse_what_needs_the_whole
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import declare_fsdp1_shards, is_known_shard
 
@@ -55,6 +56,7 @@ class TrainerPadam(Padam):
         apply_overrides(groups, overrides, lr=lr, p=p)
         super().__init__(groups, lr=lr, p=p, **settings)
         want_one_step_for_all_groups(self)
+        keep_padam_where_it_is_offloaded()
         known = {id(param) for param in names}
 
         def check_once(*_: Any) -> None:
@@ -69,25 +71,9 @@ class TrainerPadam(Padam):
         """ValueError where a launcher has replaced parameters by parts of which nobody says how they add up."""
         params = (param for group in self.param_groups for param in group["params"])
         if not all(id(param) in known or is_known_shard(param) for param in params):
-            _refuse_what_needs_the_whole(
-                {**self.param_groups[0], "nonfinite": self.nonfinite},
+            self.refuse_parts(
                 "this launch has it step parts of parameters that cannot be added up (DeepSpeed outside ZeRO-1 and "
                 "ZeRO-2, or ZeRO-1 in bf16 with grad_accum_dtype fp32)",
-            )
-
-
-_NEEDS_THE_WHOLE = {
-    "update_scale": ("adam", "matches the size of the whole update", "raw"),
-    "nonfinite": ("skip", "looks for NaN and infinity in the whole gradient", "apply"),
-}
-
-
-def _refuse_what_needs_the_whole(settings: Mapping[str, Any], because: str) -> None:
-    for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
-        if settings.get(name) == value:
-            raise ValueError(
-                f'{name}="{value}" {what_it_does}, and {because}. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at '
-                f"{default}."
             )
 
 
@@ -130,7 +116,7 @@ def _build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str
         "eps": _inside_the_power(args.adam_epsilon),
     }
     if shards_every_parameter():
-        _refuse_what_needs_the_whole(optim_args.settings, "DeepSpeed ZeRO-3 steps one piece of it after the other")
+        refuse_what_needs_the_whole(optim_args.settings, "DeepSpeed ZeRO-3 steps one piece of it after the other")
     if context.model is not None:
         declare_fsdp1_shards(context.model)  # FSDP1 has wrapped it by now, the others come later
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)

@@ -15,13 +15,19 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_pdyn.integrations.accelerate import wrappers
+from hf_pdyn.integrations.accelerate import unwrap_optimizer, wrappers
 from hf_pdyn.integrations.patching import replace_once
 from hf_pdyn.optim.clipping import note_clip
+from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import Piece, declare_shard
 
 _ONE_STEP = "one_step_for_all_groups"
 _WAITING = "_hf_pdyn_gradients"
+
+_NO_REPLACEMENT = (
+    "With ZeRO's offload_optimizer, accelerate replaces Padam by DeepSpeedCPUAdam, which has no exponent p. Set "
+    '"zero_force_ds_cpu_optimizer": false in the DeepSpeed config: Padam then steps the offloaded state on the CPU.'
+)
 
 
 def zero_optimizer(optimizer: Any) -> Any | None:
@@ -54,6 +60,30 @@ def want_one_step_for_all_groups(optimizer: Any) -> None:
     zero_class = _zero_class()
     if zero_class is not None:
         replace_once(zero_class, "_optimizer_step", _joining)
+
+
+def keep_padam_where_it_is_offloaded() -> None:
+    """Have accelerate refuse to put DeepSpeedCPUAdam in Padam's place, as it does where ZeRO offloads the optimizer."""
+    if _zero_class() is not None:
+        import accelerate.accelerator
+
+        replace_once(accelerate.accelerator, "map_pytorch_optim_to_deepspeed", _refusing)
+
+
+def _refusing(original: Callable[..., Any]) -> Callable[..., Any]:
+    def map_pytorch_optim_to_deepspeed(optimizer: Any) -> Any:
+        if isinstance(optimizer, Padam):
+            raise ValueError(_NO_REPLACEMENT)
+        return original(optimizer)
+
+    return map_pytorch_optim_to_deepspeed
+
+
+def check_not_replaced(optimizer: Any) -> None:
+    """ValueError where DeepSpeedCPUAdam steps the parameter groups of a Padam: their p does nothing there."""
+    innermost = unwrap_optimizer(optimizer)
+    if type(innermost).__name__ == "DeepSpeedCPUAdam" and "p" in innermost.param_groups[0]:
+        raise ValueError(_NO_REPLACEMENT)
 
 
 def zero_pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:

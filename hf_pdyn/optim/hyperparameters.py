@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,22 @@ def check_path(*, foreach: bool | None, fused: bool | None, capturable: bool, no
         raise ValueError(
             'A captured step cannot ask the host whether to go on, got capturable=True with nonfinite="skip". Use one.'
         )
+
+
+_NEEDS_THE_WHOLE = {
+    "update_scale": ("adam", "matches the size of the whole update", "raw"),
+    "nonfinite": ("skip", "looks for NaN and infinity in the whole gradient", "apply"),
+}
+
+
+def refuse_what_needs_the_whole(settings: Mapping[str, Any], because: str) -> None:
+    """ValueError for settings that need the whole gradient, where a launch gives the optimizer a part of it."""
+    for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
+        if settings.get(name) == value:
+            raise ValueError(
+                f'{name}="{value}" {what_it_does}, and {because}. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at '
+                f"{default}."
+            )
 
 
 def check_same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:

@@ -22,9 +22,11 @@ from hf_pdyn.optim.hyperparameters import (
     check_one_update_scale,
     check_path,
     check_same_groups,
+    refuse_what_needs_the_whole,
     say_what_is_overruled,
     warn_of_small_eps,
 )
+from hf_pdyn.optim.partitions import watch_partitions
 from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece, Shards, first_param, is_dtensor, local, local_like
@@ -116,6 +118,7 @@ class Padam(Optimizer):
             "bias_correction": bias_correction,
         }
         super().__init__(params, defaults)
+        watch_partitions()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
@@ -187,6 +190,10 @@ class Padam(Optimizer):
         if request is not None and len(requests) > 1:
             request.pass_on(requests)
         return loss
+
+    def refuse_parts(self, because: str) -> None:
+        """ValueError if a setting needs the whole gradient; `because` says why this optimizer does not have that."""
+        refuse_what_needs_the_whole({**self.param_groups[0], "nonfinite": self.nonfinite}, because)
 
     def sum_next_step(self, request: StepSums) -> None:
         """Have the coming step answer `request` on its way; a step that is skipped leaves it as it is."""
