@@ -14,6 +14,7 @@ Nothing here knows parameter groups, devices or the Trainer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ Times = Sequence[float] | Sequence[Tensor]
 def update_moments(
     exp_avgs: list[Tensor], exp_avg_sqs: list[Tensor], grads: list[Tensor], *, beta1: float, beta2: float
 ) -> None:
-    """M <- beta1 m + (1-beta1) g and v <- beta2 v + (1-beta2) g^2, in place (IAD Eq. 17).
+    """Take in gradients, in place: m <- beta1 m + (1-beta1) g and v <- beta2 v + (1-beta2) g^2 (IAD Eq. 17).
 
     The i-th tensors of the lists have one shape; `grads` may have a lower precision than the moments.
     """
@@ -86,11 +87,15 @@ def update_scales(t: Any, *, beta1: float, beta2: float, p: float, eps: float) -
         scale = (1-beta2^t)^p / (1-beta1^t), and v_eps = (1-beta2^t) eps.
     """
     of_v = 1 - beta2**t
-    return of_v**p / (1 - beta1**t), usable_eps(eps * of_v)
+    try:
+        factor = of_v**p
+    except OverflowError:  # Python's, for p < -100
+        factor = math.inf
+    return factor / (1 - beta1**t), usable_eps(eps * of_v)
 
 
 def usable_eps(eps: Any) -> Any:
-    """`eps`, or float32's smallest normal number for a positive one below, by which 0 / eps^p could become NaN."""
+    """`eps`, but float32's smallest normal number for a positive `eps` below it: 0 / eps^p must not be NaN."""
     if isinstance(eps, Tensor):
         return torch.where(eps > 0, eps.clamp(min=SMALLEST_EPS), eps)
     return max(eps, SMALLEST_EPS) if eps > 0 else eps

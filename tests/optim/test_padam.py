@@ -314,6 +314,12 @@ def test_an_eps_that_float32_cannot_hold_is_its_smallest_normal_number(path: str
     assert ours[0] == 0 and ours[1] < 0
 
 
+@pytest.mark.parametrize("p", [-150.0, 150.0])
+@pytest.mark.parametrize("path", PATHS)
+def test_an_exponent_beyond_all_reason_is_no_traceback(path: str, p: float) -> None:
+    run_padam(torch.zeros(2), [torch.ones(2)], p=p, **PATHS[path])
+
+
 def test_published_form_has_the_first_step_of_published_padam() -> None:
     """At p=1/4 and beta2=0.999 the published form's first step is sqrt(1-beta2)^(1/2) = 0.178 of Eq. 18's."""
     grads = [torch.full((1,), 0.5, dtype=torch.float64)]
