@@ -22,7 +22,8 @@ from hf_pdyn.integrations.transformers import build_without_weights, stock_group
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page
-from hf_pdyn.report.recorded_run import RecordedRun, read_runs
+from hf_pdyn.report.reading import read_runs
+from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.terminal import comparison
 
 

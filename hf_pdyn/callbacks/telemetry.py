@@ -31,8 +31,9 @@ T = TypeVar("T")
 class TelemetryCallback(RememberingCallback):
     """Adds `pdyn/...` metrics to every training log record, with any torch optimizer.
 
-    Means over the record's steps: `pdyn/D_w` and `pdyn/D_b` (gradient norms before clipping, IAD Eq. 31),
-    `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
+    `pdyn/steps` is how many optimizer steps the record covers: fewer in a run's last record, and in the first
+    with `logging_first_step`. Means over these steps: `pdyn/D_w` and `pdyn/D_b` (gradient norms before clipping,
+    IAD Eq. 31), `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
     `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of the last step: `pdyn/p`, `pdyn/weight_decay`.
     Since the start: `pdyn/a_t` (the time variable of time-dependent mirror flows, see `mirror_time`),
@@ -66,6 +67,7 @@ class TelemetryCallback(RememberingCallback):
         self._window = None
         self._skipped_steps = self._logged_skips = 0
         self._nonfinite_steps = 0
+        self._covered_until = state.global_step
         self._cumulative_decay = dict.fromkeys(_by_label(self.run.groups), 0.0)  # NaN where a_t has no meaning
         self._a_t_ended = False
         self._settings: dict[str, float] = {}
@@ -186,6 +188,8 @@ class TelemetryCallback(RememberingCallback):
                 self.row_buffer.add(state, _layer_rows(reading))
         settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._times().items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
+        collected["pdyn/steps"] = state.global_step - self._covered_until
+        self._covered_until = state.global_step
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
         return collected
@@ -202,6 +206,7 @@ class TelemetryCallback(RememberingCallback):
         self._settle()
         return {
             "window": window,
+            "covered_until": self._covered_until,
             "skipped_steps": self._skipped_steps,
             "nonfinite_steps": self._nonfinite_steps,
             "cumulative_decay": self._times(),
@@ -211,7 +216,7 @@ class TelemetryCallback(RememberingCallback):
         try:
             check_keys(
                 memory,
-                ("step", "window", "skipped_steps", "nonfinite_steps", "cumulative_decay"),
+                ("step", "window", "covered_until", "skipped_steps", "nonfinite_steps", "cumulative_decay"),
                 "The telemetry state",
             )
         except ValueError as error:
@@ -220,6 +225,7 @@ class TelemetryCallback(RememberingCallback):
         if self._window is not None and memory["window"] is not None:
             try:
                 self._window.load_state_dict(memory["window"])
+                self._covered_until = memory["covered_until"]
             except ValueError as error:
                 warnings.warn(
                     f"{error} Until the next record, means are over the steps since the resume.", stacklevel=2

@@ -18,7 +18,7 @@ from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.measure.sample_loss import hard_samples, jaccard, quantiles
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
-from hf_pdyn.report.recorded_run import RecordedRun
+from hf_pdyn.report.recorded_run import STEPS, RecordedRun
 from hf_pdyn.report.thinning import evenly, thin
 from hf_pdyn.report.vega import Line, Palette, Spec
 
@@ -30,6 +30,7 @@ _EPOCHS_OF_A_CHART = 60
 _OTHER_CHARTS = 24
 
 _PATHWAYS = ("weight", "bias_like")
+_PARTIAL = "Hollow: a record of fewer steps than its neighbour, such as a run's last."
 _MADE_OF_RUNS = re.compile(r"(_runtime|_per_second|_flos)$")
 
 
@@ -222,7 +223,7 @@ class _Charts:
     def _of_scalar(self, scalars: _Scalars) -> Chart | None:
         self._charted |= set(scalars.metrics.values())
         found = [
-            (run, variant, series)
+            Line(run.name, series, variant, run.partial_steps(metric) & frozenset(series.steps))
             for run in self.runs
             for variant, metric in scalars.metrics.items()
             if len(series := run.series(metric))
@@ -231,16 +232,17 @@ class _Charts:
             return None
         fewest, most = _POINTS_OF_A_LINE
         limit = min(max(_POINTS_OF_A_CHART // len(found), fewest), most)
-        self.thinned.lines |= any(len(series) > limit for _, _, series in found)
+        self.thinned.lines |= any(len(line.series) > limit for line in found)
         spec = vega.lines(
-            [Line(run.name, thin(series, limit), variant) for run, variant, series in found],
+            [dataclasses.replace(line, series=thin(line.series, limit)) for line in found],
             self.palette,
             y_title=scalars.y_title,
             variants=[variant for variant in scalars.metrics if variant],
             stepped=scalars.stepped,
             logarithmic=scalars.logarithmic,
         )
-        return Chart(scalars.key, scalars.title, scalars.note, spec)
+        note = f"{scalars.note} {_PARTIAL if any(line.partial for line in found) else ''}".strip()
+        return Chart(scalars.key, scalars.title, note, spec)
 
     def of_decisions(self) -> tuple[Chart, ...]:
         rows = [{"run": run.name, **row} for run in self.runs for row in run.decided]
@@ -305,6 +307,9 @@ class _Charts:
             )
             key = "-".join(["layers", _file_name(part), _file_name(name), f"run{self.runs.index(run)}"])
             note = f"{part}; {len(wanted.layers)} layers"
+            partial = [step for step in steps if step in run.partial_records] if part in _PATHWAYS else []
+            if partial:
+                note += f"; the column of step {partial[-1]:,} covers {run.partial_records[partial[-1]]:,} steps only"
             charts.append(Chart(key, title, note, spec, run=run.name, part=part))
         return tuple(charts)
 
@@ -358,6 +363,7 @@ class _Charts:
             for name in names
             if name not in self._charted
             and not _MADE_OF_RUNS.search(name)
+            and name != STEPS
             and not name.startswith(("pdyn/control/", "pdyn/spectrum/"))
             and name.count("/") < 3
             and any(len(run.series(name)) > 1 and any(run.series(name).values) for run in self.runs)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hf_pdyn.report.recorded_run import RecordedRun, by_content, printable
+from hf_pdyn.report.recorded_run import STEPS, RecordedRun, by_content, printable
 
 NOTHING = "-"
 
@@ -44,7 +44,7 @@ _FINAL_VALUES = {
 
 
 def final_values(runs: Sequence[RecordedRun]) -> list[Column]:
-    """The last value of what any run has; after the evaluation loss its minimum."""
+    """The last value of what any run has, of means that of the last complete record; after eval loss its minimum."""
     columns = [Column("steps", tuple(run.step for run in runs))]
     for heading, metric in _FINAL_VALUES.items():
         columns.append(Column(heading, tuple(run.last(metric) for run in runs)))
@@ -52,6 +52,24 @@ def final_values(runs: Sequence[RecordedRun]) -> list[Column]:
             best = tuple(min(run.series(metric).values, default=None) for run in runs)
             columns.append(Column("best eval", best))
     return [column for column in columns if any(map(_says_something(column), column.values))]
+
+
+def partial_notes(runs: Sequence[RecordedRun]) -> list[str]:
+    """A sentence for the runs whose last record covers part of a logging interval: which record final means are of."""
+    sentences: dict[str, list[str]] = {}
+    for run in runs:
+        covered = run.series(STEPS).steps
+        complete = [step for step in covered if step not in run.partial_records]
+        if complete and covered[-1] > complete[-1]:
+            steps = run.partial_records[covered[-1]]
+            sentence = (
+                f"Norms and their ratios are means of the record at step {complete[-1]:,}; the last one, at step "
+                f"{covered[-1]:,}, covers {steps:,} step{'s' if steps > 1 else ''} only"
+            )
+            sentences.setdefault(sentence, []).append(run.name)
+    if len(runs) == 1:
+        return [f"{sentence}." for sentence in sentences]
+    return [f"{sentence} ({', '.join(names)})." for sentence, names in sentences.items()]
 
 
 def _says_something(column: Column) -> Callable[[float | None], bool]:

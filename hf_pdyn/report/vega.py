@@ -33,11 +33,15 @@ _HEIGHT = 250
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a chart: a run's, and where a chart has several quantities of a run, which."""
+    """One line of a chart: a run's, and where a chart has several quantities of a run, which.
+
+    partial: the steps whose points stand apart from the line, as they are means over part of an interval.
+    """
 
     run: str
     series: Series
     variant: str = ""
+    partial: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def lines(
     stepped: bool = False,
     logarithmic: bool | None = None,
 ) -> Spec:
-    """Lines over steps, coloured by run and dashed by variant.
+    """Lines over steps, coloured by run and dashed by variant; partial points are hollow and on no line.
 
     logarithmic: None decides by the values: a logarithm where all are positive and span one and a half decades.
     """
@@ -111,6 +115,8 @@ def lines(
     if spans_decades(values) if logarithmic is None else logarithmic:
         scale = {"type": "log", "nice": False}
     used = [variant for variant in variants if any(line.variant == variant for line in data)]
+    columns = [columns for line in data for columns in _columns(line)]
+    alone, partial = (any(own.get(flag) for own in columns) for flag in ("alone", "partial"))
     encoding: Spec = {
         "x": _over_steps(),
         "y": {
@@ -138,12 +144,15 @@ def lines(
             "scale": {"domain": used, "range": [dashes[i % len(dashes)] for i in range(len(used))]},
         }
     return _spec(
-        [_columns(line) for line in data],
+        columns,
         [{"flatten": ["step", "epoch", "value"]}, _only_shown()],
         height=_HEIGHT,
         encoding=encoding,
         layer=[
-            {"mark": {"type": "line", "strokeWidth": 1.8, **({"interpolate": "step-after"} if stepped else {})}},
+            {
+                **({"transform": [{"filter": "!datum.partial"}]} if partial else {}),
+                "mark": {"type": "line", "strokeWidth": 1.8, **({"interpolate": "step-after"} if stepped else {})},
+            },
             {
                 "params": [
                     {
@@ -157,7 +166,8 @@ def lines(
                     "strokeDash": {"value": [1, 0]},
                 },
             },
-            *([_lone_points()] if any(len(line.series) == 1 for line in data) else []),
+            *([_points("alone", filled=True)] if alone else []),
+            *([_points("partial", filled=False)] if partial else []),
         ],
     )
 
@@ -435,25 +445,32 @@ def _round_values(low: float, high: float) -> list[float]:
     return [float(f"{low:.2g}"), float(f"{high:.2g}")]
 
 
-def _lone_points() -> Spec:
-    """One record makes no line."""
+def _points(flag: str, *, filled: bool) -> Spec:
+    """Marks for the points that no line shows: those that stand alone, and partial ones."""
     return {
-        "transform": [{"filter": "datum.alone"}],
-        "mark": {"type": "point", "filled": True, "size": 40},
+        "transform": [{"filter": f"datum.{flag}"}],
+        "mark": {"type": "point", "filled": filled, "size": 40},
         "encoding": {"strokeDash": {"value": [1, 0]}},
     }
 
 
-def _columns(line: Line) -> Spec:
-    series = line.series
-    return {
-        "run": line.run,
-        "variant": line.variant,
-        "alone": len(series) == 1,
-        "step": list(series.steps),
-        "epoch": [None if epoch is None else short(epoch) for epoch in series.epochs],
-        "value": [short(value) for value in series.values],
-    }
+def _columns(line: Line) -> list[Spec]:
+    """The line's points by column, then its partial points, if any."""
+    points = list(zip(line.series.steps, line.series.epochs, line.series.values, strict=True))
+    complete = [point for point in points if point[0] not in line.partial]
+    partial = [point for point in points if point[0] in line.partial]
+    return [
+        {
+            "run": line.run,
+            "variant": line.variant,
+            **flag,
+            "step": [step for step, _, _ in chosen],
+            "epoch": [None if epoch is None else short(epoch) for _, epoch, _ in chosen],
+            "value": [short(value) for _, _, value in chosen],
+        }
+        for chosen, flag in ((complete, {"alone": len(complete) == 1}), (partial, {"partial": True}))
+        if chosen
+    ]
 
 
 def _over_steps() -> Spec:

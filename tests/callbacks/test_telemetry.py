@@ -22,6 +22,7 @@ from hf_pdyn import (
     label_parameters,
 )
 from hf_pdyn.callbacks.base import TrainingRun
+from hf_pdyn.report.recorded_run import MEAN
 from hf_pdyn.run_dir.tables import LAYERS, read_table
 from tests.synchronisation import meta_guard
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
@@ -85,6 +86,42 @@ def test_the_final_record_has_the_steps_since_the_last_one(tmp_path: Path) -> No
     assert "train_runtime" in final
     gradients = recorder.norms(recorder.gradients, "weight")[10:]
     assert final["pdyn/D_w"] == pytest.approx(sum(gradients) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "covered"),
+    [({}, {5: 5, 10: 5, 12: 2}), ({"logging_first_step": True}, {1: 1, 5: 4, 10: 5, 12: 2})],
+    ids=["steps", "first step"],
+)
+def test_a_record_says_how_many_steps_it_covers(
+    tmp_path: Path, options: dict[str, Any], covered: dict[int, int]
+) -> None:
+    run = trainer(tmp_path, logging_steps=5, callbacks=[TelemetryCallback()], **options)
+    run.train()
+    assert {r["step"]: r["pdyn/steps"] for r in run.state.log_history if "pdyn/steps" in r} == covered
+    resumed = trainer(
+        tmp_path / "resumed",
+        logging_steps=5,
+        callbacks=[TelemetryCallback()],
+        save_steps=8,
+        save_strategy="steps",
+        **options,
+    )
+    resumed.train()
+    resumed = trainer(tmp_path / "resumed", logging_steps=5, callbacks=[TelemetryCallback()], **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "resumed" / "checkpoint-8"))
+    assert {r["step"]: r["pdyn/steps"] for r in resumed.state.log_history if "pdyn/steps" in r} == covered
+
+
+def test_every_mean_of_a_record_is_known_to_reports(tmp_path: Path) -> None:
+    """Whose pattern stands in a room without torch."""
+    run = trainer(tmp_path, callbacks=[TelemetryCallback(per_layer=True)], weight_decay=0.1)
+    run.train()
+    means = {name for name in training_logs(run.state.log_history)[-1] if MEAN.fullmatch(name)}
+    others = {"pdyn/steps", "pdyn/skipped_steps", "pdyn/nonfinite_steps"}
+    logged = {name for name in training_logs(run.state.log_history)[-1] if name.startswith("pdyn/")}
+    settings = {name for name in logged if name.split("/")[1] in ("p", "weight_decay", "a_t")}
+    assert means == logged - others - settings and {"pdyn/D_w", "pdyn/param_norm/bias_like"} <= means
 
 
 def test_clipping_is_divided_out(tmp_path: Path) -> None:

@@ -31,20 +31,30 @@ def make_run(
     spectra: bool = True,
     samples: int = 40,
     info: bool = True,
+    remainder: int = 0,
 ) -> Path:
-    """A run with everything: log records, layers, spectra, decisions, sample losses, configuration."""
+    """A run with everything: log records, layers, spectra, decisions, sample losses, configuration.
+
+    remainder: steps after the last logging step, which the Trainer's closing record covers.
+    """
     rng = random.Random(seed)
     steps = [every * (i + 1) for i in range(records)]
+    total = every * records + remainder
     directory.mkdir(parents=True)
     history: list[dict[str, Any]] = []
     for i, step in enumerate(steps):
-        history.append(_log_record(step, i / records, rng, learning_rate, spectra))
+        record = _log_record(step, i / records, rng, learning_rate, spectra)
+        history.append({**record, "pdyn/steps": every})
         if i % 4 == 3:
             history.append({"step": step, "epoch": step / 40, "eval_loss": 3 / (i + 1), "eval_runtime": 0.5})
+    if remainder:
+        closing = {"pdyn/steps": remainder, "pdyn/D_w": 7.5, "pdyn/D_b": 0.75, "pdyn/G_w_over_G_b": 10.0, "pdyn/p": 0.3}
+        history.append({"step": total, "epoch": total / 40, "train_loss": 2.0, **closing})
     if info:
-        run_json.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=every * records))
-    write_state(directory, history, run_id_of(directory), global_step=max(steps, default=0), max_steps=every * records)
-    _write_records(directory, LAYERS, [row for step in steps for row in _layer_rows(step, layers, rng, spectra)])
+        run_json.write_start(directory, 0, start(learning_rate=learning_rate, max_steps=total))
+    write_state(directory, history, run_id_of(directory), global_step=total, max_steps=total)
+    covered = steps + ([total] if remainder else [])
+    _write_records(directory, LAYERS, [row for step in covered for row in _layer_rows(step, layers, rng, spectra)])
     _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
     losses = [
         {
@@ -61,7 +71,7 @@ def make_run(
     ]
     _write_records(directory, SAMPLE_LOSSES, losses)
     if info and finished:
-        run_json.write_finish(directory, every * records)
+        run_json.write_finish(directory, total)
     return directory
 
 

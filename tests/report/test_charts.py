@@ -12,7 +12,7 @@ import pytest
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
 from hf_pdyn.report import charts as report_charts
 from hf_pdyn.report.charts import Chart, Section, natural, sections
-from hf_pdyn.report.recorded_run import read_runs
+from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.summary import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
 from hf_pdyn.run_dir.tables import LAYERS, TableWriter
@@ -58,6 +58,23 @@ def test_a_line_holds_what_was_logged(tmp_path: Path) -> None:
     by_variant = {row["variant"]: row for row in rows(charts(path)["gradients"])}
     assert by_variant["D_b"]["step"] == list(run.series("pdyn/D_b").steps)
     assert by_variant["D_w"]["value"] == pytest.approx(run.series("pdyn/D_w").values, rel=1e-4)
+
+
+def test_a_partial_record_stands_apart_from_its_line(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "a", remainder=3)
+    found = charts(path)
+    line, point = (row for row in rows(found["gradients"]) if row["variant"] == "D_w")
+    assert line["step"][-1] == 120 and "partial" not in line
+    assert point["step"] == [123] and point["value"] == [7.5] and point["partial"]
+    assert "Hollow" in found["gradients"].note and "Hollow" not in found["p"].note + found["loss"].note
+    assert "step 123 covers 3 steps" in found["layers-weight-grad_norm-run0"].note
+    assert "covers" not in found["layers-lora-effective_rank-run0"].note
+
+
+def test_whole_records_are_all_on_their_line(tmp_path: Path) -> None:
+    found = charts(make_run(tmp_path / "a"))
+    assert not any("Hollow" in chart.note or "covers" in chart.note for chart in found.values())
+    assert not any(row.get("partial") for row in rows(found["gradients"]))
 
 
 def test_a_run_has_one_colour_in_every_chart(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_a_comparison(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     assert "optim_args" not in output
 
 
+def test_a_comparison_has_the_last_complete_record_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    runs = [make_run(tmp_path / "[red]a", remainder=1), make_run(tmp_path / "b")]
+    cli.main(["compare", *map(str, runs)])
+    output = " ".join(capsys.readouterr().out.split())
+    assert "7.5" not in output
+    assert "means of the record at step 120" in output and "at step 121, covers 1 step only ([red]a)" in output
+
+
 def test_a_comparison_of_many_runs_cuts_no_number(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hf_pdyn.report.page import page
-from hf_pdyn.report.recorded_run import read_runs
+from hf_pdyn.report.reading import read_runs
 from hf_pdyn.run_dir import run_json
 from tests.report.runs import cut_off, diverge, make_run, start, write_state
 
@@ -110,6 +110,17 @@ def reader(opened: Reader) -> Iterator[Reader]:
     assert opened.wrong == []
     assert [url for url in opened.requests if not url.startswith(("file:", "blob:", "data:"))] == []
     assert sum(url.startswith("file:") for url in opened.requests) == 1  # the page itself
+
+
+def test_a_partial_record_is_drawn_hollow_and_is_no_tile(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page(read_runs([make_run(tmp_path / "run", remainder=1)])))
+    reader = Reader(browser, path)
+    tiles = reader.tab.inner_text("#runs .tiles")
+    assert "7.5" not in tiles and "covers 1 step only" in reader.tab.inner_text("#runs")
+    assert "Hollow" in reader.tab.inner_text("[data-key=gradients] figcaption")
+    assert reader.ink("gradients") > 300 and reader.wrong == []
+    reader.tab.close()
 
 
 def test_every_chart_is_drawn(reader: Reader) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hf_pdyn.report.recorded_run import Series, read_runs
+from hf_pdyn.report.reading import read_runs
+from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.summary import configuration
 from hf_pdyn.run_dir import run_json
 from hf_pdyn.run_dir.tables import DECISIONS, LAYERS
@@ -20,6 +21,35 @@ def test_a_whole_run_has_no_problems(tmp_path: Path) -> None:
     assert run.series("loss").steps == tuple(range(10, 121, 10))
     assert len(run.series("eval_loss")) == 3 and len(run.series("no such")) == 0
     assert len(run.layers) and len(run.decisions) and len(run.sample_losses)
+
+
+@pytest.mark.parametrize(
+    ("covered", "partial"),
+    [
+        ([10, 10, 10], {}),
+        ([10, 10, 3], {30: 3}),  # the closing record
+        ([1, 9, 10], {10: 1}),  # logging_first_step
+        ([1, 3], {10: 1}),
+        ([1], {}),
+        ([100, 10, 10], {20: 10}),  # resumed with other logging_steps
+        ([10, 4, 10], {20: 4}),
+    ],
+)
+def test_a_record_of_fewer_steps_than_its_neighbour_is_partial(
+    tmp_path: Path, covered: list[int], partial: dict[int, int]
+) -> None:
+    history = [{"step": 10 * (i + 1), "pdyn/steps": steps, "pdyn/D_w": 1.0} for i, steps in enumerate(covered)]
+    write_state(tmp_path, history)
+    (run,) = read_runs([tmp_path])
+    assert run.partial_records == partial
+    assert run.partial_steps("pdyn/D_w") == run.partial_steps("pdyn/param_norm/weight") == partial.keys()
+    assert not run.partial_steps("pdyn/p") and not run.partial_steps("loss")
+
+
+def test_a_partial_record_is_no_final_mean(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "run", remainder=3)])
+    assert run.series("pdyn/D_w").values[-1] == 7.5 and run.last("pdyn/D_w") == run.series("pdyn/D_w").values[-2]
+    assert run.last("pdyn/p") == 0.3
 
 
 @pytest.mark.parametrize(
