@@ -154,6 +154,9 @@ class PdynCallback(TrainerCallback):
             memory[run_json.ID] = self._run_json_writer.begin(
                 run_dir, args, state, model, optimizer, ours, memory.get(run_json.ID)
             )
+            for callback in ours:
+                if callback.row_buffer is not None:
+                    callback.row_buffer.belong_to(memory[run_json.ID])
 
     def _check_trainer(self) -> None:
         if self._trainer is not None and self not in self._trainer.callback_handler.callbacks:

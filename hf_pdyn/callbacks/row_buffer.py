@@ -34,6 +34,11 @@ class RowBuffer:
         if state.is_world_process_zero:
             self._writer = TableWriter(run_dir, self.kind)
 
+    def belong_to(self, run_id: str | None) -> None:
+        """Name the run whose rows these are, once its id is known."""
+        if self._writer is not None:
+            self._writer.run_id = run_id
+
     def add(self, state: TrainerState, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of this moment, without step and epoch."""
         if self._writer is not None:

@@ -49,15 +49,14 @@ class RunJsonWriter:
 
         def write() -> None:
             nonlocal noted
-            # A new training has rows of step 0 of its own.
-            _warn_of(forget_after(run_dir, state.global_step if state.global_step > 0 else -1))
+            _warn_of(forget_after(run_dir, _rows_to_keep(run_json.id_of(run_dir), run_id, state.global_step)))
             noted = run_json.write_start(
                 run_dir,
                 state.global_step,
                 {
                     "max_steps": state.max_steps,
                     "versions": installed_versions(run_json.LIBRARIES),
-                    "model": describe_model(model),
+                    "model": describe_model(model, optimizer.param_groups),
                     "optimizer": type(unwrap_optimizer(optimizer)).__name__,
                     "callbacks": [
                         {"name": type(callback).__name__, **constructor_arguments(callback)} for callback in callbacks
@@ -82,14 +81,30 @@ class RunJsonWriter:
             _try(lambda: run_json.write_finish(run_dir, state.global_step))
 
 
+def _rows_to_keep(known: str | None, resumed: str | None, step: int) -> dict[str, int]:
+    """For each run whose rows are in the directory, by its id, the step up to which they stay; -1 for none.
+
+    known: the run that run.json is of, which is replaced unless it is resumed. A new training has rows of step 0 of
+    its own.
+    """
+    replaced = {known: -1} if known else {}
+    continued = resumed or known
+    return replaced | ({continued: step} if continued and step > 0 else {})
+
+
 def constructor_arguments(callback: object) -> dict[str, Any]:
     """What a callback was constructed with, by the convention that it keeps each argument under its own name."""
     names = inspect.signature(type(callback).__init__).parameters
     return {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}
 
 
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """Its class, its name and its numbers of parameters: all, trainable, and trainable by label."""
+def describe_model(model: nn.Module, groups: Iterable[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """Return a model's class, name and numbers of parameters: all, trainable, and trainable by label.
+
+    Args:
+        model: as it is trained.
+        groups: the optimizer's parameter groups; labels are theirs where they have any.
+    """
     described: dict[str, Any] = {"class": type(_base_model(model)).__name__}
     if type(model) is not type(_base_model(model)):
         described["adapter"] = type(model).__name__
@@ -99,11 +114,25 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
         return described | {"parameters": "unknown: under FSDP1 a process sees the sizes of its shards"}
     by_label: dict[str, int] = {}
     params = dict(model.named_parameters())
-    for name, label in label_parameters(model).items():
-        by_label[str(label)] = by_label.get(str(label), 0) + _size(params[name])
+    for name, label in _labels(model, groups).items():
+        by_label[label] = by_label.get(label, 0) + _size(params[name])
     described["parameters"] = sum(map(_size, params.values()))
     described["trainable_parameters"] = sum(by_label.values())
     return described | {"trainable_parameters_by_label": dict(sorted(by_label.items()))}
+
+
+def _labels(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Every trained parameter's label: that of its parameter group, which rules may have given it, else the default."""
+    labelled = {
+        name: f"{group['pathway']}/{group['component']}"
+        for group in groups
+        if "pathway" in group and "component" in group
+        for name in group.get("param_names", ())
+    }
+    trained = {name for name, param in model.named_parameters() if param.requires_grad}
+    if labelled.keys() == trained:
+        return labelled
+    return {name: str(label) for name, label in label_parameters(model).items()}
 
 
 def _base_model(model: nn.Module) -> nn.Module:

@@ -18,7 +18,7 @@ from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.measure.sample_loss import hard_samples, jaccard, quantiles
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
-from hf_pdyn.report.recorded_run import STEPS, RecordedRun
+from hf_pdyn.report.recorded_run import STEPS, RecordedRun, printable
 from hf_pdyn.report.thinning import evenly, thin
 from hf_pdyn.report.vega import Line, Palette, Spec
 
@@ -26,6 +26,7 @@ _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)
 _CELLS_OF_A_REPORT = 300_000
 _COLUMNS_OF_A_HEAT_MAP = (12, 120)
+_LAYERS_OF_A_HEAT_MAP = 1000
 _EPOCHS_OF_A_CHART = 60
 _OTHER_CHARTS = 24
 
@@ -307,6 +308,8 @@ class _Charts:
             )
             key = "-".join(["layers", _file_name(part), _file_name(name), f"run{self.runs.index(run)}"])
             note = f"{part}; {len(wanted.layers)} layers"
+            if wanted.left_out:
+                note += f", {wanted.left_out:,} more are left out"
             partial = [step for step in steps if step in run.partial_records] if part in _PATHWAYS else []
             if partial:
                 note += f"; the column of step {partial[-1]:,} covers {run.partial_records[partial[-1]]:,} steps only"
@@ -430,8 +433,9 @@ def _quantities(table: pa.Table) -> dict[str, dict[str, _Quantity]]:
     step, value = table["step"].to_numpy(), table["value"].to_numpy()
     found: dict[str, dict[str, _Quantity]] = {}
     kinds = part.astype(np.int64) * max(len(names), 1) + name
-    for kind in np.unique(kinds).tolist():
-        own = np.flatnonzero(kinds == kind)
+    by_kind = np.argsort(kinds, kind="stable")
+    for own in np.split(by_kind, np.flatnonzero(np.diff(kinds[by_kind])) + 1) if len(kinds) else ():
+        kind = kinds[own[0]]
         quantity = _Quantity(layers, layer[own], step[own], value[own])
         found.setdefault(parts[kind // len(names)], {})[names[kind % len(names)]] = quantity
     return {
@@ -447,24 +451,29 @@ def _known(table: pa.Table, columns: Sequence[str]) -> pa.Table:
 def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
     """Which of its words each row has, and the words."""
     encoded = column.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    return encoded.indices.to_numpy(), [printable(word) for word in encoded.dictionary.to_pylist()]
 
 
 @dataclass(frozen=True, eq=False)
 class _Map:
-    """A heat map of a quantity, or of its ratio to another: its layers from top to bottom, and all of its steps."""
+    """A heat map of a quantity, or of its ratio to another: its layers from top to bottom, and all of its steps.
+
+    left_out: how many layers it has beyond those that can be drawn.
+    """
 
     above: _Quantity
     below: _Quantity | None
     layers: list[str]
     steps: list[int]
+    left_out: int
 
     @classmethod
     def of(cls, above: _Quantity, below: _Quantity | None = None) -> _Map:
         layers, steps = np.unique(above.layer), np.unique(above.step)
         if below is not None:
             layers, steps = np.intersect1d(layers, below.layer), np.intersect1d(steps, below.step)
-        return cls(above, below, sorted((above.names[i] for i in layers), key=natural), steps.tolist())
+        drawn = sorted((above.names[i] for i in layers[:_LAYERS_OF_A_HEAT_MAP]), key=natural)
+        return cls(above, below, drawn, steps.tolist(), max(len(layers) - _LAYERS_OF_A_HEAT_MAP, 0))
 
     def values(self, steps: Sequence[int]) -> NDArray[np.float64]:
         """Values (layers, steps), NaN where there are none, or none that is finite."""

@@ -9,14 +9,13 @@ from hf_pdyn.common.atomic import replacing
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file and rename it to its place; OSError, with the path and a reason, where that cannot be."""
+    """Write a file and rename it to its place; OSError, with path, reason and cure, where that cannot be."""
     try:
-        if path.is_dir():
-            raise OSError("it is a directory")
         with replacing(path) as unfinished:
             unfinished.write_bytes(content)
     except OSError as error:
-        raise OSError(f"{path} cannot be written: {error.strerror or error}.") from error
+        reason = error.strerror or error
+        raise OSError(f"{path} cannot be written: {reason}. Name a new file, or a regular one to replace.") from error
 
 
 def write_all(folder: Path, files: Iterable[tuple[str, bytes]]) -> list[Path]:

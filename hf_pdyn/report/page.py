@@ -17,7 +17,7 @@ from hf_pdyn._version import __version__
 from hf_pdyn.report import vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
-from hf_pdyn.report.recorded_run import RecordedRun
+from hf_pdyn.report.recorded_run import RecordedRun, printable
 from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, partial_notes
 
 _DECISIONS_OF_A_RUN = 200
@@ -74,7 +74,7 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals.update(badge=_badge, state=_state, choices_of=_choices_of, number=_number, percent=_percent)
-    environment.filters["groupby_in_order"] = _by_group
+    environment.filters.update(groupby_in_order=_by_group, printable=printable)
     return environment.from_string(_file("page.html.j2"))
 
 

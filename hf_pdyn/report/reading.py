@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from hf_pdyn.common.atomic import read_regular
 from hf_pdyn.report.recorded_run import RecordedRun, by_content, is_finite, is_number, printable, whole_number
 from hf_pdyn.run_dir import run_json
 from hf_pdyn.run_dir.tables import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, TableKind, read_table
@@ -67,7 +68,9 @@ def _read(path: Path, name: str) -> RecordedRun:
     else:
         if info is None:
             problems.append(f"There is no {run_json.path_of('')}, so the configuration is not known.")
-    state = _read_state(path, (info or {}).get(run_json.ID), problems)
+    noted = (info or {}).get(run_json.ID)
+    run_id = noted if isinstance(noted, str) else None
+    state = _read_state(path, run_id, problems)
     history = _usable(state.get("log_history"), problems)
     if not history and not any("read" in problem for problem in problems):
         problems.append(
@@ -78,9 +81,9 @@ def _read(path: Path, name: str) -> RecordedRun:
     last_start = (info or {}).get("starts", [{}])[-1]
 
     def table(kind: TableKind) -> pa.Table:
-        found, unreadable = read_table(path, kind)
+        found, unreadable = read_table(path, kind, run_id)
         for file, reason in unreadable.items():
-            problems.append(f"{file.relative_to(path)} cannot be read and is left out: {reason}")
+            problems.append(f"{file.relative_to(path)} is left out: {reason}")
         return found
 
     return RecordedRun(
@@ -97,7 +100,7 @@ def _read(path: Path, name: str) -> RecordedRun:
     )
 
 
-def _read_state(path: Path, run_id: object, problems: list[str]) -> dict[str, Any]:
+def _read_state(path: Path, run_id: str | None, problems: list[str]) -> dict[str, Any]:
     """The state that came farthest: the run's own, or its newest checkpoint's if it was killed after a resume.
 
     run_id: the run's, where it is known. A state with another is what an earlier run left in the directory.
@@ -120,7 +123,7 @@ def _read_state(path: Path, run_id: object, problems: list[str]) -> dict[str, An
 
 def _json_object(file: Path, run_dir: Path, problems: list[str]) -> dict[str, Any] | None:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(file))
         if not isinstance(found, dict):
             raise ValueError("it holds no object")
     except FileNotFoundError:
@@ -140,8 +143,9 @@ def _usable(history: object, problems: list[str]) -> tuple[dict[str, Any], ...]:
         if not isinstance(record, dict) or whole_number(record.get("step")) is None:
             continue
         epoch = record.get("epoch")
-        usable.append({**record, "epoch": epoch if is_number(epoch) and is_finite(epoch) else None})
-        for key, value in record.items():
+        named = {printable(name): value for name, value in record.items()}
+        usable.append({**named, "epoch": epoch if is_number(epoch) and is_finite(epoch) else None})
+        for key, value in named.items():
             if is_number(value) and not is_finite(value):
                 not_finite.setdefault(key, []).append(record["step"])
     if len(usable) < len(records):

@@ -180,7 +180,9 @@ def whole_number(value: object) -> int | None:
 
 
 def printable(text: str) -> str:
-    """`text` with what no terminal and no page can show replaced: control characters and halves of characters."""
+    """Return `text` with what no terminal and no page can show replaced, such as control characters."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 

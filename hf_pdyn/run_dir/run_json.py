@@ -23,7 +23,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from hf_pdyn.common.atomic import replacing
+from hf_pdyn.common.atomic import read_regular, replacing, sweep
 from hf_pdyn.run_dir.tables import FOLDER
 
 FORMAT = 1
@@ -47,7 +47,7 @@ def read(run_dir: str | Path) -> dict[str, Any] | None:
     """What was written there; None where nothing was. ValueError, with the reason, where it cannot be read."""
     path = path_of(run_dir)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -73,6 +73,7 @@ def write_start(run_dir: str | Path, step: int, start: Mapping[str, Any], run_id
     noted = _readable(run_dir) if step > 0 else {}
     known = noted.get(ID)
     ours = str((step > 0 and run_id) or known or uuid.uuid4().hex)
+    sweep(path_of(run_dir).parent, "run.json")
     earlier = noted.get("starts", []) if known in (None, ours) else []
     moment = {"time": _now(), "step": step}
     _write(run_dir, {"format": FORMAT, ID: ours, "starts": [*earlier, {**moment, **as_json(start)}], "finished": None})
@@ -85,6 +86,12 @@ def write_finish(run_dir: str | Path, step: int) -> None:
     if noted is None:
         raise ValueError(f"{path_of(run_dir)} is gone")
     _write(run_dir, {**noted, "finished": {"time": _now(), "step": step}})
+
+
+def id_of(run_dir: str | Path) -> str | None:
+    """Return the id of the run that a directory's run.json is of; None where there is none that can be read."""
+    found = _readable(run_dir).get(ID)
+    return found if isinstance(found, str) else None
 
 
 def id_in(state: Mapping[str, Any]) -> str | None:

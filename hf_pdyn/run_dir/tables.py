@@ -5,13 +5,16 @@
     OUTPUT_DIR/pdyn/sample_losses/epoch-0001.parquet
 
 A folder is one data set: `datasets.load_dataset("parquet", data_dir="OUTPUT_DIR/pdyn/layers")`. Files are written
-elsewhere and renamed, so each is whole; of a killed run, rows since the last file are lost.
+elsewhere and renamed, so each is whole; a killed run lacks the rows since its last file. A file's metadata has the id
+of the run that wrote it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hf_pdyn.common.atomic import replacing
+from hf_pdyn.common.atomic import irregularity, replacing, sweep
 
 FOLDER = "pdyn"
 
@@ -63,10 +66,14 @@ TABLE_KINDS = {kind.name: kind for kind in (LAYERS, DECISIONS, SAMPLE_LOSSES)}
 
 
 class TableWriter:
-    """Appends rows of one kind to a run, a file at a time. For one process of a launch."""
+    """Appends rows of one kind to a run, a file at a time. For one process of a launch.
 
-    def __init__(self, run_dir: str | Path, kind: TableKind) -> None:
-        self._folder, self._kind = kind.folder(run_dir), kind
+    Attributes:
+        run_id: written into every file, so that what a later run may drop is known; None where a run has none.
+    """
+
+    def __init__(self, run_dir: str | Path, kind: TableKind, run_id: str | None = None) -> None:
+        self._folder, self._kind, self.run_id = kind.folder(run_dir), kind, run_id
         self._rows: list[Mapping[str, Any]] = []
 
     def __len__(self) -> int:
@@ -74,54 +81,84 @@ class TableWriter:
         return len(self._rows)
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows by column; a column left out is null. Writes nothing yet."""
+        """Add rows by column; a column left out is null. Writes nothing yet."""
         self._rows.extend(rows)
 
     def flush(self, name: str | None = None) -> Path | None:
-        """Write what was added to a file of that name, by default of the last step; None where there is nothing."""
+        """Write what was added to a file of that name, by default of the last step; None where there is nothing.
+
+        A file of that name that is not this run's stays, and the rows get a name beside it.
+        """
         if not self._rows:
             return None
-        table = pa.Table.from_pylist([dict(row) for row in self._rows], schema=self._kind.schema)
-        name_of_step = f"step-{max(row['step'] for row in self._rows):08d}"
-        path = self._folder / f"{name or name_of_step}.parquet"
+        schema = self._kind.schema.with_metadata({_RUN: self.run_id} if self.run_id else None)
+        table = pa.Table.from_pylist([dict(row) for row in self._rows], schema=schema)
+        path = self._place(name or f"step-{max(row['step'] for row in self._rows):08d}")
         if path.exists() and name is None:  # flushed twice at one step
             table = pa.concat_tables([pq.read_table(path), table])
         _write(table, path)
         self._rows = []
         return path
 
-    def cut(self, step: int) -> dict[Path, str]:
-        """Forget every row after that step, from which the run is being repeated.
+    def _place(self, name: str) -> Path:
+        names = chain([name], (f"{name}-{number}" for number in count(2)))
+        paths = (self._folder / f"{name}.parquet" for name in names)
+        return next(path for path in paths if not os.path.lexists(path) or self._wrote(path))
 
-        Returns the files that stay as they are because they cannot be read or written, with the reason.
-        """
-        self._rows = [row for row in self._rows if row["step"] <= step]
-        left: dict[Path, str] = {}
-        for path in sorted(self._folder.glob("*.parquet")):
-            try:
-                _cut(path, step)
-            except _UNREADABLE as error:
-                left[path] = _reason(error)
-        return left
+    def _wrote(self, path: Path) -> bool:
+        try:
+            return self.run_id is not None and _run_of(path, self._kind) == self.run_id
+        except _UNREADABLE:
+            return False
 
 
-def forget_after(run_dir: str | Path, step: int) -> dict[Path, str]:
-    """Forget every row of any kind after that step: the run is repeated from there, or begins anew at -1.
+def forget_after(run_dir: str | Path, steps: Mapping[str, int]) -> dict[Path, str]:
+    """Drop the rows that each run wrote after its step in `steps`, all of them after -1, by the runs' ids.
 
-    Returns the files that stay as they are, with the reason.
+    Files that killed processes left unfinished go as well.
+
+    Returns:
+        The files that stay as they are, with the reason: damaged, foreign, reached by a link, or of another run.
     """
     left: dict[Path, str] = {}
     for kind in TABLE_KINDS.values():
-        left |= TableWriter(run_dir, kind).cut(step)
+        folder = kind.folder(run_dir)
+        links = [path for path in (folder.parent, folder) if path.is_symlink()]
+        if not links:
+            sweep(folder, ".parquet")
+        for path in sorted(folder.glob("*.parquet")):
+            try:
+                if links:
+                    raise ValueError(f"{links[0]} is a link")
+                run_id = _run_of(path, kind)
+                if run_id is None or run_id not in steps:
+                    raise ValueError("another run wrote it" if run_id else "it has no run's id")
+                _cut(path, steps[run_id])
+            except _UNREADABLE as error:
+                left[path] = _reason(error)
     return left
 
 
-def read_table(run_dir: str | Path, kind: TableKind) -> tuple[pa.Table, dict[Path, str]]:
-    """All rows of a kind, by step; and the files that could not be read, with the reason."""
+def read_table(run_dir: str | Path, kind: TableKind, run_id: str | None = None) -> tuple[pa.Table, dict[Path, str]]:
+    """Return all rows of a kind, by step; and the files that could not be read, with the reason.
+
+    Args:
+        run_dir: the run directory.
+        kind: one of TABLE_KINDS.
+        run_id: leave out, with a reason, the files that have another run's id.
+    """
     tables, problems = [], {}
     for path in sorted(kind.folder(run_dir).glob("*.parquet")):
         try:
-            tables.append(pq.read_table(path).select(kind.schema.names).cast(kind.schema))
+            irregular = irregularity(path)
+            if irregular is not None:
+                raise ValueError(f"it is {irregular}, no regular file")
+            table = pq.read_table(path)
+            if run_id and _id_in(table.schema) not in (None, run_id):
+                raise ValueError("another run wrote it")
+            table = table.select(kind.schema.names).cast(kind.schema)
+            table.validate(full=True)  # text that is not UTF-8, say
+            tables.append(table)
         except _UNREADABLE as error:
             problems[path] = _reason(error)
     if not tables:
@@ -129,12 +166,30 @@ def read_table(run_dir: str | Path, kind: TableKind) -> tuple[pa.Table, dict[Pat
     return pa.concat_tables(tables).sort_by("step"), problems
 
 
+_RUN = b"hf_pdyn.run"
+"""The key of the run's id in a file's metadata."""
 _UNREADABLE = (OSError, KeyError, ValueError, pa.ArrowException)
 """What a damaged or foreign file raises."""
 
 
 def _reason(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def _run_of(path: Path, kind: TableKind) -> str | None:
+    """The id of the run that wrote a file; None where it has none. ValueError for what is no file of this kind."""
+    irregular = irregularity(path, follow_links=False)
+    if irregular is not None:
+        raise ValueError(f"it is {irregular}, no regular file")
+    schema = pq.read_schema(path)
+    if not schema.equals(kind.schema):
+        raise ValueError(f"its columns are not those of {kind.name}: {', '.join(kind.schema.names)}")
+    return _id_in(schema)
+
+
+def _id_in(schema: pa.Schema) -> str | None:
+    found = (schema.metadata or {}).get(_RUN)
+    return None if found is None else found.decode(errors="replace")
 
 
 def _cut(path: Path, step: int) -> None:

@@ -183,6 +183,6 @@ def _decision(step: int, index: int, rng: random.Random) -> dict[str, Any]:
 
 
 def _write_records(directory: Path, kind: TableKind, rows: list[dict[str, Any]]) -> None:
-    writer = TableWriter(directory, kind)
+    writer = TableWriter(directory, kind, run_id_of(directory))
     writer.add(rows)
     writer.flush()

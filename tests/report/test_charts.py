@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
@@ -92,6 +93,18 @@ def test_heat_maps_have_layers_in_their_natural_order(tmp_path: Path) -> None:
     chart = charts(make_run(tmp_path / "a"))["layers-weight-grad_norm-run0"]
     assert [row["name"] for row in rows(chart)] == [f"transformer.h.{i}.attn" for i in (0, 2, 10)]
     assert [row["layer"] for row in rows(chart)] == ["h.0.attn", "h.2.attn", "h.10.attn"]
+
+
+def test_of_very_many_layers_some_are_drawn(tmp_path: Path) -> None:
+    count = 200_000
+    columns = {"layer": [f"h.{i}" for i in range(count)], "value": [1.0] * count}
+    constant = {"step": 1, "epoch": 0.1, "part": "weight", "name": "grad_norm"}
+    table = pa.table({name: columns.get(name, [constant.get(name)] * count) for name in LAYERS.schema.names})
+    LAYERS.folder(tmp_path).mkdir(parents=True)
+    pq.write_table(table.cast(LAYERS.schema), LAYERS.folder(tmp_path) / "many.parquet")
+    chart = charts(tmp_path)["layers-weight-grad_norm-run0"]
+    assert [row["name"] for row in rows(chart)][:3] == ["h.0", "h.1", "h.2"] and len(rows(chart)) == 1000
+    assert "1000 layers, 199,000 more are left out" in chart.note
 
 
 def test_the_ratio_is_of_update_and_parameter_norm(tmp_path: Path) -> None:

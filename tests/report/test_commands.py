@@ -1,5 +1,6 @@
 """`hf-pdyn report` and `hf-pdyn compare` as commands."""
 
+import os
 import struct
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from hf_pdyn import cli
 from hf_pdyn.report import page
+from hf_pdyn.report.files import write_whole
 from tests.report.runs import cut_off, make_run, write_state
 
 pytest.importorskip("vl_convert")
@@ -64,6 +66,32 @@ def test_what_cannot_be_written_is_one_line(option: str, tmp_path: Path, capsys:
 def test_a_directory_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", records=1)
     assert "it is a directory" in refused(capsys, "report", run, "-o", tmp_path)
+
+
+@pytest.mark.parametrize("option", ["-o", "--png"])
+@pytest.mark.parametrize("kind", ["FIFO", "link"])
+def test_only_regular_files_are_replaced(
+    option: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run", records=1, samples=0, spectra=False, layers=())
+    target = tmp_path / "kept"
+    target.write_text("kept")
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "p.png"
+    os.mkfifo(path) if kind == "FIFO" else path.symlink_to(target)
+    before = os.lstat(path)
+    where = [path] if option == "-o" else [path.parent, "-o", tmp_path / "page.html"]
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(list(map(str, ["report", run, option, *where])))
+    assert f"it is a {kind}" in capsys.readouterr().err.splitlines()[-1]
+    assert os.path.samestat(os.lstat(path), before) and target.read_text() == "kept"
+
+
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    before = os.lstat(os.devnull)
+    with pytest.raises(OSError, match="it is a device"):
+        write_whole(Path(os.devnull), b"")
+    assert os.path.samestat(os.lstat(os.devnull), before)
 
 
 def test_a_failed_page_leaves_the_one_before(

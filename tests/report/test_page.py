@@ -123,6 +123,18 @@ def test_a_partial_record_is_drawn_hollow_and_is_no_tile(browser: Any, tmp_path:
     reader.tab.close()
 
 
+def test_a_page_shows_what_names_it_cannot_write(browser: Any, tmp_path: Path) -> None:
+    names = ("a\ud800b", "c\u2028d")
+    directory = tmp_path / "run\udcff"
+    write_state(directory, [{"step": step, "loss": 1.0, **dict.fromkeys(names, step)} for step in (1, 2)])
+    path = tmp_path / "report.html"
+    path.write_bytes(page(read_runs([directory])).encode())
+    reader = Reader(browser, path)
+    assert [key for key in reader.shown() if key.startswith("other")] == ["other-00-a_b", "other-01-c_d"]
+    assert all(reader.ink(key) > 300 for key in reader.shown()) and reader.wrong == []
+    reader.tab.close()
+
+
 def test_every_chart_is_drawn(reader: Reader) -> None:
     keys = reader.shown()
     assert len(keys) > 20 and {"p", "gradients", "decisions", "jaccard-test"} <= set(keys)

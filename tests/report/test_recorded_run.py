@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from hf_pdyn.report.charts import sections
 from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.summary import configuration
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, LAYERS
+from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, TableWriter
 from tests.report.runs import cut_off, make_run, run_id_of, start, write_state
 
 
@@ -75,6 +76,41 @@ def test_names_grow_until_they_differ(tmp_path: Path) -> None:
 def test_the_same_directory_twice_is_one_run(tmp_path: Path) -> None:
     path = make_run(tmp_path / "run", records=1)
     assert len(read_runs([path, path / ".." / "run"])) == 1
+
+
+def test_a_fifo_for_a_file_is_named_and_does_not_hang(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    for file in (path / "trainer_state.json", run_json.path_of(path), LAYERS.folder(path) / "x.parquet"):
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+    (run,) = read_runs([path])
+    assert len([problem for problem in run.problems if "it is a FIFO" in problem]) == 3
+    assert len(run.layers) and len(run.decisions)
+
+
+@pytest.mark.parametrize("name", ["a\ud800b", "a\u2028b", "a\x00b"], ids=["surrogate", "line separator", "control"])
+def test_what_no_page_can_show_of_a_metric_s_name_is_replaced(tmp_path: Path, name: str) -> None:
+    write_state(tmp_path, [{"step": 1, "loss": 2.0, name: 3.0}, {"step": 2, "loss": 1.0, name: float("nan")}])
+    (run,) = read_runs([tmp_path])
+    shown = "a\N{REPLACEMENT CHARACTER}b"
+    assert run.series(shown).values == (3.0,) and len(run.series("loss")) == 2
+    assert any(problem.startswith(f"{shown} is not finite") for problem in run.problems)
+
+
+def test_what_no_page_can_show_of_a_table_s_text_is_replaced(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "run", layers=("h\u2028.0",))])
+    (section,) = (section for section in sections([run])[0] if section.key == "layers")
+    assert "h\N{REPLACEMENT CHARACTER}.0" in str(section.charts) and "\u2028" not in str(section.charts)
+
+
+def test_a_file_that_another_run_left_is_named_and_not_shown(tmp_path: Path) -> None:
+    path = make_run(tmp_path / "run")
+    before = len(read_runs([path])[0].layers)
+    writer = TableWriter(path, LAYERS, "another")
+    writer.add([{"step": 1, "epoch": 0.1, "layer": "x", "part": "weight", "name": "grad_norm", "value": 1.0}])
+    writer.flush()
+    (run,) = read_runs([path])
+    assert len(run.layers) == before and any("another run wrote it" in problem for problem in run.problems)
 
 
 def test_control_characters_of_names_are_replaced(tmp_path: Path) -> None:
@@ -213,7 +249,7 @@ def test_a_state_without_an_id_is_the_run_s_own(tmp_path: Path) -> None:
 
 
 def test_the_order_of_callbacks_is_no_setting(tmp_path: Path) -> None:
-    path = make_run(tmp_path / "a", finished=False)
+    path = make_run(tmp_path / "a", info=False)
     callbacks = [{"name": "ScheduleCallback", "field": field} for field in ("p", "eps")]
     for step, order in ((0, callbacks), (60, callbacks[::-1])):
         run_id = run_json.write_start(path, step, start() | {"callbacks": order})
