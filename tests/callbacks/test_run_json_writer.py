@@ -214,6 +214,17 @@ def test_a_model_that_cannot_be_described_is_a_warning(tmp_path: Path, monkeypat
         trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()], max_steps=2, optim="adamw_torch").train()
 
 
+@pytest.mark.parametrize("optim", ["padam", "adamw_torch"])
+def test_labels_are_those_of_the_parameter_groups(tmp_path: Path, optim: str) -> None:
+    optim_args = "p=0.4,label.wte=bias_like/other" if optim == "padam" else None
+    run = trainer(tmp_path, callbacks=[hf_pdyn.TelemetryCallback()], max_steps=2, optim=optim, optim_args=optim_args)
+    run.train()
+    by_label = noted(tmp_path)["starts"][0]["model"]["trainable_parameters_by_label"]
+    ruled = {"bias_like/other": run.model.transformer.wte.weight.numel()} if optim == "padam" else {}
+    assert {label: by_label[label] for label in by_label if label == "bias_like/other"} == ruled
+    assert sum(by_label.values()) == run.model.num_parameters()
+
+
 def test_an_adapter_is_described_by_its_model() -> None:
     model = get_peft_model(gpt2(), LoraConfig(target_modules=["c_attn"], r=2, fan_in_fan_out=True))
     described = describe_model(model)

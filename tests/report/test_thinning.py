@@ -1,8 +1,7 @@
 """Thinning."""
 
-import random
-
-import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.thinning import evenly, thin
@@ -12,15 +11,20 @@ def series(values: list[float]) -> Series:
     return Series(tuple(range(len(values))), (None,) * len(values), tuple(values))
 
 
-@pytest.mark.parametrize("count", [1, 7, 50, 51, 1000, 4321])
-def test_thinned_lines_keep_ends_and_extremes(count: int) -> None:
-    rng = random.Random(count)
-    values = [rng.random() for _ in range(count)]
-    thinned = thin(series(values), 50)
-    assert len(thinned) == count if count <= 50 else 25 < len(thinned) <= 50
-    assert {0, count - 1} <= set(thinned.steps) and list(thinned.steps) == sorted(thinned.steps)
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=300), st.integers(4, 60))
+def test_thinned_lines_keep_ends_and_extremes(values: list[float], most: int) -> None:
+    thinned = thin(series(values), most)
+    assert len(thinned) == len(values) if len(values) <= most else most / 2 <= len(thinned) <= most
+    assert {0, len(values) - 1} <= set(thinned.steps) and list(thinned.steps) == sorted(set(thinned.steps))
     assert {min(values), max(values)} <= set(thinned.values)
     assert all(values[step] == value for step, value in zip(thinned.steps, thinned.values, strict=True))
+
+
+@given(st.lists(st.integers(), unique=True).map(sorted), st.integers(2, 60))
+def test_evenly_chosen_items_keep_their_order_and_ends(items: list[int], most: int) -> None:
+    chosen = evenly(items, most)
+    assert len(chosen) == min(len(items), most) and chosen == sorted(set(chosen)) and set(chosen) <= set(items)
+    assert chosen[:1] == items[:1] and chosen[-1:] == items[-1:]
 
 
 def test_evenly() -> None:
