@@ -1,6 +1,8 @@
 """The package is read as text: who imports whom, and who knows which library."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,22 @@ def test_nothing_that_trains_needs_theory() -> None:
 def test_rooms_that_know_no_torch(room: str) -> None:
     for path in (PACKAGE / room).glob("*.py"):
         assert not {name for name in imports(path) if name.split(".")[0] == "torch"}, path
+
+
+def test_a_report_starts_without_torch() -> None:
+    """Whatever `hf_pdyn/__init__.py` imports: an empty package stands in for it."""
+    light = [
+        path for room in ("common", "policy", "report", "run_dir") for path in sorted((PACKAGE / room).glob("*.py"))
+    ]
+    light += [PACKAGE / "measure" / "sample_loss.py"]
+    modules = [".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in light]
+    program = (
+        "import importlib, sys, types\n"
+        f"sys.modules['hf_pdyn'] = types.ModuleType('hf_pdyn'); sys.modules['hf_pdyn'].__path__ = [{str(PACKAGE)!r}]\n"
+        f"for name in {modules}:\n"
+        "    importlib.import_module(name)\n"
+        "    heavy = {'torch', 'transformers'} & set(sys.modules)\n"
+        "    assert not heavy, f'{name} imports {heavy}'\n"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
