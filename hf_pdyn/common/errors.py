@@ -23,3 +23,8 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise ValueError(
             f"{name} must be one of {', '.join(allowed)}, got {value!r}.{did_you_mean(str(value), allowed)}"
         )
+
+
+def shortened(text: str, most: int = 100) -> str:
+    """`repr(text)`, without its middle where it is longer than an error message should be."""
+    return repr(text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}")

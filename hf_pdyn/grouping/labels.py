@@ -12,9 +12,10 @@ from typing import NamedTuple
 
 from torch import nn
 
-from hf_pdyn.common.errors import did_you_mean, nearest
+from hf_pdyn.common.errors import did_you_mean, nearest, shortened
 from hf_pdyn.grouping.decide import component_of, pathway_of
 from hf_pdyn.grouping.names import canonical_name
+from hf_pdyn.grouping.patterns import NamePattern
 from hf_pdyn.grouping.site import sites
 
 PATHWAYS = ("weight", "bias_like")
@@ -93,12 +94,12 @@ def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, 
     Args:
         model: wrapped or not (DDP, FSDP, torch.compile, PEFT). Tied parameters count once, under their
             first name.
-        rules: `(regex, label)` pairs that go before all of the above. The first that `re.search` finds in
-            the canonical or the raw name wins.
+        rules: `(regex, label)` pairs that go before all of the above. The first that is found in the canonical or
+            the raw name, anywhere in it, wins.
 
     Raises:
-        ValueError: for a rule with an invalid regex or label, or that matches no trainable parameter; for
-            FSDP's flat parameters, which mix every label in one tensor.
+        ValueError: for a rule with a regex that is invalid or takes too long, with an invalid label, or that matches
+            no trainable parameter; for FSDP's flat parameters, which mix every label in one tensor.
     """
     found = list(sites(model))
     names = {site.name: canonical_name(site.name, model) for site in found}
@@ -110,23 +111,24 @@ def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, 
                 f"FSDP merged parameters into {site.name!r}, so none of them can have a label. "
                 "Set use_orig_params: true in the FSDP configuration."
             )
-        ruled = (label for regex, label in compiled if regex.search(names[site.name]) or regex.search(site.name))
+        ruled = (label for pattern, label in compiled if _matches(pattern, site.name, names))
         labels[site.name] = next(ruled, None) or Label(pathway_of(site), component_of(site))
     return labels
 
 
-def _compile(rule: Rule, names: dict[str, str]) -> tuple[re.Pattern[str], Label]:
-    pattern, label = rule
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"Label rule {pattern!r} is no valid regular expression: {error}.") from None
+def _compile(rule: Rule, names: dict[str, str]) -> tuple[NamePattern, Label]:
+    text, label = rule
+    pattern = NamePattern(text)
     label = Label.parse(str(label) if isinstance(label, Label) else label)
-    if not any(regex.search(raw) or regex.search(name) for raw, name in names.items()):
+    if not any(_matches(pattern, raw, names) for raw in names):
         raise ValueError(
-            f"Label rule {pattern!r} matches no trainable parameter. {_resembling(pattern, names.values())}"
+            f"Label rule {shortened(text)} matches no trainable parameter. {_resembling(text, names.values())}"
         )
-    return regex, label
+    return pattern, label
+
+
+def _matches(pattern: NamePattern, raw: str, names: dict[str, str]) -> bool:
+    return pattern.found_in(names[raw]) or pattern.found_in(raw)
 
 
 def _resembling(pattern: str, names: Collection[str]) -> str:
