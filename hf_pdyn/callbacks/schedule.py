@@ -9,6 +9,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK, PdynCallback
 from hf_pdyn.common.errors import did_you_mean
 from hf_pdyn.grouping import select
+from hf_pdyn.policy.limits import check_limits
 from hf_pdyn.policy.schedules import Schedule
 
 
@@ -32,12 +33,15 @@ class ScheduleCallback(PdynCallback):
         super().__init__(trainer=trainer)
         if field == "lr":
             raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
+        if field.startswith("initial_"):
+            moved = field.removeprefix("initial_")
+            raise ValueError(f"{field} is the value of {moved} before any callback wrote it. Schedule {moved} instead.")
         self.field = self.writes = field
         self.schedule = Schedule.of(schedule)
         self.label = label
         self._pinned = f"{field}_pinned"
-        if field == "weight_decay" and min(self.schedule.values) < 0:
-            raise ValueError(f"weight_decay must stay >= 0, got a schedule over {self.schedule.values}.")
+        for value in self.schedule.values:
+            check_limits(f"A schedule of {field}", field, value)
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.claim(state, self.field, self.label)

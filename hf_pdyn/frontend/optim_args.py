@@ -1,27 +1,35 @@
-"""The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
+r"""The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
 
 `p`, `eps`, `update_scale`, `bias_correction`, `nonfinite`, `decoupled_weight_decay`, `amsgrad`, `maximize`, `foreach`,
 `fused` and `capturable` are `Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a
 pathway or a component), and `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name. Example:
 
     p=0.25, update_scale=adam, p.norm=0, lr_mult.lora_B=16, label.wpe=bias_like/embedding
+
+In a regex write `\x2c` for a comma and `\x3d` for an equals sign, since the Trainer splits at these characters:
+`label.h\.[0-9]{1\x2c2}\.=weight/mlp`.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
-from hf_pdyn.common.errors import check_choice, did_you_mean
+from hf_pdyn.common.errors import check_choice, did_you_mean, shortened
+from hf_pdyn.common.numbers import format_number, parse_number
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label, select
 from hf_pdyn.optim.hyperparameters import BiasCorrection, Nonfinite, UpdateScale
+from hf_pdyn.policy.limits import check_limits
 
 STEP_OPTIONS = ("foreach", "fused", "capturable")
 """Settings that say how a step is computed, not what it is."""
 
 _LABELS = (*PATHWAYS, *COMPONENTS)
+
+_IN_A_REGEX = r" In a regex write \x2c for a comma and \x3d for an equals sign."
+_ESCAPE = re.compile(r"\\(x2c|x3d|.)")
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Override:
     value: float
 
     def __str__(self) -> str:
-        return f"{self.field}.{self.label}={self.value:g}"
+        return f"{self.field}.{self.label}={format_number(self.value)}"
 
 
 @dataclass(frozen=True)
@@ -55,14 +63,18 @@ def parse_optim_args(text: str | None) -> OptimArgs:
     overrides: list[Override] = []
     rules: list[tuple[str, Label]] = []
     seen: set[str] = set()
-    for item in (text or "").split(","):
+    text = text or ""
+    for item in text.split(","):
         if not item.strip():
             continue
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            raise ValueError(f"optim_args must be comma-separated key=value items, got {item.strip()!r}.")
+            raise ValueError(
+                f"optim_args must be comma-separated key=value items, got {shortened(item.strip())}."
+                f"{_IN_A_REGEX if 'label.' in text else ''}"
+            )
         if key in seen:
-            raise ValueError(f"optim_args sets {key!r} twice. Keep one.")
+            raise ValueError(f"optim_args sets {shortened(key)} twice. Keep one.")
         seen.add(key)
         name, dot, label = key.partition(".")
         if not dot and name in _SETTINGS:
@@ -70,10 +82,10 @@ def parse_optim_args(text: str | None) -> OptimArgs:
         elif dot and name in _OVERRIDES:
             overrides.append(Override(name, _check_label(key, label), _OVERRIDES[name](key, value)))
         elif dot and name == "label":
-            rules.append((label, Label.parse(value)))
+            rules.append((_unescaped(label), _parse_rule_label(value)))
         else:
             raise ValueError(
-                f"Unknown key {key!r} in optim_args. Known are {', '.join(_SETTINGS)}; per label "
+                f"Unknown key {shortened(key)} in optim_args. Known are {', '.join(_SETTINGS)}; per label "
                 f"{', '.join(f'{known}.LABEL' for known in _OVERRIDES)} and label.REGEX."
                 f"{_hint(key)} betas, epsilon, learning rate and weight decay come from TrainingArguments."
             )
@@ -110,27 +122,19 @@ def apply_overrides(groups: list[dict[str, Any]], overrides: tuple[Override, ...
         group.update(initial_p=group["p"], initial_weight_decay=group["weight_decay"])
 
 
-def _finite(key: str, value: str) -> float:
+def _number(key: str, value: str) -> float:
     try:
-        number = float(value)
+        number = parse_number(value)
     except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise ValueError(f"optim_args {key} must be a finite number, got {value!r}.")
-    return number
-
-
-def _not_negative(key: str, value: str) -> float:
-    number = _finite(key, value)
-    if number < 0:
-        raise ValueError(f"optim_args {key} must be >= 0, got {value!r}.")
+        raise ValueError(f"optim_args {key} must be a finite number, got {shortened(value)}.") from None
+    check_limits(f"optim_args {key}", key.partition(".")[0], number)
     return number
 
 
 def _boolean(key: str, value: str) -> bool:
     known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
     if value.lower() not in known:
-        raise ValueError(f"optim_args {key} must be true or false, got {value!r}.")
+        raise ValueError(f"optim_args {key} must be true or false, got {shortened(value)}.")
     return known[value.lower()]
 
 
@@ -143,8 +147,8 @@ def _one_of(*allowed: str) -> Callable[[str, str], str]:
 
 
 _SETTINGS: dict[str, Callable[[str, str], Any]] = {
-    "p": _finite,
-    "eps": _not_negative,
+    "p": _number,
+    "eps": _number,
     "update_scale": _one_of(*get_args(UpdateScale)),
     "bias_correction": _one_of(*get_args(BiasCorrection)),
     "nonfinite": _one_of(*get_args(Nonfinite)),
@@ -154,19 +158,30 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(STEP_OPTIONS, _boolean),
 }
 _OVERRIDES: dict[str, Callable[[str, str], float]] = {
-    "p": _finite,
-    "weight_decay": _not_negative,
-    "lr_mult": _not_negative,
+    "p": _number,
+    "weight_decay": _number,
+    "lr_mult": _number,
 }
 
 
 def _check_label(key: str, label: str) -> str:
     if label not in _LABELS:
         raise ValueError(
-            f"Unknown label {label!r} in optim_args {key!r}. Pathways are {', '.join(PATHWAYS)}; components are "
-            f"{', '.join(COMPONENTS)}.{did_you_mean(label, _LABELS)}"
+            f"Unknown label {shortened(label)} in optim_args {shortened(key)}. Pathways are {', '.join(PATHWAYS)}; "
+            f"components are {', '.join(COMPONENTS)}.{did_you_mean(label, _LABELS)}"
         )
     return label
+
+
+def _parse_rule_label(value: str) -> Label:
+    try:
+        return Label.parse(value)
+    except ValueError as error:
+        raise ValueError(f"{error}{_IN_A_REGEX if '=' in value else ''}") from None
+
+
+def _unescaped(regex: str) -> str:
+    return _ESCAPE.sub(lambda match: {"x2c": ",", "x3d": "="}.get(match[1], match[0]), regex)
 
 
 def _hint(key: str) -> str:

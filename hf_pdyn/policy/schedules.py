@@ -5,7 +5,7 @@ Both have a form for the command line without characters a shell would touch:
 ========================  ==================================================================
 `200`                     after 200 optimizer steps
 `0.5` or `50%`            at this fraction of training
-`epoch:2`                 after two epochs
+`epoch:2`                 after two epochs, `epoch:0.5` after half of the first
 `0.45`                    (as a schedule) constant
 `linear:0.45..0.35`       from the first step to the end of training
 `cosine:0.1..0@0.2..0.8`  half a cosine between two moments, constant outside them
@@ -17,15 +17,21 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from hf_pdyn.common.errors import did_you_mean
+from hf_pdyn.common.errors import did_you_mean, shortened
+from hf_pdyn.common.numbers import format_number, parse_number
 
 Unit = Literal["step", "fraction", "epoch"]
 Kind = Literal["constant", "linear", "cosine", "step"]
 
 _KINDS: tuple[Kind, ...] = ("linear", "cosine", "step")
+
+_WHOLE = re.compile(r"\+?[0-9]+")
+_LATEST = 2.0**53
+"""Of steps and epochs: a float holds every whole number up to here."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +52,23 @@ class Moment:
         body = text.strip()
         try:
             if body.startswith("epoch:"):
-                moment = cls(float(body.removeprefix("epoch:")), "epoch")
+                moment = cls(parse_number(body.removeprefix("epoch:")), "epoch")
             elif body.endswith("%"):
-                moment = cls(float(body[:-1]) / 100, "fraction")
-            elif "." in body:
-                moment = cls(float(body), "fraction")
+                moment = cls(parse_number(body[:-1]) / 100, "fraction")
+            elif _WHOLE.fullmatch(body):
+                moment = cls(parse_number(body), "step")
             else:
-                moment = cls(int(body), "step")
+                moment = cls(parse_number(body), "fraction")
         except ValueError:
             raise ValueError(
-                f"{text!r} is no moment of training. Write a number of optimizer steps (200), a fraction of "
+                f"{shortened(text)} is no moment of training. Write a number of optimizer steps (200), a fraction of "
                 "training (0.5 or 50%), or epoch:N."
             ) from None
-        if not (math.isfinite(moment.value) and moment.value >= 0):
-            raise ValueError(f"A moment of training must be finite and not negative, got {text!r}.")
+        if not 0 <= moment.value <= _LATEST:
+            raise ValueError(f"A moment of training must lie between 0 and {_LATEST:g}, got {shortened(text)}.")
         if moment.unit == "fraction" and moment.value > 1:
             raise ValueError(
-                f"A fraction of training must lie in [0, 1], got {text!r}. "
+                f"A fraction of training must lie in [0, 1], got {shortened(text)}. "
                 "Write a whole number for optimizer steps, or epoch:N."
             )
         return moment
@@ -83,12 +89,10 @@ class Moment:
         return round(self.value * total_steps)
 
     def __str__(self) -> str:
-        number = f"{self.value:g}"
+        """The text that `parse` reads back."""
         if self.unit == "epoch":
-            return f"epoch:{number}"
-        if self.unit == "fraction" and "." not in number:
-            return f"{number}.0"
-        return number
+            return f"epoch:{format_number(self.value)}"
+        return repr(self.value) if self.unit == "fraction" else str(int(self.value))
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ class Schedule:
             return cls("constant", (_number(text, text),))
         if kind not in _KINDS:
             raise ValueError(
-                f"Unknown schedule {kind!r} in {text!r}; known are {', '.join(_KINDS)}.{did_you_mean(kind, _KINDS)}"
+                f"Unknown schedule {shortened(kind)} in {shortened(text)}; known are {', '.join(_KINDS)}."
+                f"{did_you_mean(kind, _KINDS)}"
             )
         if kind == "step":
             return _parse_step(text, body)
@@ -137,7 +142,18 @@ class Schedule:
         if self.kind == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         first, last = self.values
-        return first + (last - first) * progress
+        return first * (1 - progress) + last * progress  # exact at both ends; a difference may overflow
+
+    def __str__(self) -> str:
+        """The text that `parse` reads back."""
+        values, moments = [format_number(value) for value in self.values], [str(moment) for moment in self.moments]
+        if self.kind == "constant":
+            return values[0]
+        if self.kind == "step":
+            later = [f"{value}@{moment}" for value, moment in zip(values[1:], moments, strict=True)]
+            return f"step:{','.join([values[0], *later])}"
+        window = f"@{'..'.join(moments)}" if moments else ""
+        return f"{self.kind}:{'..'.join(values)}{window}"
 
     def check(self, *, total_steps: int, steps_per_epoch: int | None) -> None:
         """Raise ValueError where the moments are out of order or lie beyond the end of training."""
@@ -159,7 +175,9 @@ def _parse_step(text: str, body: str) -> Schedule:
     for part in rest:
         value, at, moment = part.partition("@")
         if not at:
-            raise ValueError(f"Each value after the first needs its moment, as in step:0.5,0.4@0.5; got {text!r}.")
+            raise ValueError(
+                f"Each value after the first needs its moment, as in step:0.5,0.4@0.5; got {shortened(text)}."
+            )
         values.append(_number(value, text))
         moments.append(Moment.parse(moment))
     return Schedule("step", tuple(values), tuple(moments))
@@ -168,15 +186,14 @@ def _parse_step(text: str, body: str) -> Schedule:
 def _pair(text: str, whole: str) -> tuple[str, str]:
     first, dots, last = text.partition("..")
     if not dots or ".." in last:
-        raise ValueError(f"Two numbers joined by '..' are needed, as in linear:0.45..0.35@0.1..0.9; got {whole!r}.")
+        raise ValueError(
+            f"Two numbers joined by '..' are needed, as in linear:0.45..0.35@0.1..0.9; got {shortened(whole)}."
+        )
     return first, last
 
 
 def _number(text: str, whole: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} in schedule {whole!r} is no number.") from None
-    if not math.isfinite(value):
-        raise ValueError(f"A schedule needs finite numbers, got {text!r} in {whole!r}.")
-    return value
+        return parse_number(text)
+    except ValueError as error:
+        raise ValueError(f"A schedule needs finite numbers, got {shortened(whole)}: {error}") from None

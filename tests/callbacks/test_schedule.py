@@ -56,7 +56,7 @@ def test_any_number_in_the_groups_can_be_scheduled(tmp_path: Path) -> None:
         (lambda: ScheduleCallback("weight_decay", "0.1"), {}, "none decays at the start"),
         (lambda: ScheduleCallback("p", "0.1", label="lora_A"), {}, "lora_A"),
         (lambda: ScheduleCallback("lr", "0.1"), {}, "The learning rate is the Trainer's to schedule"),
-        (lambda: ScheduleCallback("weight_decay", "linear:0.1..-1"), {}, "weight_decay must stay >= 0"),
+        (lambda: ScheduleCallback("weight_decay", "linear:0.1..-1"), {}, "weight_decay must be >= 0, got -1"),
         (lambda: ScheduleCallback("weight_decay", "0.1", label="mlp"), {"optim": "sgd"}, "mlp"),
         (lambda: WeightDecayShutoffCallback("12"), {"weight_decay": 0.1}, "step 12, but training ends after step 12"),
         (lambda: WeightDecayShutoffCallback("epoch:9"), {"weight_decay": 0.1}, "epoch:9, which is step 72"),

@@ -1,0 +1,58 @@
+"""The grammar of `--optim_args`; what becomes of it is in test_registration."""
+
+import math
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from hf_pdyn.frontend.optim_args import Override, parse_optim_args
+from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label
+from tests.properties import result_or_refusal
+
+LABELS = (*PATHWAYS, *COMPONENTS)
+PIECES = ["p", "eps", "lr_mult", "weight_decay", "label", ".", "=", ",", "norm", "weight/mlp", "0.5", "1_0", "(", "{1"]
+PIECES += ["\\x2c", "\\", "*", "true", "9" * 400, " "]
+
+
+@settings(max_examples=200)
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=8).map("".join)))
+@example("weight_decay.norm=" + "9" * 400)
+def test_any_text_is_settings_or_one_error(text: str) -> None:
+    parsed, refusal = result_or_refusal(parse_optim_args, text)
+    assert refusal is None or len(refusal) < 1000
+    for override in parsed.overrides if refusal is None else ():
+        assert math.isfinite(override.value)
+        assert parse_optim_args(str(override)).overrides == (override,)
+
+
+@settings(max_examples=200)
+@given(st.sampled_from(["p", "weight_decay", "lr_mult"]), st.sampled_from(LABELS), st.floats(0, 2))
+def test_overrides_parse_back(field: str, label: str, value: float) -> None:
+    override = Override(field, label, value)
+    assert parse_optim_args(str(override)).overrides == (override,)
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="ab,=.*+{}12\\", min_size=1).filter(lambda text: text == text.strip()))
+def test_any_regex_can_be_written(regex: str) -> None:
+    """Commas and equals signs by their escapes; a backslash before anything else stays what it is."""
+    if "\\," in regex or "\\=" in regex or regex.endswith("\\") or "\\x" in regex:
+        return
+    escaped = regex.replace(",", "\\x2c").replace("=", "\\x3d")
+    assert parse_optim_args(f"label.{escaped}=weight/mlp").rules == ((regex, Label("weight", "mlp")),)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("label.h{1,2}=weight/mlp", r"key=value items, got 'label.h\{1'. In a regex write \\x2c for a comma"),
+        ("label.(?=a)=weight/mlp", r"Unknown pathway 'a\)=weight'.*\\x3d for an equals sign"),
+        ("p=1_0", "p must be a finite number, got '1_0'"),
+        ("p=1000", r"p must be in \[-2, 2\], got 1000. The papers use -0.4 to 0.6"),
+        ("p.norm=-3", r"p.norm must be in \[-2, 2\], got -3"),
+    ],
+)
+def test_nonsense_is_refused(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_optim_args(text)
