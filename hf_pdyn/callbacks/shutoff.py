@@ -63,9 +63,17 @@ class WeightDecayShutoffCallback(PdynCallback):
                 raise ValueError(f"{type(self.run.optimizer).__name__} has no weight_decay to switch off.")
         self.keep_initial(state, "weight_decay")
         if not any(group[_INITIAL] for group in self._groups()):
-            raise ValueError(
-                "Weight decay is 0 in every group that would be switched off. Set --weight_decay, or drop the shutoff."
-            )
+            raise ValueError(f"Weight decay is 0 in every group that would be switched off. {self._how_to_decay(args)}")
+
+    def _how_to_decay(self, args: TrainingArguments) -> str:
+        if not args.weight_decay:
+            return "Set --weight_decay, or drop the shutoff."
+        decay = f"{args.weight_decay:g}"
+        return (
+            f"The Trainer applies weight_decay={decay} to no bias and no norm, and nothing else is trained in these "
+            f"groups. Give them one (--optim padam --optim_args weight_decay.bias_like={decay}, or "
+            "build_param_groups(decay_bias_like=True)), or drop the shutoff."
+        )
 
     def _groups(self) -> list[dict[str, Any]]:
         if self.labels is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from transformers import TrainerCallback, TrainingArguments
 
@@ -17,22 +17,35 @@ from hf_pdyn.callbacks import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
-from hf_pdyn.common.errors import check_choice, did_you_mean
+from hf_pdyn.common.errors import check_choice
+from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.frontend.optim_args import OptimArgs, parse_optim_args
 from hf_pdyn.frontend.registration import DEFAULT_P, OPTIMIZER_NAME
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.optim.hyperparameters import Nonfinite
 from hf_pdyn.policy.algorithm1 import ControlConfig
+from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.policy.schedules import Schedule
 
 _TELEMETRY = ("none", "global", "layers")
 _P_CONTROL = ("none", "gradient")
-_ONLY_WITH = {
-    "p_control": ("p_min", "p_max", "p_step", "p_threshold", "p_interval"),
-    "wd_off": ("wd_on", "wd_off_labels"),
-    "sample_losses": ("sample_losses_test",),
+
+
+class Leader(NamedTuple):
+    """An option that gives others their meaning: its value when it is off, how to set it, and the others."""
+
+    off: object
+    example: str
+    companions: tuple[str, ...]
+
+
+LEADERS = {
+    "p_control": Leader("none", "--p_control gradient", ("p_min", "p_max", "p_step", "p_threshold", "p_interval")),
+    "wd_off": Leader(None, "--wd_off 0.5", ("wd_on", "wd_off_labels")),
+    "sample_losses": Leader(0, "--sample_losses 1000", ("sample_losses_test",)),
+    "telemetry": Leader("none", "--telemetry global", ("telemetry_every",)),
 }
-"""Options that only mean something once another one is set."""
+"""By name; a companion that is given while its leader is off is an error."""
 
 
 @dataclass
@@ -67,7 +80,11 @@ class PdynArguments:
         metadata={"help": "tau_b > 1: a D_b above this multiple of its minimum lowers p."},
     )
     p_interval: str = field(
-        default="epoch", metadata={"help": "How often control decides: epoch, or a number of optimizer steps."}
+        default="auto",
+        metadata={
+            "help": "How often control decides: auto (about 20 times a training, at least 10 steps apart), epoch, or a "
+            "number of optimizer steps."
+        },
     )
     p_schedule: str | None = field(
         default=None,
@@ -108,8 +125,8 @@ class PdynArguments:
         self._check_companions()
         for name in ("sample_losses", "sample_losses_test"):
             count = getattr(self, name)
-            if count is not None and count < 0:
-                raise ValueError(f"{name} must be a number of samples >= 0, got {count}.")
+            if count is not None and not is_count(count):
+                raise ValueError(f"{name} must be a number of samples >= 0, got {count!r}.")
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
         moved = [scheduled.field for scheduled in self._schedules()]
@@ -144,6 +161,8 @@ class PdynArguments:
             )
         if self.p_control != "none":
             self._control_config().check_start(optim_args.settings.get("p", DEFAULT_P))
+        if not is_number(args.weight_decay):
+            raise ValueError(f"weight_decay must be a number >= 0, got {args.weight_decay!r}. The default is 0.")
         decays = args.weight_decay > 0 or any(override.field == "weight_decay" for override in optim_args.overrides)
         if self.wd_off is not None and not decays:
             raise ValueError("wd_off has nothing to switch off: weight_decay is 0. Set --weight_decay, or drop it.")
@@ -156,11 +175,12 @@ class PdynArguments:
         if self.nonfinite == "skip":
             callbacks.append(NonfiniteCallback("skip"))
         if self.p_control == "gradient":
-            callbacks.append(PControlCallback(self._control_config(), _interval("p_interval", self.p_interval)))
+            interval = parse_interval("p_interval", self.p_interval, "auto", "epoch")
+            callbacks.append(PControlCallback(self._control_config(), interval))
         if self.telemetry != "none":
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
         if self.spectra != "none":
-            callbacks.append(SpectralCallback(_interval("spectra", self.spectra, "none")))
+            callbacks.append(SpectralCallback(parse_interval("spectra", self.spectra, "none", "epoch")))
         if self.sample_losses:
             callbacks.append(SampleLossCallback(self.sample_losses, self.sample_losses_test))
         return callbacks
@@ -170,8 +190,8 @@ class PdynArguments:
 
     def _schedules(self) -> list[ScheduleCallback]:
         schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
-        for item in self.schedule or ():
-            key, equals, text = item.partition("=")
+        for item in [self.schedule] if isinstance(self.schedule, str) else self.schedule or ():
+            key, equals, text = str(item).partition("=")
             if not equals:
                 raise ValueError(f"schedule takes FIELD[.LABEL]=SCHEDULE, got {item!r}.")
             name, dot, label = key.partition(".")
@@ -186,29 +206,11 @@ class PdynArguments:
 
     def _check_companions(self) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for leader, companions in _ONLY_WITH.items():
-            if getattr(self, leader) != defaults[leader]:
+        for name, leader in LEADERS.items():
+            if getattr(self, name) != leader.off:
                 continue
-            given = [name for name in companions if getattr(self, name) != defaults[name]]
+            given = [option for option in leader.companions if getattr(self, option) != defaults[option]]
             if given:
-                example = {"p_control": "--p_control gradient", "sample_losses": "--sample_losses 1000"}.get(
-                    leader, f"--{leader}"
+                raise ValueError(
+                    f"{', '.join(given)} would have no effect: set {leader.example} too, or drop {' and '.join(given)}."
                 )
-                raise ValueError(f"{', '.join(given)} would have no effect: set {example} too, or drop it.")
-        if self.telemetry == "none" and self.telemetry_every is not None:
-            raise ValueError("telemetry_every would have no effect: set --telemetry global or layers, or drop it.")
-
-
-def _interval(option: str, text: str | int, *others: str) -> int | str:
-    if text == "epoch":
-        return "epoch"
-    try:
-        steps = int(text)
-    except ValueError:
-        steps = 0
-    if steps < 1:
-        raise ValueError(
-            f"{option} must be {', '.join([*others, 'epoch'])} or a number of optimizer steps >= 1, got {text!r}."
-            f"{did_you_mean(str(text), ['epoch', *others])}"
-        )
-    return steps

@@ -61,7 +61,7 @@ def pathway_of(site: Site) -> str:
         return "bias_like"
     if site.adapter is not None:
         return "weight"
-    calibrates = _is_norm(site.owner) or _LAYER_SCALE_CLASS.search(type(site.owner).__name__)
+    calibrates = is_norm(site.owner) or _LAYER_SCALE_CLASS.search(type(site.owner).__name__)
     if calibrates or _SCALE.search(site.tensor) or _is_token(site):
         return "bias_like"
     return "weight"
@@ -71,7 +71,7 @@ def component_of(site: Site) -> str:
     """One of COMPONENTS: the first that holds, in the order of `label_parameters`' table."""
     if lora := _LORA.fullmatch(site.adapter or site.tensor):
         return f"lora_{lora[1]}"
-    if _is_norm(site.owner):
+    if is_norm(site.owner):
         return "norm"
     if site.adapter == _IA3:
         return _block_of(site) or "other"
@@ -84,7 +84,8 @@ def component_of(site: Site) -> str:
     return _block_of(site) or "other"
 
 
-def _is_norm(module: nn.Module) -> bool:
+def is_norm(module: nn.Module) -> bool:
+    """Whether it is a normalisation, by type or by the name of its class."""
     return isinstance(module, _NORM_TYPES) or bool(_NORM_CLASS.search(type(module).__name__))
 
 

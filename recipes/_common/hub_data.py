@@ -1,7 +1,8 @@
 """Datasets that the `datasets` library loads: from the hub, from a directory, from files."""
 
-import difflib
 from typing import TYPE_CHECKING, Any
+
+from hf_pdyn.common.errors import nearest
 
 from .entry_point import RecipeError
 
@@ -35,7 +36,7 @@ def check_column(option: str, column: str, dataset: "Dataset", given: str) -> No
     """Raise for a column that the dataset does not have."""
     columns = dataset.column_names
     if column not in columns:
-        nearest = difflib.get_close_matches(column, columns, n=1) or columns[:1]
+        near = nearest(column, columns, n=1) or columns[:1]
         raise RecipeError(
-            f"{option} must be a column of {given!r}, got {column!r}; its columns are {columns}, try {nearest[0]!r}"
+            f"{option} must be a column of {given!r}, got {column!r}; its columns are {columns}, try {near[0]!r}"
         )

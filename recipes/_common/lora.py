@@ -1,6 +1,5 @@
 """LoRA whose trainable set has both of the paper's pathways: matrices, and biases with norms."""
 
-import difflib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
@@ -9,6 +8,9 @@ from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+
+from hf_pdyn.common.errors import nearest
+from hf_pdyn.grouping import norm_names
 
 from .entry_point import RecipeError
 
@@ -76,17 +78,6 @@ def add_lora(
         ) from error
 
 
-def norm_names(model: nn.Module) -> list[str]:
-    """Return the last parts of the normalisation layers' names: ``ln_1``, ``ln_2``, ``ln_f``."""
-    return sorted(
-        {
-            name.rpartition(".")[2]
-            for name, module in model.named_modules()
-            if "norm" in type(module).__name__.lower() and _owns_parameters(module)
-        }
-    )
-
-
 def trainable_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that the optimizer will get."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -107,16 +98,12 @@ def _target_modules(model: PreTrainedModel, given: list[str] | None) -> str | li
     return given
 
 
-def _owns_parameters(module: nn.Module) -> bool:
-    return next(module.parameters(recurse=False), None) is not None
-
-
 def _advice(model: nn.Module, given: list[str] | None) -> str:
     names = sorted(
         {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     )
-    nearest = difflib.get_close_matches(given[0], names, n=1) if given else []
-    return f"try {nearest[0]!r}" if nearest else f"its matrices are named {', '.join(names)}"
+    near = nearest(given[0], names, n=1) if given else []
+    return f"try {near[0]!r}" if near else f"its matrices are named {', '.join(names)}"
 
 
 def _first_sentence(error: ValueError) -> str:
