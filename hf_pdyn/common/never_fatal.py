@@ -44,9 +44,13 @@ def give_up(owner: Measures, error: Exception) -> None:
         return
     owner.gave_up = True
     owner.stop_measuring()
-    # The text of an error about a tensor may be all of its numbers.
     warnings.warn(
-        f"hf_pdyn stopped measuring this run: {type(error).__name__}: {str(error)[:200]}. Training goes on; "
+        f"hf_pdyn stopped measuring this run: {described(error)}. Training goes on; "
         "its metrics are missing from here, and Algorithm 1, if it needs them, leaves p where it is.",
         stacklevel=3,
     )
+
+
+def described(error: Exception) -> str:
+    """Its type and the start of its text, which may be all numbers of a tensor."""
+    return f"{type(error).__name__}: {str(error)[:200]}"

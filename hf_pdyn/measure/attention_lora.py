@@ -11,15 +11,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from hf_pdyn.common.never_fatal import described
 from hf_pdyn.grouping import layer_of
 from hf_pdyn.integrations import peft
 from hf_pdyn.integrations.peft import Whole
 from hf_pdyn.measure.spectra import Spectrum, singular_values
+from hf_pdyn.tensors.sharding import is_dtensor
 
 ATTENTION, ATTENTION_HEADS, LORA = "attention", "attention_heads", "lora"
 
@@ -46,6 +48,8 @@ class Product(ABC):
     """A product of weights in a layer of the model, which are looked up anew at every call: wrappers replace them."""
 
     layer: str
+    name: ClassVar[str]
+    """What it is, in words of a warning."""
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:
@@ -87,6 +91,7 @@ class AttentionProduct(Product):
     head_size: rows of one head; None where nothing tells, which leaves the whole product.
     """
 
+    name = "attention's K^T Q"
     layer: str
     query: Projection
     key: Projection
@@ -123,6 +128,7 @@ def _whole_attention(query: Tensor, key: Tensor) -> Measured:
 class LoraProduct(Product):
     """scaling * B A of every active adapter of a layer."""
 
+    name = "LoRA's B A"
     layer: str
     module: nn.Module
 
@@ -163,12 +169,15 @@ def find_products(model: nn.Module) -> Found:
         if "original_module" in path.split("."):  # its trained copy stands beside it
             continue
         layer = layer_of(f"{path}.weight")
-        for product in _products_of(layer, module):
-            if isinstance(product, str):
-                found.unavailable[layer] = product
-            elif (tensors := tuple(product.tensors())) not in seen:
-                seen.add(tensors)
-                found.products.append(product)
+        try:
+            for product in _products_of(layer, module):
+                if isinstance(product, str):
+                    found.unavailable[layer] = product
+                elif (tensors := tuple(product.tensors())) not in seen:
+                    seen.add(tensors)
+                    found.products.append(product)
+        except Exception as error:  # a quantised weight may refuse any operation
+            found.unavailable[layer] = described(error)
     return found
 
 
@@ -222,6 +231,9 @@ def _why_unknown(layer: nn.Module) -> str | None:
     dtype = _own_weight(module).dtype
     if not dtype.is_floating_point or dtype.itemsize < 2:
         return f"its weights are quantised ({dtype})"
+    weight = _own_weight(module)
+    if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_dtensor(weight):
+        return f"its weights are {type(weight).__name__}"  # such as torchao's, which report the dtype they unpack to
     return peft.why_unlike_lora(module)
 
 
