@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
+from hf_pdyn.common.checkpoint_state import check_keys, damaged
+from hf_pdyn.common.errors import shortened
+from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.deepspeed import check_not_replaced
 from hf_pdyn.integrations.transformers import (
@@ -29,6 +32,7 @@ from hf_pdyn.integrations.transformers import (
     watch_mixed_mesh_clipping,
 )
 from hf_pdyn.optim.padam import Padam
+from hf_pdyn.policy.limits import check_limits
 from hf_pdyn.policy.schedules import Moment
 from hf_pdyn.run_dir import run_json
 
@@ -36,7 +40,10 @@ PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
 
 _CLAIMS = "_pdyn_claims"
+_WRITTEN = "_pdyn_written"
+"""An optimizer's attribute: the fields of its groups that callbacks have claimed since it began a training."""
 _MEMORY_VERSION = 1
+_INITIAL = "initial_"
 
 
 @dataclass(frozen=True)
@@ -126,11 +133,9 @@ class PdynCallback(TrainerCallback):
             setattr(state, _CLAIMS, {})
             check_not_replaced(optimizer)
             _unpin(self.run.groups)
-            if _memory(state).get("version") != _MEMORY_VERSION:
-                raise ValueError(
-                    f"The checkpoint's pdyn state has version {_memory(state).get('version')!r}, this hf_pdyn reads "
-                    f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
-                )
+            if state.global_step == 0:
+                _start_over(unwrap_optimizer(optimizer), self.run.groups)
+            _check_memory(state, self.run.groups)
             if processes_train_apart(self._trainer):
                 warnings.warn(
                     "The processes of this launch do not average their gradients: each trains a model of its own. The "
@@ -166,6 +171,10 @@ class PdynCallback(TrainerCallback):
                 "that Trainer by add_callback, or leave trainer out."
             )
 
+    def resolved(self) -> dict[str, Any]:
+        """What this training made of settings such as "auto", for run.json."""
+        return {}
+
     def before_checkpoint(self, state: TrainerState) -> None:
         """What must be on the disk before the checkpoint of this step is: called in every process."""
         self._flush()
@@ -188,15 +197,16 @@ class PdynCallback(TrainerCallback):
             self.row_buffer.flush()
 
     def _say_what_stays(self, state: TrainerState) -> None:
-        """Of fields that a callback of the checkpoint's run has moved and none of this run writes."""
+        """Warn of a field that a callback of the checkpoint's run moved and that no callback of this run writes."""
         written = {getattr(callback, "writes", None) for callback in all_callbacks(self, self._trainer)}
         for key, initial in _memory(state).items():
-            field = key.removeprefix("initial_")
-            if field == key or field in written or len(initial) != len(self.run.groups):
+            field = key.removeprefix(_INITIAL)
+            if field == key or field in written:
                 continue
-            moved = [(old, group.get(field)) for old, group in zip(initial, self.run.groups, strict=True)]
-            if any(old != now for old, now in moved):
-                old, now = next(pair for pair in moved if pair[0] != pair[1])
+            pairs = zip(initial, self.run.groups, strict=True)
+            moved = [(old, group[field]) for old, group in pairs if field in group and group[field] != old]
+            if moved:
+                old, now = moved[0]
                 warnings.warn(
                     f"A callback of the run that wrote this checkpoint has moved {field} from {old} to {now}, and it "
                     f"stays there: this run has none that writes it. Add that callback, or a schedule of {field}.",
@@ -215,6 +225,7 @@ class PdynCallback(TrainerCallback):
                 f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
             )
         claims[field, label] = type(self).__name__
+        vars(unwrap_optimizer(self.run.optimizer)).setdefault(_WRITTEN, set()).add(field)
 
     def keep_initial(self, state: TrainerState, field: str) -> None:
         """Let every group that has `field` have `initial_<field>`, as torch's schedulers keep `initial_lr`.
@@ -222,9 +233,10 @@ class PdynCallback(TrainerCallback):
         It is the value before any callback wrote it, also in a resumed run: it stands in trainer_state.json as well,
         since loading an optimizer under FSDP2 drops every key that the new run's groups do not have yet (torch 2.13).
         """
-        key, groups, memory = f"initial_{field}", self.run.groups, _memory(state)
-        if len(memory.get(key, ())) != len(groups):
-            memory[key] = [group.get(key, group.get(field)) for group in groups]
+        key, groups, memory = f"{_INITIAL}{field}", self.run.groups, _memory(state)
+        if key not in memory:
+            began = state.global_step > 0  # before, the value of now is the initial one
+            memory[key] = [group.get(key if began and key in group else field) for group in groups]
         for group, value in zip(groups, memory[key], strict=True):
             if value is not None:
                 group[key] = value
@@ -253,8 +265,8 @@ class RememberingCallback(PdynCallback, ABC):
         """JSON-able state; may wait for the device, so it is called when a checkpoint is written."""
 
     @abstractmethod
-    def recall(self, memory: dict[str, Any]) -> None:
-        """Continue from what `remember` returned; ValueError where that cannot be."""
+    def recall(self, memory: object) -> None:
+        """Continue from what `remember` returned and the checkpoint's step; ValueError for anything else."""
 
     @abstractmethod
     def metrics(self, state: TrainerState) -> dict[str, float] | None:
@@ -266,26 +278,30 @@ class RememberingCallback(PdynCallback, ABC):
         super().on_train_begin(args, state, *event, **kwargs)
 
     def take_up(self, state: TrainerState) -> None:
-        memory = _memory(state)
-        if self.memory_name in memory:
-            self._continue(memory[self.memory_name], state.global_step)
-        elif state.global_step > 0:
-            warnings.warn(
-                f"The checkpoint of step {state.global_step} has no {self.memory_name} state: it was written without "
-                f"{type(self).__name__}. {self.without_memory} anew at this step.",
-                stacklevel=2,
-            )
-
-    def _continue(self, memory: dict[str, Any], step: int) -> None:
-        if memory.get("step", step) != step:
+        memory, step = _memory(state), state.global_step
+        if self.memory_name not in memory:
+            if step > 0:
+                warnings.warn(
+                    f"The checkpoint of step {step} has no {self.memory_name} state: it was written without "
+                    f"{type(self).__name__}. {self.without_memory} anew at this step.",
+                    stacklevel=2,
+                )
+            return
+        remembered = memory[self.memory_name]
+        written_at = remembered.get("step", step) if isinstance(remembered, dict) else step
+        if is_count(written_at) and written_at != step:
             # The Trainer carries the state of callbacks that were left out of a run through its checkpoints.
             warnings.warn(
-                f"The checkpoint's {self.memory_name} state is of step {memory['step']}, the "
+                f"The checkpoint's {self.memory_name} state is of step {written_at}, the "
                 f"checkpoint of step {step}: the run between was without. Starting it anew.",
                 stacklevel=2,
             )
             return
-        self.recall(memory)
+        self.recall(remembered)
+
+    def say_what_starts_anew(self, error: ValueError) -> None:
+        """Warn that measuring goes on without what the checkpoint remembers."""
+        warnings.warn(f"{error} {self.without_memory} anew at this step.", stacklevel=2)
 
     def before_checkpoint(self, state: TrainerState) -> None:
         """Put the state of this step where the checkpoint that is about to be written has it."""
@@ -319,21 +335,40 @@ def _memory(state: TrainerState) -> dict[str, Any]:
     return memory
 
 
-def check_interval(name: str, interval: int | str) -> None:
-    """ValueError unless it is "epoch" or a number of optimizer steps."""
-    if interval != "epoch" and not (isinstance(interval, int) and interval >= 1):
-        raise ValueError(f"{name} must be 'epoch' or a number of optimizer steps >= 1, got {interval!r}.")
+def check_remembered(memory: object, names: Sequence[str], what: str) -> dict[str, Any]:
+    """`memory`; ValueError unless it is a dict with exactly the step of its checkpoint and `names`."""
+    found = check_keys(memory, ("step", *names), what)
+    if not is_count(found["step"]):
+        raise damaged(f"{what} must be of a step >= 0, got {shortened(str(found['step']))}")
+    return found
 
 
-def check_keys(found: Mapping[str, Any], expected: Collection[str], what: str) -> None:
-    """ValueError unless `found`, from a checkpoint, has exactly the `expected` keys."""
-    differing = [f"{key!r} is missing" for key in expected if key not in found]
-    differing += [f"{key!r} is unknown" for key in found if key not in expected]
-    if differing:
+def _check_memory(state: TrainerState, groups: Sequence[Mapping[str, Any]]) -> None:
+    """ValueError for memory that no callback can have left; what one of them remembers, it checks itself."""
+    memory: object = _memory(state)
+    if not isinstance(memory, dict):
+        raise damaged(f"The pdyn state must be a dict, got {shortened(str(memory))}")
+    version = memory.get("version")
+    if type(version) is not int or version != _MEMORY_VERSION:
         raise ValueError(
-            f"{what} in this checkpoint must have the keys {', '.join(expected)}; {', '.join(differing)}. It was "
-            "damaged, or written by another hf_pdyn: resume with that one, or from an earlier checkpoint."
+            f"The checkpoint's pdyn state has version {shortened(str(version))}, this hf_pdyn reads "
+            f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
         )
+    if not isinstance(memory.get(run_json.ID), str | None):
+        raise damaged(f"The run's id must be text, got {shortened(str(memory[run_json.ID]))}")
+    for key, initial in memory.items():
+        if not key.startswith(_INITIAL):
+            continue
+        if not isinstance(initial, list) or not all(value is None or is_number(value) for value in initial):
+            raise damaged(f"{key} must be a list of finite numbers or null, got {shortened(str(initial))}")
+        if len(initial) != len(groups):
+            raise ValueError(
+                f"The checkpoint has {key} for {len(initial)} parameter groups, this run has {len(groups)}. Resume "
+                "with the same labels, or start a new run from the checkpoint's weights."
+            )
+        for value in initial:
+            if value is not None:
+                check_limits(f"The checkpoint's {key}", key.removeprefix(_INITIAL), value)
 
 
 def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:
@@ -360,6 +395,17 @@ def _unpin(groups: list[dict[str, Any]]) -> None:
         for name, value in group.items():
             if name.endswith("_pinned") and value == PINNED_BY_CALLBACK:
                 group[name] = False
+
+
+def _start_over(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
+    """Give the fields that callbacks of an earlier training wrote their initial values back.
+
+    A second `train()` has the first one's optimizer, and so has one that `auto_find_batch_size` begins again.
+    """
+    for field in vars(optimizer).pop(_WRITTEN, ()):
+        for group in groups:
+            if f"{_INITIAL}{field}" in group:
+                group[field] = group[f"{_INITIAL}{field}"]
 
 
 def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments) -> int | None:

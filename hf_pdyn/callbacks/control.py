@@ -5,25 +5,32 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import warnings
 from typing import Any
 
-from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
+from hf_pdyn.callbacks.base import RememberingCallback, check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
+from hf_pdyn.common.checkpoint_state import damaged
+from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.grouping import how_to_train_bias_like
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import Window
 from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.policy.intervals import auto_interval, parse_interval, useful_decisions
 from hf_pdyn.run_dir.tables import DECISIONS
 from hf_pdyn.tensors.sharding import agreed, first_param
 
 logger = logging.getLogger(__name__)
 
 _NOTHING = (math.nan, math.nan)
+
+_FEWEST_USEFUL = 2
+"""Decisions that can change a step, below which a warning says that control has hardly any effect."""
 
 
 class PControlCallback(RememberingCallback):
@@ -37,7 +44,8 @@ class PControlCallback(RememberingCallback):
 
     Args:
         config: range, step and threshold.
-        interval: "epoch", or a number of optimizer steps.
+        interval: "auto" for about 20 decisions in the training, at least 10 steps apart; "epoch", as the paper has
+            it; or a number of optimizer steps. In `run.json`, `interval_steps` is what "auto" came to.
         trainer: see `PdynCallback`.
     """
 
@@ -46,22 +54,19 @@ class PControlCallback(RememberingCallback):
     without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
     def __init__(
-        self, config: ControlConfig | None = None, interval: int | str = "epoch", *, trainer: Any | None = None
+        self, config: ControlConfig | None = None, interval: int | str = "auto", *, trainer: Any | None = None
     ) -> None:
         super().__init__(trainer=trainer)
-        check_interval("interval", interval)
         self.config = config or ControlConfig()
-        self.interval = interval
+        self.interval = parse_interval("interval", interval, "auto", "epoch")
         self.row_buffer = self._decisions = RowBuffer(DECISIONS)
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []
-        self._unfinished: tuple[Optimizer, list[float]] | None = None
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
         self._window = None
         free = self._free_groups()
-        self._undo_unfinished(state)
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
         self.keep_initial(state, "p")
@@ -69,11 +74,6 @@ class PControlCallback(RememberingCallback):
             raise ValueError(
                 "Algorithm 1 steers one training, and the processes of this launch do not average their gradients. "
                 "Call no evaluate() before train(), use eval_on_start; or leave p_control off."
-            )
-        if self.interval != "epoch" and int(self.interval) > self.run.total_steps:
-            raise ValueError(
-                f"An interval must end within training: got {self.interval} steps, training has "
-                f"{self.run.total_steps}. Write a smaller interval."
             )
         statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         if statistics.unavailable:
@@ -83,33 +83,41 @@ class PControlCallback(RememberingCallback):
         if statistics.pathways != {"weight", "bias_like"}:
             raise ValueError(
                 "Algorithm 1 compares the gradients of weights with those of bias-like parameters; this run trains "
-                f"only {', '.join(sorted(statistics.pathways)) or 'unlabelled'} parameters. With LoRA, train biases "
-                'too (LoraConfig(bias="all")), norms (modules_to_save=["ln_1", ...]) or magnitudes '
-                "(use_dora=True); or leave p_control off."
+                f"only {', '.join(sorted(statistics.pathways)) or 'unlabelled'} parameters. With LoRA, train "
+                f"{how_to_train_bias_like(self.run.model)} too; or leave p_control off."
             )
+        self._interval_steps = self._resolve_interval(state)
         self._window = statistics.window()
         self._steps = 0
         self._state = ControlState(p=free[0]["p"])
         self._unlogged = []
-        self._unfinished = (unwrap_optimizer(self.run.optimizer), [group["p"] for group in self.run.groups])
 
-    def _undo_unfinished(self, state: TrainerState) -> None:
-        """Start where a training that broke off had started.
+    def _resolve_interval(self, state: TrainerState) -> int | None:
+        """The steps of an interval; None for epochs of unknown length. Says so where hardly any decision is useful."""
+        total = self.run.total_steps
+        if self.interval == "epoch":
+            steps = self.run.steps_per_epoch
+        else:
+            steps = auto_interval(total) if self.interval == "auto" else int(self.interval)
+        if isinstance(self.interval, int) and self.interval > total:
+            raise ValueError(
+                f"An interval must end within training: got {self.interval} steps, training has {total}. Write a "
+                "smaller interval."
+            )
+        if steps is not None and state.is_world_process_zero:
+            useful = useful_decisions(total, steps)
+            logger.info("Algorithm 1 decides every %d optimizer steps; %d decisions can move p", steps, useful)
+            if useful < _FEWEST_USEFUL:
+                warnings.warn(
+                    f"Algorithm 1 {('cannot move p', 'can move p only once')[useful]} in this training: it has {total} "
+                    f"steps, an interval takes {steps}, and the first one only observes. Train longer, or choose "
+                    "shorter intervals (--p_interval).",
+                    stacklevel=2,
+                )
+        return steps
 
-        `auto_find_batch_size` begins again with the same optimizer, whose p has been moved.
-        """
-        if self._unfinished is not None and state.global_step == 0:
-            optimizer, exponents = self._unfinished
-            if optimizer is unwrap_optimizer(self.run.optimizer):
-                for group, p in zip(self.run.groups, exponents, strict=False):
-                    group["p"] = p
-        self._unfinished = None
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._unfinished = None
-        super().on_train_end(args, state, control, **kwargs)
+    def resolved(self) -> dict[str, Any]:
+        return {"interval_steps": self._interval_steps}
 
     def stop_measuring(self) -> None:
         """Read nothing from here on; decisions go by what rank 0 reads."""
@@ -128,10 +136,10 @@ class PControlCallback(RememberingCallback):
         super().on_epoch_end(args, state, control, **kwargs)
 
     def _interval_ends(self, state: TrainerState) -> bool:
+        if self.interval == "epoch":
+            return self.run.ends_epoch(state.global_step)
         # Counted apart from the window, which stays empty where measuring failed: every process must come to `agreed`.
-        if self.interval != "epoch":
-            return self._steps >= int(self.interval)
-        return self.run.ends_epoch(state.global_step)
+        return self._interval_steps is not None and self._steps >= self._interval_steps
 
     def _decide(self, state: TrainerState) -> None:
         self._steps = 0
@@ -188,14 +196,16 @@ class PControlCallback(RememberingCallback):
             "unlogged": [decided.to_dict() for decided in self._unlogged],
         }
 
-    def recall(self, memory: dict[str, Any]) -> None:
-        check_keys(memory, ("step", "state", "window", "unlogged"), "The control state")
-        for state in (memory["state"], *memory["unlogged"]):
-            check_keys(state, [field.name for field in dataclasses.fields(ControlState)], "Algorithm 1's state")
-        self._state = ControlState.from_dict(memory["state"])
-        self._unlogged = [ControlState.from_dict(decided) for decided in memory["unlogged"]]
+    def recall(self, memory: object) -> None:
+        found = check_remembered(memory, ("state", "window", "unlogged"), "The control state")
+        self._state = ControlState.from_dict(found["state"])
+        if not isinstance(found["unlogged"], list):
+            raise damaged(
+                f"The control state's unlogged decisions must be a list, got {shortened(str(found['unlogged']))}"
+            )
+        self._unlogged = [ControlState.from_dict(decided) for decided in found["unlogged"]]
         self.config.check_start(self._state.p)
-        if self._window is not None and memory["window"] is not None:
-            self._window.load_state_dict(memory["window"])
+        if self._window is not None and found["window"] is not None:
+            self._window.load_state_dict(found["window"])
             self._steps = len(self._window)
         self._apply()

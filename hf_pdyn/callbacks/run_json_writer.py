@@ -6,7 +6,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +18,9 @@ from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.run_dir import run_json
 from hf_pdyn.run_dir.tables import forget_after
 from hf_pdyn.tensors.sharding import has_fsdp1
+
+if TYPE_CHECKING:
+    from hf_pdyn.callbacks.base import PdynCallback
 
 
 class RunJsonWriter:
@@ -36,7 +39,7 @@ class RunJsonWriter:
         state: TrainerState,
         model: nn.Module,
         optimizer: Optimizer,
-        callbacks: Iterable[object],
+        callbacks: Iterable[PdynCallback],
         run_id: str | None = None,
     ) -> str | None:
         """Note the start, and forget the records of what is about to be repeated, or of an earlier run.
@@ -59,7 +62,8 @@ class RunJsonWriter:
                     "model": describe_model(model, optimizer.param_groups),
                     "optimizer": type(unwrap_optimizer(optimizer)).__name__,
                     "callbacks": [
-                        {"name": type(callback).__name__, **constructor_arguments(callback)} for callback in callbacks
+                        {"name": type(callback).__name__, **constructor_arguments(callback), **callback.resolved()}
+                        for callback in callbacks
                     ],
                     "device": str(args.device),
                     "processes": args.world_size,

@@ -10,14 +10,22 @@ import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback, check_interval, check_keys
+from hf_pdyn.callbacks.base import RememberingCallback, check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
-from hf_pdyn.common.never_fatal import give_up, never_fatal
+from hf_pdyn.common.checkpoint_state import damaged
+from hf_pdyn.common.errors import shortened
+from hf_pdyn.common.never_fatal import described, give_up, never_fatal
+from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.integrations.transformers import shards_every_parameter
 from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
 from hf_pdyn.measure.spectra import QUANTITIES, summary
+from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.run_dir.tables import LAYERS
 from hf_pdyn.tensors.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
+
+
+_KINDS = (ATTENTION, ATTENTION_HEADS, LORA)
+_STEP = "pdyn/spectrum/step"
 
 
 class SpectralCallback(RememberingCallback):
@@ -39,16 +47,17 @@ class SpectralCallback(RememberingCallback):
 
     def __init__(self, every: int | str = "epoch", *, trainer: Any | None = None) -> None:
         super().__init__(trainer=trainer)
-        check_interval("every", every)
-        self.every = every
+        self.every = parse_interval("every", every, "epoch")
         self.row_buffer = self._layers = RowBuffer(LAYERS)
         self._products: Sequence[Product] = ()
         self._sharded = False
+        self._failed: set[type[Product]] = set()
         self._unlogged: dict[str, float] = {}
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
         self._products, self._sharded, self._unlogged = (), False, {}
+        self._failed.clear()
         self._find(state)
         # A resumed run has the measurement of its checkpoint's step, if there was one.
         self._measured_at = state.global_step if state.global_step > 0 else None
@@ -118,9 +127,9 @@ class SpectralCallback(RememberingCallback):
         for product in self._products if self._sharded or main else ():
             gathered = self._gather(product) if self._sharded else None
             if main:
-                found += [(product, measured) for measured in self._spectra(product, gathered) or ()]
+                found += [(product, measured) for measured in self._spectra(product, gathered)]
         if main:
-            self._note(state, found)
+            self._note(state, [(product, measured) for product, measured in found if type(product) not in self._failed])
 
     def _gather(self, product: Product) -> dict[Tensor, Tensor]:
         try:
@@ -129,9 +138,20 @@ class SpectralCallback(RememberingCallback):
             give_up(self, error)
             return {}
 
-    @never_fatal
     def _spectra(self, product: Product, gathered: dict[Tensor, Tensor] | None) -> list[Measured]:
-        return product.measure(Tensor.detach if gathered is None else gathered.__getitem__)
+        """Empty once a product of this kind has failed: a mean over the other layers would be about something else."""
+        if self.gave_up or type(product) in self._failed:
+            return []
+        try:
+            return product.measure(Tensor.detach if gathered is None else gathered.__getitem__)
+        except Exception as error:
+            self._failed.add(type(product))
+            warnings.warn(
+                f"pdyn spectra: those of {product.name} are missing from here on, since {product.layer} cannot be "
+                f"measured: {described(error)}.",
+                stacklevel=2,
+            )
+            return []
 
     @never_fatal
     def _note(self, state: TrainerState, found: list[tuple[Product, Measured]]) -> None:
@@ -151,10 +171,10 @@ class SpectralCallback(RememberingCallback):
         )
         values = {
             f"pdyn/spectrum/{kind}/{name}": value
-            for kind in (ATTENTION, ATTENTION_HEADS, LORA)
+            for kind in _KINDS
             for name, value in summary([measured.spectrum for _, measured in found if measured.kind == kind]).items()
         }
-        self._unlogged = {**values, "pdyn/spectrum/step": state.global_step} if values else {}
+        self._unlogged = {**values, _STEP: state.global_step} if values else {}
 
     def metrics(self, state: TrainerState) -> dict[str, float]:
         unlogged, self._unlogged = self._unlogged, {}
@@ -163,10 +183,24 @@ class SpectralCallback(RememberingCallback):
     def remember(self) -> dict[str, Any]:
         return {"unlogged": self._unlogged}
 
-    def recall(self, memory: dict[str, Any]) -> None:
+    def recall(self, memory: object) -> None:
         try:
-            check_keys(memory, ("step", "unlogged"), "The state of spectra")
+            found = check_remembered(memory, ("unlogged",), "The state of spectra")
+            self._unlogged = _check_unlogged(found["unlogged"])
         except ValueError as error:
-            warnings.warn(f"{error} {self.without_memory} anew at this step.", stacklevel=2)
-            return
-        self._unlogged = dict(memory["unlogged"])
+            self.say_what_starts_anew(error)
+
+
+def _names(kind: str) -> set[str]:
+    return {f"pdyn/spectrum/{kind}/{quantity}" for quantity in QUANTITIES}
+
+
+def _check_unlogged(found: object) -> dict[str, float]:
+    """`found`; ValueError unless it is what `_note` keeps for the next log record."""
+    if not isinstance(found, dict) or not all(map(is_number, found.values())):
+        raise damaged(f"The state of spectra must hold finite numbers by metric, got {shortened(str(found))}")
+    measured = [_names(kind) for kind in _KINDS if found.keys() & _names(kind)]
+    expected = set().union({_STEP} if found else (), *measured)
+    if found.keys() != expected or (found and not is_count(found[_STEP])):
+        raise damaged(f"The state of spectra must hold whole spectra and their step, got {shortened(', '.join(found))}")
+    return found

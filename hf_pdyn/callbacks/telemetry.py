@@ -14,9 +14,13 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_pdyn.callbacks.base import RememberingCallback, check_keys
+from hf_pdyn.callbacks.base import RememberingCallback, check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
+from hf_pdyn.common.checkpoint_state import damaged
+from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.never_fatal import give_up, never_fatal
+from hf_pdyn.common.numbers import is_count, is_number
+from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.measure.mirror_time import time_of_step, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
@@ -44,8 +48,8 @@ class TelemetryCallback(RememberingCallback):
         every: measure the costlier quantities every so many steps; None measures the step that
             completes a logging interval.
         per_layer: every mean also by layer, as rows of `tables.LAYERS` in the output directory; and p,
-            weight_decay and a_t also by label, as `pdyn/p/weight`, `pdyn/p/weight/attention`, where
-            the optimizer's groups are labelled.
+            weight_decay and a_t also by label, as `pdyn/by_label/weight/p` and
+            `pdyn/by_label/weight/attention/p`, where the optimizer's groups are labelled.
         trainer: see `PdynCallback`.
     """
 
@@ -54,8 +58,8 @@ class TelemetryCallback(RememberingCallback):
 
     def __init__(self, every: int | None = None, per_layer: bool = False, *, trainer: Any | None = None) -> None:
         super().__init__(trainer=trainer)
-        if every is not None and every < 1:
-            raise ValueError(f"every must be at least 1 optimizer step, got {every}.")
+        if every is not None and not (is_count(every) and every >= 1):
+            raise ValueError(f"every must be at least 1 optimizer step, got {every!r}.")
         self.every = every
         self.per_layer = per_layer
         self.row_buffer = RowBuffer(LAYERS) if per_layer else None
@@ -124,10 +128,10 @@ class TelemetryCallback(RememberingCallback):
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
             rates[label] = _largest([time_of_step(optimizer, group) for group in groups])
-            self._settings[f"pdyn/weight_decay{label}"] = decay
+            self._settings[_metric("weight_decay", label)] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
-                self._settings[f"pdyn/p{label}"] = (free or groups)[0]["p"]
+                self._settings[_metric("p", label)] = (free or groups)[0]["p"]
         self._say_if_a_t_ends(optimizer)
         found_inf = self._statistics.found_inf if self._window is not None else None
         if found_inf is not None or any(isinstance(rate, Tensor) for rate in rates.values()):
@@ -186,7 +190,7 @@ class TelemetryCallback(RememberingCallback):
             collected = _global_metrics(reading)
             if self.row_buffer is not None:
                 self.row_buffer.add(state, _layer_rows(reading))
-        settings = self._settings | {f"pdyn/a_t{label}": value for label, value in self._times().items()}
+        settings = self._settings | {_metric("a_t", label): value for label, value in self._times().items()}
         collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
         collected["pdyn/steps"] = state.global_step - self._covered_until
         self._covered_until = state.global_step
@@ -212,27 +216,41 @@ class TelemetryCallback(RememberingCallback):
             "cumulative_decay": self._times(),
         }
 
-    def recall(self, memory: dict[str, Any]) -> None:
+    def recall(self, memory: object) -> None:
         try:
-            check_keys(
-                memory,
-                ("step", "window", "covered_until", "skipped_steps", "nonfinite_steps", "cumulative_decay"),
-                "The telemetry state",
-            )
+            found = _check_memory(memory)
         except ValueError as error:
-            warnings.warn(f"{error} {self.without_memory} anew at this step.", stacklevel=2)
+            self.say_what_starts_anew(error)
             return
-        if self._window is not None and memory["window"] is not None:
+        if self._window is not None and found["window"] is not None:
             try:
-                self._window.load_state_dict(memory["window"])
-                self._covered_until = memory["covered_until"]
+                self._window.load_state_dict(found["window"])
+                self._covered_until = found["covered_until"]
             except ValueError as error:
                 warnings.warn(
                     f"{error} Until the next record, means are over the steps since the resume.", stacklevel=2
                 )
-        self._skipped_steps = self._logged_skips = memory["skipped_steps"]
-        self._nonfinite_steps = memory["nonfinite_steps"]
-        self._cumulative_decay = dict.fromkeys(self._cumulative_decay, math.nan) | memory["cumulative_decay"]
+        self._skipped_steps = self._logged_skips = found["skipped_steps"]
+        self._nonfinite_steps = found["nonfinite_steps"]
+        self._cumulative_decay = dict.fromkeys(self._cumulative_decay, math.nan) | found["cumulative_decay"]
+
+
+def _check_memory(memory: object) -> dict[str, Any]:
+    """`memory`, but for its window; ValueError unless `_remember` can have returned it."""
+    found = check_remembered(
+        memory,
+        ("window", "covered_until", "skipped_steps", "nonfinite_steps", "cumulative_decay"),
+        "The telemetry state",
+    )
+    for name in ("covered_until", "skipped_steps", "nonfinite_steps"):
+        if not is_count(found[name]):
+            raise damaged(f"{name} must be a whole number >= 0, got {shortened(str(found[name]))}")
+    if found["covered_until"] > found["step"]:
+        raise damaged(f"covered_until must not be beyond step {found['step']}, got {found['covered_until']}")
+    decay = found["cumulative_decay"]
+    if not isinstance(decay, dict) or not decay.keys() <= _LABEL_NAMES or not all(map(is_number, decay.values())):
+        raise damaged(f"cumulative_decay must hold a finite number by label, got {shortened(str(decay))}")
+    return found
 
 
 def _largest(values: Sequence[float | Tensor]) -> float | Tensor:
@@ -273,10 +291,18 @@ def _layer_rows(reading: Reading) -> list[dict[str, Any]]:
 
 
 def _by_label(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The groups of each label, under the end of a metric's name: all, a pathway, and a full label."""
+    """The groups of each of `_LABEL_NAMES` that has any: all, those of a pathway, and those of a full label."""
     found: dict[str, list[dict[str, Any]]] = {"": groups}
     for group in groups:
         if "pathway" in group:
-            found.setdefault(f"/{group['pathway']}", []).append(group)
-            found.setdefault(f"/{group['pathway']}/{group['component']}", []).append(group)
+            found.setdefault(group["pathway"], []).append(group)
+            found.setdefault(f"{group['pathway']}/{group['component']}", []).append(group)
     return found
+
+
+_LABEL_NAMES = {"", *PATHWAYS, *(f"{pathway}/{component}" for pathway in PATHWAYS for component in COMPONENTS)}
+
+
+def _metric(name: str, label: str) -> str:
+    """Its name in a log record. None is the beginning of another's path: file stores make folders of them."""
+    return f"pdyn/by_label/{label}/{name}" if label else f"pdyn/{name}"

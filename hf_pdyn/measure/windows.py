@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pdyn.common.checkpoint_state import check_keys, damaged
+from hf_pdyn.common.errors import shortened
+from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.optim.clipping import clip_factor
 from hf_pdyn.optim.step_work import SUMS
 
@@ -82,6 +85,27 @@ class _Totals:
     grad_norm_clipped: list[float | None] = field(default_factory=list)
     quantities: dict[str, list[float | None]] = field(default_factory=dict)
 
+    def check(self) -> None:
+        """ValueError for what cannot be the sums over steps; it came from a checkpoint."""
+        counts = (self.steps, self.nonfinite_steps, self.measured_steps)
+        if not all(map(is_count, counts)):
+            raise damaged(f"Steps of an interval must be whole numbers >= 0, got {shortened(str(counts))}")
+        expected = set(QUANTITIES) if self.measured_steps or self.quantities else set()
+        if not isinstance(self.quantities, dict) or self.quantities.keys() != expected:
+            raise damaged(f"An interval with {self.measured_steps} measured steps must have {', '.join(QUANTITIES)}")
+        for count, name, sums in (
+            (self.steps, "grad_norm", self.grad_norm),
+            (self.steps, "grad_norm_clipped", self.grad_norm_clipped),
+            *((self.measured_steps, name, sums) for name, sums in self.quantities.items()),
+        ):
+            may_be_negative = name == "N_p"  # beyond p = 1
+            if not isinstance(sums, list) or not all(
+                value is None or (is_number(value) and (value >= 0 or may_be_negative)) for value in sums
+            ):
+                raise damaged(f"Sums of {name} must be a list of finite numbers, >= 0, or null")
+            if count and not sums:
+                raise damaged(f"An interval of {count} steps must have sums of {name}")
+
 
 class Window:
     """An interval of steps. Several windows of one `StepStatistics` are independent of each other.
@@ -133,22 +157,19 @@ class Window:
         self._fold()
         return dataclasses.asdict(self._totals)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue an interval; ValueError where it was of another set of layers, or is none."""
-        keys = {total.name for total in dataclasses.fields(_Totals)}
-        if state.keys() != keys:
+    def load_state_dict(self, state: object) -> None:
+        """Continue an interval; ValueError for one of another set of layers, or that `state_dict` cannot have given."""
+        totals = _Totals(**check_keys(state, [total.name for total in dataclasses.fields(_Totals)], "An interval"))
+        totals.check()
+        widths = {len(sums) for sums in (totals.grad_norm, totals.grad_norm_clipped, *totals.quantities.values())}
+        other = sorted(widths - {0, len(self._scopes)})
+        if other:
             raise ValueError(
-                f"The interval in this checkpoint must have {', '.join(sorted(keys))}, got {', '.join(sorted(state))}: "
-                "it was damaged, or written by another hf_pdyn."
-            )
-        width = len(self._scopes)
-        if state["grad_norm"] and len(state["grad_norm"]) != width:
-            raise ValueError(
-                f"The interval in this checkpoint has statistics of {len(state['grad_norm'])} scopes, this run has "
-                f"{width}: other parameters are trained, or labelled otherwise. Resume with the same ones."
+                f"The interval in this checkpoint has statistics of {other[0]} scopes, this run has "
+                f"{len(self._scopes)}: other parameters are trained, or labelled otherwise. Resume with the same ones."
             )
         self._reset()
-        self._totals = _Totals(**state)
+        self._totals = totals
 
     def _reset(self) -> None:
         self._gradients: list[Tensor] = []

@@ -7,9 +7,12 @@ nor the Trainer; `hf_pdyn.callbacks.PControlCallback` feeds it.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from hf_pdyn.common.checkpoint_state import check_keys, damaged
+from hf_pdyn.common.numbers import is_count, is_number
+from hf_pdyn.policy.limits import check_limits
 
 Branch = Literal["start", "first", "rebound", "bias_up", "bias_down", "hold"]
 """What decided: before any interval, then one name for each branch of Algorithm 1 (lines 6 to 18)."""
@@ -37,8 +40,10 @@ class ControlConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not math.isfinite(value):
+            if not is_number(value):
                 raise ValueError(f"{field.name} must be a finite number, got {value}.")
+            if field.name in ("p_min", "p_max"):
+                check_limits(field.name, "p", value)
         if self.p_min > self.p_max:
             raise ValueError(f"p_min must not exceed p_max, got p_min={self.p_min} and p_max={self.p_max}. Swap them.")
         if self.p_step <= 0:
@@ -81,9 +86,26 @@ class ControlState:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ControlState:
-        """The inverse of `to_dict`."""
-        return cls(**values)
+    def from_dict(cls, values: object) -> ControlState:
+        """The inverse of `to_dict`; ValueError for what it cannot have returned."""
+        state = cls(**check_keys(values, [field.name for field in dataclasses.fields(cls)], "Algorithm 1's state"))
+        norms = (state.bias_norm_min, state.weight_norm, state.bias_norm)
+        changes = (state.weight_change, state.bias_change)
+        possible = (
+            is_number(state.p)
+            and is_count(state.interval)
+            and state.branch in BRANCHES
+            and all(value is None or (is_number(value) and value >= 0) for value in norms)
+            and all(value is None or is_number(value) for value in changes)
+            # The first interval has norms, the second one changes.
+            and all((value is None) == (state.interval == 0) for value in norms)
+            and all((value is None) == (state.interval < 2) for value in changes)
+            and (state.branch == "start") == (state.interval == 0)
+            and (state.branch == "first") == (state.interval == 1)
+        )
+        if not possible:
+            raise damaged(f"Algorithm 1's state cannot be {state}")
+        return state
 
 
 def next_p(state: ControlState, *, weight_norm: float, bias_norm: float, config: ControlConfig) -> ControlState:
@@ -94,7 +116,7 @@ def next_p(state: ControlState, *, weight_norm: float, bias_norm: float, config:
     from its means never sees it.
     """
     for name, value in (("weight_norm", weight_norm), ("bias_norm", bias_norm)):
-        if not (math.isfinite(value) and value >= 0):
+        if not (is_number(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number >= 0, got {value}.")
     observed = dataclasses.replace(
         state,

@@ -32,6 +32,7 @@ _OTHER_CHARTS = 24
 
 _PATHWAYS = ("weight", "bias_like")
 _PARTIAL = "Hollow: a record of fewer steps than its neighbour, such as a run's last."
+_OF_A_PATHWAY = re.compile(r"pdyn/by_label/[^/]+/[^/]+")
 _MADE_OF_RUNS = re.compile(r"(_runtime|_per_second|_flos)$")
 
 
@@ -368,7 +369,7 @@ class _Charts:
             and not _MADE_OF_RUNS.search(name)
             and name != STEPS
             and not name.startswith(("pdyn/control/", "pdyn/spectrum/"))
-            and name.count("/") < 3
+            and (name.count("/") < 3 or _OF_A_PATHWAY.fullmatch(name))
             and any(len(run.series(name)) > 1 and any(run.series(name).values) for run in self.runs)
         ]
         charts = self.of_scalars(

@@ -1,3 +1,4 @@
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from transformers import TrainerCallback
 
 from hf_pdyn import Padam, PControlCallback, ScheduleCallback, TelemetryCallback, build_param_groups
 from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.run_dir import run_json
 from tests.training import gpt2, trainer, training_logs
 
 CONFIG = ControlConfig(p_min=0.1, p_max=0.6, p_step=0.05, threshold=1.2)
@@ -56,14 +58,41 @@ def test_decisions_are_algorithm_1_on_the_logged_norms(tmp_path: Path) -> None:
     assert len(set(used)) > 2
 
 
-def test_an_epoch_is_the_default_interval(tmp_path: Path) -> None:
-    exponents = Exponents()
-    run = trainer(tmp_path, max_steps=-1, num_train_epochs=3, callbacks=[PControlCallback(CONFIG), exponents])
+def test_an_epoch_as_the_interval(tmp_path: Path) -> None:
+    exponents, control = Exponents(), PControlCallback(CONFIG, "epoch")
+    run = trainer(tmp_path, max_steps=-1, num_train_epochs=4, callbacks=[control, exponents])
     run.train()
-    per_epoch = [exponents.steps[8 * e : 8 * e + 8] for e in range(3)]
+    per_epoch = [exponents.steps[8 * e : 8 * e + 8] for e in range(4)]
     assert all(len(set(epoch)) == 1 for epoch in per_epoch)
     assert per_epoch[0][0] == per_epoch[1][0] == 0.5  # the first interval keeps p
-    assert run.callback_handler.callbacks[1]._state.interval == 3
+    assert control._state.interval == 4
+
+
+def test_the_default_interval_fits_a_short_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exponents = Exponents()
+    run = trainer(tmp_path, max_steps=40, callbacks=[PControlCallback(CONFIG), exponents])
+    with caplog.at_level(logging.INFO, "hf_pdyn"):
+        run.train()
+    changes = [step for step in range(1, 40) if exponents.steps[step] != exponents.steps[step - 1]]
+    assert changes
+    assert set(changes) <= {20, 30}
+    assert "decides every 10 optimizer steps; 2 decisions can move p" in caplog.text
+    (settings,) = run_json.read(tmp_path)["starts"][0]["callbacks"]
+    assert (settings["interval"], settings["interval_steps"]) == ("auto", 10)
+
+
+@pytest.mark.parametrize(
+    ("interval", "steps", "message"),
+    [
+        ("auto", 10, "cannot move p in this training: it has 10 steps, an interval takes 10"),
+        ("epoch", 16, "cannot move p"),
+        (8, 17, "can move p only once"),
+    ],
+)
+def test_control_that_can_hardly_decide_says_so(tmp_path: Path, interval: int | str, steps: int, message: str) -> None:
+    run = trainer(tmp_path, max_steps=steps, callbacks=[PControlCallback(CONFIG, interval)])
+    with pytest.warns(UserWarning, match=message):
+        run.train()
 
 
 def test_clipped_norms_would_decide_otherwise(tmp_path: Path) -> None:
@@ -101,12 +130,29 @@ def test_pinned_groups_keep_their_p(tmp_path: Path) -> None:
 
 
 def test_a_second_training_starts_anew(tmp_path: Path) -> None:
-    control = PControlCallback(CONFIG, interval=3)
-    run = trainer(tmp_path, callbacks=[control])
+    control, exponents = PControlCallback(CONFIG, interval=3), Exponents()
+    run = trainer(tmp_path, callbacks=[control, exponents])
+    for _ in range(2):
+        exponents.steps.clear()
+        run.train()
+        assert control._state.interval == 4
+        assert exponents.steps[:6] == [0.5] * 6
+        assert exponents.steps[-1] != 0.5
+    run.remove_callback(control)
+    exponents.steps.clear()
     run.train()
-    assert control._state.interval == 4
-    run.train()
-    assert control._state.interval == 4
+    assert exponents.steps == [exponents.steps[0]] * 12
+
+
+def test_a_p_set_by_hand_before_the_training_is_its_start(tmp_path: Path) -> None:
+    exponents = Exponents()
+    run = trainer(tmp_path, callbacks=[PControlCallback(CONFIG, interval=3), exponents])
+    for group in run.create_optimizer().param_groups:
+        group["p"] = 0.3
+    for _ in range(2):
+        exponents.steps.clear()
+        run.train()
+        assert exponents.steps[0] == 0.3
 
 
 def test_it_works_with_an_optimizer_of_one_s_own(tmp_path: Path) -> None:
@@ -132,7 +178,7 @@ def frozen_biases() -> torch.nn.Module:
             "moves the exponent p of Padam, got AdamW, which has none. Train with --optim padam",
         ),
         ({"optim_args": "p=0.9"}, r"\[p_min, p_max\] = \[0.1, 0.6\], got p=0.9"),
-        ({"model": "frozen"}, r"trains only weight parameters. With LoRA, train biases"),
+        ({"model": "frozen"}, r"trains only weight parameters. With LoRA, train biases .*norms .*ln_1"),
         ({"optim_args": "p.weight=0.3,p.bias_like=0.2"}, "nothing is left to control"),
         ({"interval": 13}, "must end within training: got 13 steps, training has 12"),
         ({"beside": ScheduleCallback("p", 0.4)}, "would both write p. Drop one of them"),
@@ -141,7 +187,7 @@ def frozen_biases() -> torch.nn.Module:
 def test_nonsense_is_an_error_before_the_first_step(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     if options.get("model") == "frozen":
         options = {"model": frozen_biases()}
-    control = PControlCallback(CONFIG, options.pop("interval", "epoch"))
+    control = PControlCallback(CONFIG, options.pop("interval", 3))
     beside = [options.pop("beside")] if "beside" in options else []
     run = trainer(tmp_path, callbacks=[*beside, control], **options)
     with pytest.raises(ValueError, match=message):
@@ -162,9 +208,9 @@ def test_an_interval_without_a_finite_step_decides_nothing(tmp_path: Path) -> No
     assert control._state == ControlState(p=0.5)
 
 
-@pytest.mark.parametrize("interval", [0, -1, "epochs", 1.5])
+@pytest.mark.parametrize("interval", [0, -1, "epochs", 1.5, True, "1_0", "9" * 400])
 def test_bad_intervals(interval: Any) -> None:
-    with pytest.raises(ValueError, match="interval must be 'epoch' or a number of optimizer steps >= 1"):
+    with pytest.raises(ValueError, match="interval must be auto, epoch or a number of optimizer steps >= 1"):
         PControlCallback(CONFIG, interval)
 
 

@@ -30,7 +30,7 @@ def noted(run_dir: Path) -> dict[str, Any]:
 
 
 def both() -> list[PdynCallback]:
-    return [hf_pdyn.TelemetryCallback(per_layer=True), hf_pdyn.PControlCallback(interval=4)]
+    return [hf_pdyn.TelemetryCallback(per_layer=True), hf_pdyn.PControlCallback(interval=3)]
 
 
 def test_a_training_leaves_its_configuration_and_its_end(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_resume_that_a_checkpoint_s_state_refuses_leaves_the_run_as_it_is(tmp_
     options: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "optim_args": "p=0.4"}
     trainer(tmp_path, callbacks=both(), **options).train()
     before = everything(tmp_path)
-    narrow = hf_pdyn.PControlCallback(ControlConfig(p_min=0.45, p_max=0.6), interval=4)
+    narrow = hf_pdyn.PControlCallback(ControlConfig(p_min=0.45, p_max=0.6), interval=3)
     # The p of the checkpoint's optimizer is within the range, the p that control remembers is not.
     state = saved_state(tmp_path / "checkpoint-6")
     assert state["stateful_callbacks"]["pdyn"]["control"]["state"]["p"] < 0.45
@@ -144,7 +144,7 @@ def test_the_order_of_callbacks_stays(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("others", [[], [hf_pdyn.NonfiniteCallback()]], ids=["alone", "around another"])
 def test_a_callback_that_is_added_twice_is_one(tmp_path: Path, others: list[PdynCallback]) -> None:
-    control = hf_pdyn.PControlCallback(interval=4)
+    control = hf_pdyn.PControlCallback(interval=3)
     run = trainer(tmp_path, callbacks=[control, *others, control])
     for _ in range(2):
         run.train()

@@ -184,11 +184,11 @@ def test_settings_and_cumulative_decay(tmp_path: Path) -> None:
     )
     run.train()
     last = training_logs(run.state.log_history)[-1]
-    assert last["pdyn/p"] == last["pdyn/p/weight"] == last["pdyn/p/bias_like/mlp"] == 0.3
-    assert last["pdyn/p/bias_like/norm"] == 0.0
-    assert last["pdyn/weight_decay"] == last["pdyn/weight_decay/weight"] == 0.1
-    assert last["pdyn/weight_decay/bias_like"] == 0.0
-    assert last["pdyn/a_t/weight"] == pytest.approx(-12 * 1e-3 * 0.1)
+    assert last["pdyn/p"] == last["pdyn/by_label/weight/p"] == last["pdyn/by_label/bias_like/mlp/p"] == 0.3
+    assert last["pdyn/by_label/bias_like/norm/p"] == 0.0
+    assert last["pdyn/weight_decay"] == last["pdyn/by_label/weight/weight_decay"] == 0.1
+    assert last["pdyn/by_label/bias_like/weight_decay"] == 0.0
+    assert last["pdyn/by_label/weight/a_t"] == pytest.approx(-12 * 1e-3 * 0.1)
     assert last["pdyn/skipped_steps"] == last["pdyn/nonfinite_steps"] == 0
 
 
@@ -436,7 +436,7 @@ def test_an_iterable_dataset_without_length(tmp_path: Path) -> None:
             yield from token_blocks()
 
     for options in ({"logging_strategy": "epoch"}, {}):
-        run = trainer(tmp_path, callbacks=[TelemetryCallback(), PControlCallback()], max_steps=12, **options)
+        run = trainer(tmp_path, callbacks=[TelemetryCallback(), PControlCallback(interval=3)], max_steps=12, **options)
         run.train_dataset = Endless()
         run.train()
         logs = training_logs(run.state.log_history)
@@ -477,6 +477,7 @@ def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
+@pytest.mark.filterwarnings("ignore:Algorithm 1 cannot move p:UserWarning")
 def test_skipped_steps_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
     """Three steps that a gradient scaler would have skipped: the optimizer's step is not called at all."""
 

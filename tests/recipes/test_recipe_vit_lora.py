@@ -145,7 +145,7 @@ def test_the_controller_and_the_shutoff_had_their_say(directory: Path, summary: 
     logged = [record for record in history(directory / "out") if "loss" in record]
     assert sum("pdyn/control/branch" in record for record in logged) == 36 / 6
     assert {record["pdyn/weight_decay"] for record in logged} == {0.1, 0.0}
-    assert {"pdyn/p/weight/head", "pdyn/p/weight/lora_A"} <= logged[-1].keys()
+    assert {"pdyn/by_label/weight/head/p", "pdyn/by_label/weight/lora_A/p"} <= logged[-1].keys()
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_end(

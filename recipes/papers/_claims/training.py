@@ -126,7 +126,7 @@ def _trainer(
     if optimization.p_schedule is not None:
         callbacks.append(ScheduleCallback("p", optimization.p_schedule))
     if optimization.p_control:
-        callbacks.append(PControlCallback())
+        callbacks.append(PControlCallback(interval="epoch"))
     trainer = Trainer(
         model,
         arguments,
