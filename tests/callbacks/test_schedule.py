@@ -67,6 +67,18 @@ def test_any_number_in_the_groups_can_be_scheduled(tmp_path: Path) -> None:
             "must return after it was switched off",
         ),
         (lambda: WeightDecayShutoffCallback("0.5", labels=["norm"]), {"weight_decay": 0.1}, "0 in every group"),
+        (
+            lambda: WeightDecayShutoffCallback("0.5", labels=["bias_like"]),
+            {"weight_decay": 0.1},
+            "weight_decay=0.1 to no bias and no norm.*weight_decay.bias_like=0.1",
+        ),
+        (lambda: ScheduleCallback("eps", "-1"), {}, "A schedule of eps must be >= 0, got -1"),
+        (lambda: ScheduleCallback("p", "linear:0.5..1e308"), {}, r"schedule of p must be in \[-2, 2\]"),
+        (
+            lambda: ScheduleCallback("initial_lr", "0.1"),
+            {},
+            "initial_lr is the value of lr before.*Schedule lr instead",
+        ),
     ],
 )
 def test_nonsense_is_an_error_before_the_first_step(

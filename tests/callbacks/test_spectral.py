@@ -203,6 +203,20 @@ def test_a_failure_ends_the_measuring_alone(tmp_path: Path) -> None:
     assert {row["step"] for row in rows(tmp_path)} == {0}
 
 
+def test_lora_is_measured_on_where_attention_fails(tmp_path: Path) -> None:
+    def failing(self: AttentionProduct, whole: Any) -> Any:
+        raise NotImplementedError("no such operation")
+
+    with (
+        mock.patch.object(AttentionProduct, "measure", failing),
+        pytest.warns(UserWarning, match="attention's K.T Q are missing from here on, since .*no such op") as said,
+    ):
+        run = train(tmp_path, 3, model=gpt2_lora(), max_steps=6)
+    assert len(said) == 1
+    assert {row["part"] for row in rows(tmp_path)} == {"lora"}
+    assert "pdyn/spectrum/lora/nuclear" in records(run)[6]
+
+
 class Perceptron(nn.Module):
     def __init__(self) -> None:
         super().__init__()

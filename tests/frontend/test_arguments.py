@@ -97,6 +97,13 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"schedule": ["weight_decay"]}, r"schedule takes FIELD\[.LABEL\]=SCHEDULE, got 'weight_decay'"),
         ({"schedule": ["p.nrom=0.1"]}, "got 'nrom'. Did you mean 'norm'"),
         ({"schedule": ["lr=0.1"]}, "The learning rate is the Trainer's"),
+        ({"schedule": [10]}, r"schedule takes FIELD\[.LABEL\]=SCHEDULE, got 10"),
+        ({"schedule": ["eps=-1"]}, "A schedule of eps must be >= 0, got -1"),
+        ({"schedule": ["initial_lr=0.1"]}, "Schedule lr instead"),
+        ({"p_schedule": "1000"}, r"must be in \[-2, 2\], got 1000"),
+        ({"p_control": "gradient", "p_max": 1e9}, r"p_max must be in \[-2, 2\], got 1e\+09"),
+        ({"wd_off": "9" * 400}, "is no moment of training"),
+        ({"sample_losses": 1.5}, "sample_losses must be a number of samples >= 0, got 1.5"),
         ({"telemetry": "none", "telemetry_every": 5}, "telemetry_every would have no effect"),
         ({"telemetry_every": 0}, "at least 1 optimizer step, got 0"),
     ],
@@ -115,6 +122,7 @@ def test_nonsense_is_refused_when_parsed(options: dict[str, Any], message: str) 
         ({"p_control": "gradient", "p_max": 0.4}, {}, "got p=0.5"),
         ({}, {"optim_args": "pp=1"}, "Unknown key 'pp'"),
         ({"wd_off": "0.5"}, {}, "weight_decay is 0"),
+        ({}, {"weight_decay": None}, "weight_decay must be a number >= 0, got None"),
     ],
 )
 def test_what_cannot_be_meant_beside_training_arguments(
@@ -126,6 +134,7 @@ def test_what_cannot_be_meant_beside_training_arguments(
 
 def test_what_can_be_meant_passes(tmp_path: Path) -> None:
     PdynArguments(p_control="gradient", wd_off="0.5").check(arguments(tmp_path, weight_decay=0.1))
+    PdynArguments(schedule="p=0.4").check(arguments(tmp_path))
     PdynArguments(wd_off="0.5").check(arguments(tmp_path, optim_args="weight_decay.mlp=0.1"))
     PdynArguments().check(arguments(tmp_path, optim="sgd"))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import peft
 import pytest
@@ -259,6 +260,35 @@ def quantised() -> nn.Module:
     return attention
 
 
+class Packed(Tensor):
+    """As torchao's int8 weights: it reports the dtype that it unpacks to, and refuses most operations."""
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return args[0]
+        raise NotImplementedError(f"Packed has no {func}")
+
+
+def packed() -> nn.Module:
+    attention = Attention(8, 8, num_heads=2)
+    weight = Tensor._make_wrapper_subclass(Packed, (8, 8), dtype=torch.float32)
+    attention.k_proj.weight = nn.Parameter(weight, requires_grad=False)
+    return attention
+
+
+class Unreadable(nn.Module):
+    """Attention by its children, of a kind that raises where a weight is looked up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    @property
+    def head_dim(self) -> int:
+        raise RuntimeError("out of luck")
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
@@ -266,6 +296,8 @@ def quantised() -> nn.Module:
         (lambda: Attention(12, 8, head_dim=4), "12 rows of Q and 8 of K are not heads of 4"),
         (lambda: Attention(16, 8), "nothing tells how its 16 rows of Q go with 8 of K"),
         (quantised, "its weights are quantised (torch.int8)"),
+        (packed, "its weights are Packed"),
+        (Unreadable, "RuntimeError: out of luck"),
     ],
 )
 def test_what_cannot_be_measured_has_a_reason(build: Callable[[], nn.Module], reason: str) -> None:

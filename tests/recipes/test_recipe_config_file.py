@@ -5,6 +5,7 @@ import pytest
 
 from _common.config_file import RecipeParser
 from _common.entry_point import RecipeError
+from hf_pdyn import PdynArguments
 
 
 @dataclass
@@ -69,11 +70,31 @@ def test_null_and_empty_file(tmp_path: Path) -> None:
         ("strategy: sometimes\n", "invalid choice: 'sometimes'"),
         ("- steps\n", "'option: value' lines, got a list"),
         ("steps: [1\n", "valid YAML"),
+        ("steps: ~\n", "steps in .* takes a value, got ~; leave the line out"),
+        ("learning_rate:\n", "learning_rate in .* takes a value, got nothing"),
+        ("steps: " + "[" * 5000, "nested less deeply|valid YAML"),
     ],
 )
 def test_bad_file_is_one_error(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         parse("--config", write(tmp_path, text))
+
+
+def parse_pdyn(*words: str) -> PdynArguments:
+    (options,) = RecipeParser([PdynArguments], defaults={}).parse(words)
+    return options
+
+
+def test_what_the_command_line_switches_off_takes_the_file_s_details_with_it(tmp_path: Path) -> None:
+    file = write(tmp_path, "p_control: gradient\np_interval: 25\np_min: 0.3\nsample_losses: 9\nsample_losses_test: 5\n")
+    options = parse_pdyn("--config", file, "--p_control", "none", "--sample_losses=0")
+    assert options == PdynArguments()
+    options = parse_pdyn("--config", file, "--p_control", "gradient")
+    assert (options.p_interval, options.p_min, options.sample_losses_test) == ("25", 0.3, 5)
+    with pytest.raises(RecipeError, match="p_interval would have no effect: set --p_control gradient too"):
+        parse_pdyn("--p_control", "none", "--p_interval", "25")
+    with pytest.raises(RecipeError, match="p_interval would have no effect"):
+        parse_pdyn("--config", write(tmp_path, "p_interval: 25\n"))
 
 
 @pytest.mark.parametrize(
