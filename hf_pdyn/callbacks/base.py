@@ -351,7 +351,7 @@ def _check_memory(state: TrainerState, groups: Sequence[Mapping[str, Any]]) -> N
     version = memory.get("version")
     if type(version) is not int or version != _MEMORY_VERSION:
         raise ValueError(
-            f"The checkpoint's pdyn state has version {shortened(str(version))}, this hf_pdyn reads "
+            f"The checkpoint's pdyn state has version {str(version)[:100]}, this hf_pdyn reads "
             f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
         )
     if not isinstance(memory.get(run_json.ID), str | None):

@@ -159,7 +159,11 @@ class Window:
 
     def load_state_dict(self, state: object) -> None:
         """Continue an interval; ValueError for one of another set of layers, or that `state_dict` cannot have given."""
-        totals = _Totals(**check_keys(state, [total.name for total in dataclasses.fields(_Totals)], "An interval"))
+        totals = _Totals(
+            **check_keys(
+                state, [total.name for total in dataclasses.fields(_Totals)], "The interval in this checkpoint"
+            )
+        )
         totals.check()
         widths = {len(sums) for sums in (totals.grad_norm, totals.grad_norm_clipped, *totals.quantities.values())}
         other = sorted(widths - {0, len(self._scopes)})
