@@ -22,7 +22,7 @@ TINY = {
     "max_validation_blocks": 16,
     "max_steps": 12,
     "logging_steps": 3,
-    "p_interval": 4,
+    "p_interval": 3,
     "learning_rate": 0.01,
     "sample_tokens": 8,
 }
