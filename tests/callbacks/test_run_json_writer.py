@@ -45,7 +45,8 @@ def test_a_training_leaves_its_configuration_and_its_end(tmp_path: Path) -> None
         {
             "name": "PControlCallback",
             "config": {"p_min": 0.25, "p_max": 0.6, "p_step": 0.02, "threshold": 1.2},
-            "interval": 4,
+            "interval": 3,
+            "interval_steps": 3,
         },
     ]
     total = sum(param.numel() for param in gpt2().parameters())
