@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +12,10 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_pdyn.callbacks.memory import INITIAL, check_memory, memory_of
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
-from hf_pdyn.common.checkpoint_state import check_keys, damaged
-from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.numbers import is_count, is_number
+from hf_pdyn.common.numbers import is_count
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, watch_clipping
 from hf_pdyn.integrations.deepspeed import check_not_replaced
 from hf_pdyn.integrations.transformers import (
@@ -32,7 +30,6 @@ from hf_pdyn.integrations.transformers import (
     watch_mixed_mesh_clipping,
 )
 from hf_pdyn.optim.padam import Padam
-from hf_pdyn.policy.limits import check_limits
 from hf_pdyn.policy.schedules import Moment
 from hf_pdyn.run_dir import run_json
 
@@ -42,8 +39,6 @@ PINNED_BY_CALLBACK = "callback"
 _CLAIMS = "_pdyn_claims"
 _WRITTEN = "_pdyn_written"
 """An optimizer's attribute: the fields of its groups that callbacks have claimed since it began a training."""
-_MEMORY_VERSION = 1
-_INITIAL = "initial_"
 
 
 @dataclass(frozen=True)
@@ -135,7 +130,7 @@ class PdynCallback(TrainerCallback):
             _unpin(self.run.groups)
             if state.global_step == 0:
                 _start_over(unwrap_optimizer(optimizer), self.run.groups)
-            _check_memory(state, self.run.groups)
+            check_memory(state, self.run.groups)
             if processes_train_apart(self._trainer):
                 warnings.warn(
                     "The processes of this launch do not average their gradients: each trains a model of its own. The "
@@ -155,7 +150,7 @@ class PdynCallback(TrainerCallback):
         if ours[-1] is self:
             # None has refused: only now is what an earlier run left replaced.
             self._run_json_writer = RunJsonWriter()
-            memory = _memory(state)
+            memory = memory_of(state)
             memory[run_json.ID] = self._run_json_writer.begin(
                 run_dir, args, state, model, optimizer, ours, memory.get(run_json.ID)
             )
@@ -199,8 +194,8 @@ class PdynCallback(TrainerCallback):
     def _say_what_stays(self, state: TrainerState) -> None:
         """Warn of a field that a callback of the checkpoint's run moved and that no callback of this run writes."""
         written = {getattr(callback, "writes", None) for callback in all_callbacks(self, self._trainer)}
-        for key, initial in _memory(state).items():
-            field = key.removeprefix(_INITIAL)
+        for key, initial in memory_of(state).items():
+            field = key.removeprefix(INITIAL)
             if field == key or field in written:
                 continue
             pairs = zip(initial, self.run.groups, strict=True)
@@ -233,7 +228,7 @@ class PdynCallback(TrainerCallback):
         It is the value before any callback wrote it, also in a resumed run: it stands in trainer_state.json as well,
         since loading an optimizer under FSDP2 drops every key that the new run's groups do not have yet (torch 2.13).
         """
-        key, groups, memory = f"{_INITIAL}{field}", self.run.groups, _memory(state)
+        key, groups, memory = f"{INITIAL}{field}", self.run.groups, memory_of(state)
         if key not in memory:
             began = state.global_step > 0  # before, the value of now is the initial one
             memory[key] = [group.get(key if began and key in group else field) for group in groups]
@@ -278,7 +273,7 @@ class RememberingCallback(PdynCallback, ABC):
         super().on_train_begin(args, state, *event, **kwargs)
 
     def take_up(self, state: TrainerState) -> None:
-        memory, step = _memory(state), state.global_step
+        memory, step = memory_of(state), state.global_step
         if self.memory_name not in memory:
             if step > 0:
                 warnings.warn(
@@ -308,7 +303,7 @@ class RememberingCallback(PdynCallback, ABC):
         super().before_checkpoint(state)
         remembered = self.remember()
         if remembered is not None:
-            _memory(state)[self.memory_name] = {"step": state.global_step, **remembered}
+            memory_of(state)[self.memory_name] = {"step": state.global_step, **remembered}
 
     def on_log(
         self,
@@ -327,48 +322,6 @@ class RememberingCallback(PdynCallback, ABC):
     ) -> None:
         super().on_train_end(args, state, control, **kwargs)
         self.stop_measuring()
-
-
-def _memory(state: TrainerState) -> dict[str, Any]:
-    """What of ours goes into trainer_state.json, or came from there."""
-    memory: dict[str, Any] = state.stateful_callbacks.setdefault(run_json.MEMORY, {"version": _MEMORY_VERSION})
-    return memory
-
-
-def check_remembered(memory: object, names: Sequence[str], what: str) -> dict[str, Any]:
-    """`memory`; ValueError unless it is a dict with exactly the step of its checkpoint and `names`."""
-    found = check_keys(memory, ("step", *names), what)
-    if not is_count(found["step"]):
-        raise damaged(f"{what} must be of a step >= 0, got {shortened(str(found['step']))}")
-    return found
-
-
-def _check_memory(state: TrainerState, groups: Sequence[Mapping[str, Any]]) -> None:
-    """ValueError for memory that no callback can have left; what one of them remembers, it checks itself."""
-    memory: object = _memory(state)
-    if not isinstance(memory, dict):
-        raise damaged(f"The pdyn state must be a dict, got {shortened(str(memory))}")
-    version = memory.get("version")
-    if type(version) is not int or version != _MEMORY_VERSION:
-        raise ValueError(
-            f"The checkpoint's pdyn state has version {str(version)[:100]}, this hf_pdyn reads "
-            f"{_MEMORY_VERSION}. Resume with the hf_pdyn that wrote it."
-        )
-    if not isinstance(memory.get(run_json.ID), str | None):
-        raise damaged(f"The run's id must be text, got {shortened(str(memory[run_json.ID]))}")
-    for key, initial in memory.items():
-        if not key.startswith(_INITIAL):
-            continue
-        if not isinstance(initial, list) or not all(value is None or is_number(value) for value in initial):
-            raise damaged(f"{key} must be a list of finite numbers or null, got {shortened(str(initial))}")
-        if len(initial) != len(groups):
-            raise ValueError(
-                f"The checkpoint has {key} for {len(initial)} parameter groups, this run has {len(groups)}. Resume "
-                "with the same labels, or start a new run from the checkpoint's weights."
-            )
-        for value in initial:
-            if value is not None:
-                check_limits(f"The checkpoint's {key}", key.removeprefix(_INITIAL), value)
 
 
 def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:
@@ -404,8 +357,8 @@ def _start_over(optimizer: Optimizer, groups: list[dict[str, Any]]) -> None:
     """
     for field in vars(optimizer).pop(_WRITTEN, ()):
         for group in groups:
-            if f"{_INITIAL}{field}" in group:
-                group[field] = group[f"{_INITIAL}{field}"]
+            if f"{INITIAL}{field}" in group:
+                group[field] = group[f"{INITIAL}{field}"]
 
 
 def _steps_per_epoch(train_dataloader: Any, args: TrainingArguments) -> int | None:
