@@ -3,8 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from _common.entry_point import run_recipe
-
 from .options import Options, parse
 from .processes import is_main_process
 from .rows import Configuration, Row, Rows
@@ -38,6 +36,6 @@ class Claim:
             self.draw(rows, options)
             self.judge(rows, options).write(options.directory)
 
-    def main(self) -> None:
-        """The program."""
-        run_recipe(lambda: self.check(parse(self.name, self.doc, self.full_needs)))
+    def main(self, words: Sequence[str]) -> None:
+        """Check it with the options of a command line."""
+        self.check(parse(self.name, self.doc, self.full_needs, words))

@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,12 +51,15 @@ class Options:
         return "full" if self.full else "quick"
 
 
-def parse(claim: str, doc: str, full_needs: Collection[str] = ()) -> Options:
-    """Read the command line; `claim` names the folder of its outputs, `doc` is the module's text.
+def parse(claim: str, doc: str, full_needs: Collection[str], words: Sequence[str]) -> Options:
+    """The options in the words of a command line.
 
-    full_needs: of FULL_OPTIONS, those that a full run takes.
+    claim: names the folder of its outputs. doc: its module's text. full_needs: those of FULL_OPTIONS that a full run
+    takes.
     """
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        f"claim.py {claim}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes on two cores, no network (the default)")
     size.add_argument("--full", action="store_true", help="the paper's own setting, for a GPU")
@@ -71,7 +74,7 @@ def parse(claim: str, doc: str, full_needs: Collection[str] = ()) -> Options:
     )
     for name in full_needs:
         parser.add_argument(f"--{name}", help=f"with --full: {FULL_OPTIONS[name]}")
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     _check(given, full_needs)
     alone = given.device == "cpu" and not given.full and world_size() == 1
     jobs = given.jobs or ((os.cpu_count() or 1) if alone else 1)

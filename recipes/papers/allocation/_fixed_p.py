@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from transformers import set_seed
 
-import _recipes_on_path  # noqa: F401
-from _claims import statistics
-from _claims.images import Images, cifar, embedded_digits
-from _claims.networks import RESNET18, SMALL, resnet
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.training import Optimization, train
+from papers._claims import statistics
+from papers._claims.images import Images, cifar, embedded_digits
+from papers._claims.networks import RESNET18, SMALL, resnet
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.training import Optimization, train
 
 ROWS = "networks"
 CONVOLUTION, NORMALIZATION = ".convolution", ".normalization"

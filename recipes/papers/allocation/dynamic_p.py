@@ -1,7 +1,7 @@
 """Claim 8: p that moves while fine-tuning beats p = 0.5, and sooner (IAD 4.2, Fig. 6; predictions 3-5).
 
-    python recipes/papers/allocation/dynamic_p.py
-    accelerate launch recipes/papers/allocation/dynamic_p.py --full --device cuda --image_folder RAF-DB
+    python recipes/claim.py dynamic_p
+    accelerate launch recipes/claim.py dynamic_p --full --device cuda --image_folder RAF-DB
 
 A pretrained backbone with a new head is fine-tuned with p fixed at 0.5, falling from 0.45 to 0.35 and from 0.6 to
 0.5, steered by Algorithm 1, and fixed at 0.5 with a learning rate whose factor in every epoch gives the mean update
@@ -20,18 +20,17 @@ import torch
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, set_seed
 
-import _recipes_on_path  # noqa: F401
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.images import Images, embedded_digits, image_folders
-from _claims.networks import SMALL, resnet
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.training import Optimization, train
-from _claims.verdict import Part, Verdict
 from _common.heads import with_new_head
 from _common.run import loading
-from _fixed_p import ROWS, update_ratio
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.images import Images, embedded_digits, image_folders
+from papers._claims.networks import SMALL, resnet
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.training import Optimization, train
+from papers._claims.verdict import Part, Verdict
+from papers.allocation._fixed_p import ROWS, update_ratio
 
 NAME = "dynamic_p"
 BASELINE = "p = 0.5"
@@ -354,6 +353,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw, ROWS, FULL_NEEDS)
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 10: claims 4 and 8 on the fine-tuning recipes, GPT-2 and ViT with LoRA, biases, norms (and a new head).
 
-    python recipes/papers/allocation/fine_tuning.py
+    python recipes/claim.py fine_tuning
 
 Each run is `recipes/gpt2_lora.py` or `recipes/vit_lora.py` with other options. Quick: their small models that need
 no network. Full: gpt2 and google/vit-base-patch16-224-in21k from the hub, the latter on the images of --image_folder, a
@@ -19,16 +19,15 @@ from pathlib import Path
 
 import numpy as np
 
-import _recipes_on_path  # noqa: F401
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.processes import from_main_process
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.verdict import Verdict
 from _common.entry_point import DivergedError
-from _fixed_p import by_p
-from dynamic_p import ALGORITHM_1, BASELINE, FALLING
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.processes import from_main_process
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.verdict import Verdict
+from papers.allocation._fixed_p import by_p
+from papers.allocation.dynamic_p import ALGORITHM_1, BASELINE, FALLING
 
 NAME = "fine_tuning"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3)
@@ -244,6 +243,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw, full_needs=("image_folder",))
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,7 +1,7 @@
 """Claim 4: a larger p lowers the weight-to-bias gradient ratio G_w/G_b (IAD 4.1.1, Fig. 3).
 
-    python recipes/papers/allocation/gradient_ratio.py
-    accelerate launch recipes/papers/allocation/gradient_ratio.py --full --device cuda --data_dir cifar-100-python
+    python recipes/claim.py gradient_ratio
+    accelerate launch recipes/claim.py gradient_ratio --full --device cuda --data_dir cifar-100-python
 
 A BatchNorm network is trained from scratch with p from -0.4 to 0.3. Quick: a small ResNet on 90 of scikit-learn's
 digits, 40 epochs. Full: ResNet-18 on CIFAR-100 or CIFAR-10 (an unpacked cifar-100-python or cifar-10-batches-py),
@@ -15,14 +15,24 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import _fixed_p
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Result, Row, chosen
-from _claims.statistics import CONFIRMED
-from _claims.verdict import Verdict
-from _fixed_p import EXPONENTS, PAPERS_RATES, by_p, final_ratio, has_died, last_ratios, layer_ratios, layers, short
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Result, Row, chosen
+from papers._claims.statistics import CONFIRMED
+from papers._claims.verdict import Verdict
+from papers.allocation import _fixed_p
+from papers.allocation._fixed_p import (
+    EXPONENTS,
+    PAPERS_RATES,
+    by_p,
+    final_ratio,
+    has_died,
+    last_ratios,
+    layer_ratios,
+    layers,
+    short,
+)
 
 NAME = "gradient_ratio"
 RULE = (
@@ -149,6 +159,3 @@ def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
-
-if __name__ == "__main__":
-    CLAIM.main()

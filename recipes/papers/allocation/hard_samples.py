@@ -1,6 +1,6 @@
 """Claim 6: which samples are hard depends on p (IAD 4.1.3, Fig. 5), against what two seeds of the same p share.
 
-    python recipes/papers/allocation/hard_samples.py
+    python recipes/claim.py hard_samples
 
 From the rows of claim 4, which are run first where they are missing. The hardest tenth of the train and of the test
 set, by the loss after the last epoch, is compared by Jaccard's index. The paper compares p with p; but two seeds of
@@ -15,15 +15,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import _fixed_p
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Row, chosen
-from _claims.training import SPLITS
-from _claims.verdict import Verdict
-from _fixed_p import EXPONENTS, PAPERS_RATES
 from hf_pdyn.measure.sample_loss import jaccard
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Row, chosen
+from papers._claims.training import SPLITS
+from papers._claims.verdict import Verdict
+from papers.allocation import _fixed_p
+from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES
 
 NAME = "hard_samples"
 RULE = (
@@ -152,6 +152,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 7: as the learning rate decays, the bias gradient falls faster and G_w/G_b rises (IAD 4.1.4).
 
-    python recipes/papers/allocation/lr_decay.py
+    python recipes/claim.py lr_decay
 
 The runs of claim 4 have cosine decay; the same ones with a constant learning rate show how much of the rise is the
 decay's.
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import _fixed_p
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.verdict import Verdict
-from _fixed_p import PAPERS_RATES, by_p, final_ratio
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.verdict import Verdict
+from papers.allocation import _fixed_p
+from papers.allocation._fixed_p import PAPERS_RATES, by_p, final_ratio
 
 NAME = "lr_decay"
 EXPONENTS = (-0.4, 0.0, 0.3)
@@ -142,6 +142,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 9 (ours): which of the paper's effects are p's own, and which are the learning rate in disguise?
 
-    python recipes/papers/allocation/own_effect.py
+    python recipes/claim.py own_effect
 
 A larger p makes every raw update larger, by orders of magnitude where second moments are small, so that a sweep
 over p is also one over step sizes. Claims 4, 5 and 8 again with update_scale=adam, where one factor for all
@@ -12,15 +12,23 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-import _fixed_p
-import dynamic_p
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
-from _claims.verdict import Part, Verdict
-from _fixed_p import EXPONENTS, MATCHED_RATES, by, by_p, final_ratio, mean_layer_ratio, short, update_ratio
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
+from papers._claims.verdict import Part, Verdict
+from papers.allocation import _fixed_p, dynamic_p
+from papers.allocation._fixed_p import (
+    EXPONENTS,
+    MATCHED_RATES,
+    by,
+    by_p,
+    final_ratio,
+    mean_layer_ratio,
+    short,
+    update_ratio,
+)
 
 NAME = "own_effect"
 RULE = (
@@ -256,6 +264,3 @@ def _draw_gains(axes: figures.Axes, rows: Sequence[Row]) -> None:
 CLAIM = Claim(
     NAME, __doc__, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.FULL_NEEDS, *dynamic_p.FULL_NEEDS)
 )
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 2: p moves the change of outputs between the weight's path and the bias's (IAD section 3.3, prediction 1).
 
-    python recipes/papers/allocation/path_allocation.py
+    python recipes/claim.py path_allocation
 
 One linear layer learns a linear target from dense and from sparse inputs. At every step, the change of its outputs
 is split into what the weight did, X dW^T, and what the bias did, 1 db^T. If p were only a step size, shares would
@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
-import _recipes_on_path  # noqa: F401
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.verdict import Verdict
 from hf_pdyn.theory import minimal_model
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.verdict import Verdict
 
 NAME = "path_allocation"
 EXPONENTS = (-0.4, -0.25, -0.1, 0.0, 0.1, 0.25, 0.4, 0.5)
@@ -143,6 +142,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 1: the residual after an update is the old one less a weight term and a bias term (IAD Eqs. 8-16, 24-26).
 
-    python recipes/papers/allocation/residual_update.py
+    python recipes/claim.py residual_update
 
 Padam trains linear models in float64; before every step the two terms are computed from its moments, and after it the
 residual is compared with what they predict. Quick and full are the same: this is arithmetic.
@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import torch
 
-import _recipes_on_path  # noqa: F401
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row
-from _claims.verdict import Verdict
 from hf_pdyn import Padam
 from hf_pdyn.theory import minimal_model
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row
+from papers._claims.verdict import Verdict
 
 NAME = "residual_update"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.25, 0.3, 0.5, 1.0)
@@ -113,6 +112,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
-
-if __name__ == "__main__":
-    CLAIM.main()

@@ -1,6 +1,6 @@
 """Claim 5: a larger p lowers the median of the test losses and raises their tail (IAD 4.1.2, Fig. 4, Table 2).
 
-    python recipes/papers/allocation/sample_losses.py
+    python recipes/claim.py sample_losses
 
 From the rows of claim 4, which are run first where they are missing. Writes `table_2.md`, our figures beside the
 paper's.
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-import _fixed_p
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.rows import Row
-from _claims.training import TABLE_2
-from _claims.verdict import Verdict
-from _fixed_p import EXPONENTS, PAPERS_RATES, by_p
 from hf_pdyn.common.atomic import replacing
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.rows import Row
+from papers._claims.training import TABLE_2
+from papers._claims.verdict import Verdict
+from papers.allocation import _fixed_p
+from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES, by_p
 
 NAME = "sample_losses"
 FALL, RISE = ("p50",), ("p95", "p99")
@@ -145,6 +145,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
-
-if __name__ == "__main__":
-    CLAIM.main()

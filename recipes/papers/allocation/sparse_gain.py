@@ -1,6 +1,6 @@
 """Claim 3: the gain of a rarely active input goes as its activation probability to the power -p (IAD Eqs. 27-30).
 
-    python recipes/papers/allocation/sparse_gain.py
+    python recipes/claim.py sparse_gain
 
 A linear layer whose inputs are active with probabilities from 0.005 to 1 is trained with the stock Trainer; log
 gain, (v_hat + eps)^-p from the optimizer's second moments, is fitted by a line over log probability, for every p.
@@ -16,14 +16,13 @@ import numpy as np
 import torch
 from scipy import stats
 
-import _recipes_on_path  # noqa: F401
-from _claims import figures, statistics
-from _claims.claim import Claim
-from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
-from _claims.options import Options
-from _claims.rows import Configuration, Result, Row, chosen
-from _claims.verdict import Verdict
 from hf_pdyn.theory import minimal_model
+from papers._claims import figures, statistics
+from papers._claims.claim import Claim
+from papers._claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
+from papers._claims.options import Options
+from papers._claims.rows import Configuration, Result, Row, chosen
+from papers._claims.verdict import Verdict
 
 NAME = "sparse_gain"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
@@ -189,6 +188,3 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
-
-if __name__ == "__main__":
-    CLAIM.main()

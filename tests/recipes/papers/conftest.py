@@ -1,16 +1,11 @@
-"""Claims are scripts: they, and what they share, are importable once their directories are on the path."""
-
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-PAPERS = Path(__file__).resolve().parents[3] / "recipes" / "papers"
-sys.path.insert(0, str(PAPERS / "allocation"))
+from papers._claims.options import Options
 
-import _recipes_on_path  # noqa: E402, F401
-from _claims.options import Options  # noqa: E402
+PAPERS = Path(__file__).resolve().parents[3] / "recipes" / "papers"
 
 
 @pytest.fixture

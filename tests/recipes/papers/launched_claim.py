@@ -4,17 +4,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "recipes" / "papers" / "allocation"))
-
-import fine_tuning
-import path_allocation
-
-import _fixed_p
-import dynamic_p
-from _claims.options import Options, world_size
-from _claims.rows import Configuration, Result, Rows
-from _claims.sweep import run_all
 from _common.entry_point import run_recipe
+from papers._claims.options import Options, world_size
+from papers._claims.rows import Configuration, Result, Rows
+from papers._claims.sweep import run_all
+from papers.allocation import _fixed_p, dynamic_p, fine_tuning, path_allocation
 
 
 def configurations(options: Options) -> list[Configuration]:

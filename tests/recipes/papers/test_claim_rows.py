@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from _claims.rows import Rows, hardware, versions
 from _common.entry_point import RecipeError
+from papers._claims.rows import Rows, hardware, versions
 
 ONE, OTHER = {"p": 0.1, "seed": 0}, {"p": 0.2, "seed": 0}
 

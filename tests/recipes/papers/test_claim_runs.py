@@ -9,25 +9,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import fine_tuning
-import gradient_ratio
 import numpy as np
-import path_allocation
 import pytest
-import residual_update
-import sparse_gain
 import torch
 from PIL import Image
 from torch.distributed.elastic.utils.distributed import get_free_port
 from transformers import ResNetConfig, ResNetForImageClassification
 
-import _fixed_p
-import dynamic_p
-from _claims.options import Options
-from _claims.rows import Rows
 from _common.entry_point import RecipeError
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
 from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint, write_processor
+from papers._claims.options import Options
+from papers._claims.rows import Rows
+from papers.allocation import (
+    _fixed_p,
+    dynamic_p,
+    fine_tuning,
+    gradient_ratio,
+    path_allocation,
+    residual_update,
+    sparse_gain,
+)
 from tests.distributed.launching import ENVIRONMENT, ROOT
 from tests.recipes.cifar import write_cifar100
 from tests.recipes.papers import launched_claim
@@ -197,9 +199,11 @@ def test_a_recipe_that_refuses_is_no_result(options: Options, monkeypatch: pytes
 def test_two_processes_train_together_and_one_writes(tmp_path: Path, options: Options) -> None:
     """The row that one process has, up to float32 sums in another order: 1e-4 after 20 steps."""
     address = ["--nproc_per_node", "2", "--master_port", str(get_free_port())]
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "recipes")])
+    own = {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     launched = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *address, str(LAUNCHED), str(tmp_path)],
-        env={**os.environ, **ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        env=os.environ | ENVIRONMENT | own,
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
-from _claims import statistics
-from _claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
+from papers._claims import statistics
+from papers._claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
 
 CLEAR = [[10.0, 10.1, 9.9], [8.0, 8.1, 7.9], [5.0, 5.1, 4.9]]
 NOISY = [[10.0, 4.0, 13.0], [9.0, 5.0, 12.0], [8.9, 6.0, 11.0]]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from _claims.options import Options
-from _claims.rows import Rows
-from _claims.sweep import run_all
-from tests.recipes.papers.conftest import PAPERS
+from papers._claims.options import Options
+from papers._claims.rows import Rows
+from papers._claims.sweep import run_all
+from tests.distributed.launching import ROOT
 
 CONFIGURATIONS = [{"x": x, "seed": 0} for x in range(5)]
 
@@ -60,10 +60,10 @@ def is_running(process: int) -> bool:
 
 
 def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
-    command = [sys.executable, str(PAPERS / "allocation" / "residual_update.py"), "--output_dir", str(tmp_path)]
+    command = [sys.executable, "recipes/claim.py", "residual_update", "--output_dir", str(tmp_path)]
     command += ["--jobs", "2"]
     path = tmp_path / "residual_update" / "rows.jsonl"
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while (not path.exists() or path.read_text().count("\n") < 3) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -77,7 +77,7 @@ def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
     assert 3 <= finished < 48
     assert not (tmp_path / "residual_update" / "verdict.json").exists()
     before = path.read_text().splitlines()[:finished]
-    resumed = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert f"residual_update: {48 - finished} of 48 runs to do" in resumed.stdout
     assert path.read_text().splitlines()[:finished] == before

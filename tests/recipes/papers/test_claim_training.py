@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import set_seed
 
-from _claims import images, networks, training
-from _claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
-from _claims.training import Optimization
+from papers._claims import images, networks, training
+from papers._claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
+from papers._claims.training import Optimization
 from tests.recipes.cifar import write_cifar100
 
 TINY = networks.ResNetSize((4, 8), (1, 1))

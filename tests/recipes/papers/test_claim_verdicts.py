@@ -8,24 +8,26 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-import fine_tuning
-import gradient_ratio
-import hard_samples
-import lr_decay
 import numpy as np
-import own_effect
-import path_allocation
 import pytest
-import residual_update
-import sparse_gain
 
-import dynamic_p
-import sample_losses
-from _claims.claim import Claim
-from _claims.options import Options
-from _claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
-from _claims.training import CURVES, TABLE_2
-from _claims.verdict import Part
+from papers._claims.claim import Claim
+from papers._claims.options import Options
+from papers._claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
+from papers._claims.training import CURVES, TABLE_2
+from papers._claims.verdict import Part
+from papers.allocation import (
+    dynamic_p,
+    fine_tuning,
+    gradient_ratio,
+    hard_samples,
+    lr_decay,
+    own_effect,
+    path_allocation,
+    residual_update,
+    sample_losses,
+    sparse_gain,
+)
 from tests.recipes.papers.conftest import rows_of
 
 Configuration = dict[str, Any]

@@ -1,17 +1,15 @@
 """Print the verdicts under a directory as a table, and with --into put it into a document.
 
-python recipes/papers/table.py recipes/papers/allocation/results --into paper_index.md
+python recipes/claims_table.py recipes/papers/allocation/results --into paper_index.md
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for _common
-
-from _claims import verdict
-from _claims.verdict import Verdict
 from hf_pdyn.common.atomic import replacing
+from papers._claims import verdict
+from papers._claims.verdict import Verdict
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
 HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|"
