@@ -120,7 +120,7 @@ def test_every_mean_of_a_record_is_known_to_reports(tmp_path: Path) -> None:
     means = {name for name in training_logs(run.state.log_history)[-1] if MEAN.fullmatch(name)}
     others = {"pdyn/steps", "pdyn/skipped_steps", "pdyn/nonfinite_steps"}
     logged = {name for name in training_logs(run.state.log_history)[-1] if name.startswith("pdyn/")}
-    settings = {name for name in logged if name.split("/")[1] in ("p", "weight_decay", "a_t")}
+    settings = {name for name in logged if name.split("/")[-1] in ("p", "weight_decay", "a_t")}
     assert means == logged - others - settings and {"pdyn/D_w", "pdyn/param_norm/bias_like"} <= means
 
 
