@@ -97,7 +97,7 @@ def _rows_to_keep(known: str | None, resumed: str | None, step: int) -> dict[str
 
 
 def constructor_arguments(callback: object) -> dict[str, Any]:
-    """What a callback was constructed with, by the convention that it keeps each argument under its own name."""
+    """Return the arguments a callback was constructed with: by convention it keeps each under its own name."""
     names = inspect.signature(type(callback).__init__).parameters
     return {name: getattr(callback, name) for name in names if name != "self" and hasattr(callback, name)}
 
@@ -151,7 +151,7 @@ def _size(param: nn.Parameter) -> int:
 
 
 def _warn_of(left: Mapping[Path, str]) -> None:
-    """Of files that keep rows which the run should have dropped."""
+    """Warn of files that keep rows which the run should have dropped."""
     if left:
         path, reason = next(iter(left.items()))
         warnings.warn(

@@ -171,7 +171,7 @@ class TelemetryCallback(RememberingCallback):
         return self._metrics(state, self._of_window(lambda window: window.read() if len(window) else None))
 
     def _of_window(self, read: Callable[[Window], T]) -> T | None:
-        """What it reads of the window, if there is one; also once this callback has given up."""
+        """Return what `read` finds in the window, if there is one; also once this callback has given up."""
         try:
             return read(self._window) if self._window is not None else None
         except Exception as error:

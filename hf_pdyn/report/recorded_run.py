@@ -77,10 +77,10 @@ class RecordedRun:
 
     @cached_property
     def partial_records(self) -> dict[int, int]:
-        """How many steps each record covers that covers fewer than the one before, or, for the first, the one after.
+        """Map the step of each partial record to the number of steps it covers, fewer than the record before covers.
 
-        The last record of a run is one where its steps are no multiple of logging_steps; the first, with
-        logging_first_step.
+        The first record, with no record before, is compared with the one after. The last record of a run is partial
+        where the run's steps are no multiple of logging_steps, the first with logging_first_step.
         """
         covered = self.series(STEPS)
         neighbours = (*covered.values[1:2], *covered.values[:-1])

@@ -20,7 +20,7 @@ class Column:
     values: tuple[float | None, ...]
 
     def texts(self) -> list[str]:
-        """As they are shown."""
+        """Return the values as text."""
         return [
             NOTHING if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
             for value in self.values
@@ -87,7 +87,7 @@ class Setting:
     differs: bool
 
     def texts(self) -> list[str]:
-        """As they are shown."""
+        """Return the values as text."""
         return [NOTHING if value is None else value for value in self.values]
 
 

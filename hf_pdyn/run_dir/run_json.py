@@ -1,4 +1,4 @@
-"""What a run was started with, and whether it came to its end: `OUTPUT_DIR/pdyn/run.json`.
+"""`OUTPUT_DIR/pdyn/run.json`: the configuration of a run, and whether it came to its end.
 
     {"format": 1,
      "run": "5f0c...",
@@ -32,19 +32,19 @@ MEMORY = "pdyn"
 ID = "run"
 """The key of the run's id there and in run.json; the states and files of earlier versions have none."""
 _DEEPEST = 50
-"""Levels that the file's JSON may have: its readers walk it by recursion."""
+"""The deepest nesting that is read: readers walk the JSON by recursion."""
 LIBRARIES = ("hf-pdyn", "torch", "transformers", "accelerate", "peft", "deepspeed", "datasets")
 """Packages whose versions make a difference to a run."""
 _SECRET = re.compile(r"(^|_)(token|secret|password|passwd|api_?key|credentials?)$", re.IGNORECASE)
 
 
 def path_of(run_dir: str | Path) -> Path:
-    """Where it stands."""
+    """Return the path of run.json in a run directory."""
     return Path(run_dir) / FOLDER / "run.json"
 
 
 def read(run_dir: str | Path) -> dict[str, Any] | None:
-    """What was written there; None where nothing was. ValueError, with the reason, where it cannot be read."""
+    """Return the content of run.json; None where there is none. ValueError, with the reason, if it is unreadable."""
     path = path_of(run_dir)
     try:
         found = json.loads(read_regular(path))
@@ -127,7 +127,7 @@ def _readable(run_dir: str | Path) -> dict[str, Any]:
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether JSON has more levels than that; without recursion, whose limit it may be beyond."""
+    """Whether JSON has more levels than that. Without recursion: its depth may exceed the limit of that too."""
     level = [value]
     for _ in range(levels):
         inner = [item.values() if isinstance(item, dict) else item for item in level if isinstance(item, dict | list)]

@@ -1,4 +1,4 @@
-"""What a run leaves in its output directory beside the Trainer's files: rows of telemetry, as Parquet.
+"""Rows of telemetry in a run directory, as Parquet files beside the Trainer's.
 
     OUTPUT_DIR/pdyn/layers/step-00000200.parquet         rows up to that step, since the file before
     OUTPUT_DIR/pdyn/decisions/step-00000200.parquet
@@ -35,7 +35,7 @@ class TableKind:
     schema: pa.Schema
 
     def folder(self, run_dir: str | Path) -> Path:
-        """Where its files are."""
+        """Return the folder of these files in a run directory."""
         return Path(run_dir) / FOLDER / self.name
 
 
@@ -169,7 +169,7 @@ def read_table(run_dir: str | Path, kind: TableKind, run_id: str | None = None) 
 _RUN = b"hf_pdyn.run"
 """The key of the run's id in a file's metadata."""
 _UNREADABLE = (OSError, KeyError, ValueError, pa.ArrowException)
-"""What a damaged or foreign file raises."""
+"""The errors that reading a damaged or foreign file raises."""
 
 
 def _reason(error: Exception) -> str:

@@ -48,10 +48,12 @@ def test_a_killed_process_s_file_is_swept_once_it_is_dead(tmp_path: Path) -> Non
     command = [sys.executable, "-c", program, str(tmp_path / "x.parquet")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
-        unfinished = Path(writer.stdout.readline().strip())
-        sweep(tmp_path, ".parquet")
-        assert unfinished.read_text() == "half"
-        writer.kill()
+        try:
+            unfinished = Path(writer.stdout.readline().strip())
+            sweep(tmp_path, ".parquet")
+            assert unfinished.read_text() == "half"
+        finally:
+            writer.kill()
     sweep(tmp_path, ".json")
     assert unfinished.exists()
     sweep(tmp_path, ".parquet")
