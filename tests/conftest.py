@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -15,6 +16,29 @@ torch.set_num_threads(1)
 # Property tests try the same examples in every run, and keep no database of past failures in the working directory.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+TESTS = Path(__file__).parent
+MARKS = {
+    "slow": (
+        *("benchmarks", "recipes", "scripts", "test_collection.py", "callbacks/test_killed.py"),
+        *("callbacks/test_mixed_precision.py", "callbacks/test_resume.py", "callbacks/test_trainer_features.py"),
+        *("frontend/test_launcher.py", "optim/fused/test_gpu_compiles.py", "optim/fused/test_gpu_interpreted.py"),
+    ),
+    "unversioned": (
+        *("gpu", "optim/fused", "policy", "tensors", "theory", "test_architecture.py", "test_collection.py"),
+        *("optim/test_padam.py", "optim/test_padam_properties.py", "report/test_charts.py", "report/test_thinning.py"),
+    ),
+}
+"""Which directories and files of tests have a mark as a whole."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parts = item.path.relative_to(TESTS).as_posix() if item.path.is_relative_to(TESTS) else ""
+        for mark, places in MARKS.items():
+            if any(parts == place or parts.startswith(f"{place}/") for place in places):
+                item.add_marker(mark)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
