@@ -350,7 +350,7 @@ def through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("through_triton")
 @pytest.mark.parametrize("p", [-0.25, 0.0, 0.37, 0.5, 1.0])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "published padam"])
 def test_an_optimizer_follows_the_scalar_reference(p: float, variant: str) -> None:
     for dtype in (torch.float32, torch.float16):
         assert_follows_the_scalar_reference(p, variant, dtype, fused=True)
