@@ -1,5 +1,7 @@
 """The `hf-pdyn` command: `run` a script with the plugin, show `groups` before training, `report` on runs after it."""
 
+# torch and transformers take seconds to import: `groups` and `run` alone do it.
+
 from __future__ import annotations
 
 import argparse
@@ -9,20 +11,14 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
 
 from hf_pdyn._version import __version__
 from hf_pdyn.common.extras import explained
-from hf_pdyn.frontend.launcher import launch
-from hf_pdyn.frontend.optim_args import STEP_OPTIONS, parse_optim_args
-from hf_pdyn.frontend.registration import labelled_padam
-from hf_pdyn.grouping import how_to_train_bias_like
-from hf_pdyn.integrations.transformers import build_without_weights, stock_groups
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page
@@ -30,11 +26,16 @@ from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.terminal import comparison
 
+if TYPE_CHECKING:
+    from torch import nn
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script; exits with status 2 and one line for bad input."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["run"]:
+        from hf_pdyn.frontend.launcher import launch
+
         launch(arguments[1:], prog="hf-pdyn run")
         return
     parser = _build_parser()
@@ -111,6 +112,11 @@ def _say_problems(runs: Sequence[RecordedRun]) -> None:
 
 def show_groups(options: argparse.Namespace) -> None:
     """Print pathway, component, tensors, parameters, decay and p of every group that training would have."""
+    from hf_pdyn.frontend.optim_args import STEP_OPTIONS, parse_optim_args
+    from hf_pdyn.frontend.trainer_padam import labelled_padam
+    from hf_pdyn.grouping import how_to_train_bias_like
+    from hf_pdyn.integrations.transformers import stock_groups
+
     optim_args = parse_optim_args(options.optim_args)
     model = _load(options)
     # How steps will be computed shows in no group, and may not be possible on this machine.
@@ -133,6 +139,8 @@ def show_groups(options: argparse.Namespace) -> None:
 
 
 def _load(options: argparse.Namespace) -> nn.Module:
+    from hf_pdyn.integrations.transformers import build_without_weights
+
     if (Path(options.model) / "adapter_config.json").is_file():
         from peft import PeftConfig, get_peft_model
 

@@ -1,10 +1,13 @@
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_pdyn import cli
+from tests.report.runs import make_run
 from tests.training import gpt2
 
 
@@ -111,3 +114,17 @@ def test_a_config_alone_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[
     """Nothing is loaded but the configuration: sizes of any model are shown at once."""
     GPT2Config(architectures=["GPT2LMHeadModel"]).save_pretrained(tmp_path)
     assert "124,439,808 of 124,439,808 parameters" in shown(capsys, "--model", str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["--version", "compare", "report"])
+def test_what_needs_no_model_imports_neither_torch_nor_transformers(tmp_path: Path, command: str) -> None:
+    run = str(make_run(tmp_path / "run"))
+    arguments = {"--version": [], "compare": [run, run], "report": [run, "-o", str(tmp_path / "report.html")]}[command]
+    code = (
+        "import sys; from hf_pdyn import cli\n"
+        "try:\n    cli.main(sys.argv[1:])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code, command, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("[]\n")

@@ -21,6 +21,7 @@ from hf_pdyn.integrations.deepspeed import check_not_replaced
 from hf_pdyn.integrations.transformers import (
     add_to_log,
     all_callbacks,
+    check_optim_args,
     is_training_log,
     make_checkpoints_resumable,
     place_before_reporters,
@@ -104,6 +105,9 @@ class PdynCallback(TrainerCallback):
 
     def take_up(self, state: TrainerState) -> None:
         """Go on from what the checkpoint of a resumed run remembers; ValueError where that cannot be."""
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        check_optim_args(args)
 
     def on_train_begin(
         self,
@@ -250,6 +254,9 @@ class RememberingCallback(PdynCallback, ABC):
     """What starts anew in a run resumed from a checkpoint without this callback's memory, as a sentence's subject."""
 
     gave_up = False
+    _remembered_at: int | None = None
+    """The step whose checkpoint has this callback's state."""
+    _said_it_is_lost = False
 
     @abstractmethod
     def stop_measuring(self) -> None:
@@ -301,9 +308,20 @@ class RememberingCallback(PdynCallback, ABC):
     def before_checkpoint(self, state: TrainerState) -> None:
         """Put the state of this step where the checkpoint that is about to be written has it."""
         super().before_checkpoint(state)
+        self._remembered_at = state.global_step
         remembered = self.remember()
         if remembered is not None:
             memory_of(state)[self.memory_name] = {"step": state.global_step, **remembered}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._remembered_at != state.global_step and not self._said_it_is_lost:
+            self._said_it_is_lost = True
+            warnings.warn(
+                f"The checkpoint of step {state.global_step} has no {self.memory_name} state: it was written without "
+                f"Trainer._save_checkpoint. A run resumed from it starts {type(self).__name__} anew. Let the Trainer's "
+                "subclass call super()._save_checkpoint.",
+                stacklevel=2,
+            )
 
     def on_log(
         self,

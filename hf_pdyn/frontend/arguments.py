@@ -20,7 +20,8 @@ from hf_pdyn.callbacks import (
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.frontend.optim_args import OptimArgs, parse_optim_args
-from hf_pdyn.frontend.registration import DEFAULT_P, OPTIMIZER_NAME
+from hf_pdyn.frontend.registration import OPTIMIZER_NAME
+from hf_pdyn.frontend.trainer_padam import DEFAULT_P
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.optim.hyperparameters import Nonfinite
 from hf_pdyn.policy.algorithm1 import ControlConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from hf_pdyn.integrations.patching import replace_once
+from hf_pdyn.integrations import patches
 from hf_pdyn.optim.clipping import note_clip
 
 
@@ -40,7 +40,6 @@ def watch_clipping() -> None:
     public method that it calls is the one place to learn it. Under DeepSpeed that only reports on the step
     which the engine has made already.
     """
-    from accelerate import Accelerator
     from accelerate.utils import DistributedType
 
     def noting(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -56,4 +55,4 @@ def watch_clipping() -> None:
 
         return clip_grad_norm_
 
-    replace_once(Accelerator, "clip_grad_norm_", noting)
+    patches.CLIP_GRAD_NORM.replace(noting)

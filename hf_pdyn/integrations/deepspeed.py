@@ -15,8 +15,8 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hf_pdyn.integrations import patches
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, wrappers
-from hf_pdyn.integrations.patching import replace_once
 from hf_pdyn.optim.clipping import note_clip
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import Piece, declare_shard
@@ -57,17 +57,14 @@ def want_one_step_for_all_groups(optimizer: Any) -> None:
     and an update that is matched in size needs them all.
     """
     setattr(optimizer, _ONE_STEP, True)
-    zero_class = _zero_class()
-    if zero_class is not None:
-        replace_once(zero_class, "_optimizer_step", _joining)
+    if _zero_class() is not None:
+        patches.ZERO_OPTIMIZER_STEP.replace(_joining)
 
 
 def keep_padam_where_it_is_offloaded() -> None:
     """Have accelerate refuse to put DeepSpeedCPUAdam in Padam's place, as it does where ZeRO offloads the optimizer."""
     if _zero_class() is not None:
-        import accelerate.accelerator
-
-        replace_once(accelerate.accelerator, "map_pytorch_optim_to_deepspeed", _refusing)
+        patches.OFFLOADED_OPTIMIZER.replace(_refusing)
 
 
 def _refusing(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -5,94 +5,56 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
-import transformers.trainer_optimizer
-import transformers.trainer_utils
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
-from transformers.trainer_optimizer import OptimizerContext
-from transformers.training_args import OptimizerNames
 
+from hf_pdyn.integrations import patches
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
-from hf_pdyn.integrations.patching import replace_once
 from hf_pdyn.optim.clipping import note_clip
-from hf_pdyn.run_dir.checkpoints import incompleteness
+from hf_pdyn.run_dir.checkpoints import CHECKPOINT_PREFIX, STATE_FILE, last_complete_checkpoint
 from hf_pdyn.tensors.sharding import local
 
 T = TypeVar("T")
 
-OptimizerHandler = Callable[[OptimizerContext], tuple[Any, dict[str, Any]]]
+_FROM_FACTORY = "built_by_hf_pdyn"
 
 
-def register_optimizer(name: str, handler: OptimizerHandler) -> None:
-    """Make `TrainingArguments(optim=name)` valid and let `handler` build the optimizer. Idempotent.
+def check_optim_args(args: TrainingArguments) -> None:
+    """ValueError for `optim_args` that the Trainer cannot split, which it does before it calls any optimizer's handler.
 
-    OptimizerNames is an Enum without an extension point, so the member is made by hand. It must exist
-    before an HfArgumentParser is built: the parser copies the choices.
+    Its own words for that are "not enough values to unpack" (transformers 5.2 to 5.23).
     """
-    if name not in OptimizerNames._value2member_map_:
-        member = str.__new__(OptimizerNames, name)
-        member._name_ = name.upper()
-        member._value_ = name
-        member.__objclass__ = OptimizerNames
-        member._sort_order_ = len(OptimizerNames._member_names_)
-        type.__setattr__(OptimizerNames, member._name_, member)
-        OptimizerNames._member_names_.append(member._name_)
-        OptimizerNames._member_map_[member._name_] = member
-        OptimizerNames._value2member_map_[name] = member
-    transformers.trainer_optimizer._OPTIMIZER_HANDLERS[OptimizerNames(name)] = handler
-    _explain_malformed_optim_args()
+    for item in args.optim_args.split(",") if args.optim_args else ():
+        if item.count("=") != 1:
+            raise ValueError(
+                "optim_args must be comma-separated key=value items, each with one '=', got "
+                f"{item.strip()!r} in {args.optim_args!r}."
+            )
 
 
-def _explain_malformed_optim_args() -> None:
-    """Replace "not enough values to unpack" by a sentence.
-
-    The Trainer splits `optim_args` itself before it calls any handler, and an item without exactly one
-    `=` ends there. `transformers.trainer` holds its own reference where it is loaded already.
-    """
-
-    def explaining(original: Callable[..., Any]) -> Callable[..., Any]:
-        def _parse_optim_args(optim_args_str: str | None) -> dict[str, str]:
-            items = [item for item in (optim_args_str or "").split(",") if item.strip()]
-            for item in items:
-                if item.count("=") != 1:
-                    raise ValueError(
-                        "optim_args must be comma-separated key=value items, got "
-                        f"{item.strip()!r} in {optim_args_str!r}."
-                    )
-            return original(",".join(items))
-
-        return _parse_optim_args
-
-    _replace_function(transformers.trainer_optimizer, "_parse_optim_args", explaining)
-
-
-def add_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
-    """Give every Trainer built from now on fresh callbacks from `factory`, ahead of its reporters.
+def set_default_callbacks(factory: Callable[[], list[TrainerCallback]]) -> None:
+    """Give every Trainer built from now on fresh callbacks from `factory`, ahead of its reporters, and no earlier ones.
 
     Trainer.__init__ reads `trainer.DEFAULT_CALLBACKS` and instantiates the classes in it, so what is
     added are classes whose instances are the factory's.
     """
-    import transformers.trainer
-
+    defaults = patches.DEFAULT_CALLBACKS.value()
+    defaults[:] = [entry for entry in defaults if not hasattr(entry, _FROM_FACTORY)]
     for position, sample in enumerate(factory()):
 
         def build(cls: type, position: int = position) -> TrainerCallback:
             return factory()[position]
 
-        entry = type(f"Default{type(sample).__name__}", (TrainerCallback,), {"__new__": build})
-        transformers.trainer.DEFAULT_CALLBACKS.append(entry)
+        members = {"__new__": build, _FROM_FACTORY: True}
+        defaults.append(type(f"Default{type(sample).__name__}", (TrainerCallback,), members))
 
 
 def place_before_reporters(kind: type[TrainerCallback], trainer: Any | None) -> None:
@@ -177,7 +139,6 @@ def watch_mixed_mesh_clipping() -> None:
     `Accelerator.clip_grad_norm_`, which is watched otherwise, has no part in it (transformers 5.23; 5.2 has no such
     clipping).
     """
-    from transformers import Trainer
 
     def noting(original: Callable[..., Any]) -> Callable[..., Any]:
         def _mixed_mesh_grad_norm(self: Any, model: nn.Module, max_norm: float) -> Any:
@@ -187,7 +148,7 @@ def watch_mixed_mesh_clipping() -> None:
 
         return _mixed_mesh_grad_norm
 
-    replace_once(Trainer, "_mixed_mesh_grad_norm", noting)
+    patches.MIXED_MESH_GRAD_NORM.replace(noting)
 
 
 def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, float]) -> None:
@@ -201,87 +162,61 @@ def add_to_log(logs: dict[str, Any], state: TrainerState, metrics: dict[str, flo
 
 
 def make_checkpoints_resumable() -> None:
-    """Let a checkpoint have trainer_state.json only when all else of it is on the disk. Idempotent.
+    """Have a checkpoint hold all that a resumed run needs, and a resumed run stop where it should. Idempotent.
 
-    Callbacks with a `before_checkpoint(state)` are asked, in every process, just before the Trainer writes one. The
-    Trainer has no event there: `on_save` comes after, and another callback may ask for a checkpoint behind our
-    `on_step_end`, or, as transformers' just-in-time one, write it at once.
+    - Callbacks with a `before_checkpoint(state)` are asked, in every process, just before the Trainer writes one. The
+      Trainer has no event there: `on_save` comes after, and another callback may ask for a checkpoint behind our
+      `on_step_end`, or, as transformers' just-in-time one, write it at once.
+    - trainer_state.json is there only when all else of the checkpoint is on the disk.
+    - The Trainer looks at max_steps after a step, not before: a checkpoint of the last step, inside an epoch, would
+      have one more.
     """
-    from transformers.trainer import TRAINER_STATE_NAME, Trainer
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
     def remembering(save_checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        def _save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        def _save_checkpoint(self: Any, *args: Any, **kwargs: Any) -> None:
             for callback in self.callback_handler.callbacks:
                 if hasattr(callback, "before_checkpoint"):
                     callback.before_checkpoint(self.state)
             if self.args.should_save:
-                folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+                folder = Path(run_directory(self.args, self), f"{CHECKPOINT_PREFIX}{self.state.global_step}")
                 # Of an earlier run: it would make this one look complete.
-                (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
-            save_checkpoint(self, model, trial)
+                (folder / STATE_FILE).unlink(missing_ok=True)
+            save_checkpoint(self, *args, **kwargs)
 
         return _save_checkpoint
 
     def waiting(save_rng_state: Callable[..., Any]) -> Callable[..., Any]:
-        def _save_rng_state(self: Any, output_dir: str) -> None:
-            save_rng_state(self, output_dir)
+        def _save_rng_state(self: Any, *args: Any, **kwargs: Any) -> None:
+            save_rng_state(self, *args, **kwargs)
             # Every process has its own, and the first goes on to trainer_state.json.
             self.accelerator.wait_for_everyone()
 
         return _save_rng_state
 
-    replace_once(Trainer, "_save_checkpoint", remembering)
-    replace_once(Trainer, "_save_rng_state", waiting)
+    def stopping(get_batch_samples: Callable[..., Any]) -> Callable[..., Any]:
+        def get_batches_unless_done(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step < self.state.max_steps:
+                return get_batch_samples(self, *args, **kwargs)
+            self.control.should_training_stop = True
+            return [], None
+
+        return get_batches_unless_done
+
+    patches.SAVE_CHECKPOINT.replace(remembering)
+    patches.SAVE_RNG_STATE.replace(waiting)
+    patches.GET_BATCH_SAMPLES.replace(stopping)
 
 
-def skip_incomplete_checkpoints() -> None:
-    """Let `resume_from_checkpoint=True` pass over checkpoints whose writing was interrupted. Idempotent.
+def resume_from_complete_checkpoints() -> None:
+    """Let transformers' `get_last_checkpoint`, and so `resume_from_checkpoint=True`, pass over incomplete checkpoints.
 
-    The Trainer takes the highest number, complete or not, and then starts silently at step 0 with those weights.
+    For scripts that cannot call `last_complete_checkpoint` themselves. Idempotent.
     """
-
-    def choosing(original: Callable[..., Any]) -> Callable[..., Any]:
-        def get_last_checkpoint(folder: str) -> str | None:
-            skipped: list[str] = []
-            chosen = next(_complete(_newest_first(folder), skipped), None)
-            if skipped:
-                instead = f"{chosen.name} is used" if chosen else "no other is left"
-                warnings.warn(
-                    f"Incomplete checkpoints in {folder}, written by an interrupted run, are passed over: "
-                    f"{', '.join(skipped)}; {instead}.",
-                    stacklevel=2,
-                )
-            return str(chosen) if chosen else None
-
-        return get_last_checkpoint
-
-    _replace_function(transformers.trainer_utils, "get_last_checkpoint", choosing)
-
-
-def _newest_first(folder: str) -> list[Path]:
-    prefix = f"{transformers.trainer_utils.PREFIX_CHECKPOINT_DIR}-"
-    steps = [name.removeprefix(prefix) for name in os.listdir(folder) if re.fullmatch(rf"{prefix}\d+", name)]
-    paths = [Path(folder, prefix + step) for step in sorted(steps, key=int, reverse=True)]
-    return [path for path in paths if path.is_dir()]
-
-
-def _complete(checkpoints: list[Path], skipped: list[str]) -> Iterator[Path]:
-    for checkpoint in checkpoints:
-        reason = incompleteness(checkpoint)
-        if reason is None:
-            yield checkpoint
-        else:
-            skipped.append(f"{checkpoint.name} ({reason})")
-
-
-def _replace_function(home: ModuleType, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """In the module that defines it, and in `transformers.trainer`, which has its own reference where it is loaded."""
-    original = getattr(home, name)
-    replace_once(home, name, wrap)
+    found = patches.GET_LAST_CHECKPOINT.find()
+    patches.GET_LAST_CHECKPOINT.replace(lambda original: lambda folder: last_complete_checkpoint(folder))
     trainer = sys.modules.get("transformers.trainer")
-    if getattr(trainer, name, None) is original:
-        setattr(trainer, name, getattr(home, name))
+    if found is not None and getattr(trainer, found[1], None) is found[2]:  # it holds a reference of its own
+        setattr(trainer, found[1], getattr(found[0], found[1]))
 
 
 def is_training_log(logs: dict[str, Any]) -> bool:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import Trainer, TrainingArguments, trainer_utils
+from transformers import Trainer, TrainingArguments
 from transformers.integrations import TensorBoardCallback, is_tensorboard_available
 
-from hf_pdyn import PdynArguments
+from hf_pdyn import PdynArguments, last_complete_checkpoint
 from hf_pdyn.run_dir import tables
 
 from .config_file import RecipeParser
@@ -107,13 +107,12 @@ def begin(doc: str, model_arguments: type, data_arguments: type, defaults: dict[
 
 
 def checkpoint_to_resume(options: TrainingArguments) -> str | None:
-    """Return the checkpoint that ``--resume_from_checkpoint`` means; ``auto`` takes the newest."""
+    """Return the checkpoint that ``--resume_from_checkpoint`` means; ``auto`` takes the newest complete one."""
     wanted = options.resume_from_checkpoint
     if wanted is None:
         return None
     if wanted == "auto":
-        exists = Path(options.output_dir).is_dir()
-        return trainer_utils.get_last_checkpoint(options.output_dir) if exists else None
+        return last_complete_checkpoint(options.output_dir)
     if not Path(wanted, "trainer_state.json").is_file():
         raise RecipeError(
             "--resume_from_checkpoint must be a checkpoint directory, with its trainer_state.json, or 'auto' for the"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hf_pdyn import PControlCallback, TelemetryCallback
+from hf_pdyn.frontend import launcher
 from hf_pdyn.frontend.launcher import launch
 from tests.training import training_logs
 
@@ -67,7 +68,7 @@ def test_an_unmodified_script_trains_with_padam_and_reports(tmp_path: Path, laun
 def test_options_of_several_values_may_stand_right_before_the_script(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])")
     for options in (["--schedule", "weight_decay=cosine:0.1..0"], ["--wd_off", "0.5", "--wd_off_labels", "mlp"]):
-        result = run("-m", "hf_pdyn", *options, str(tmp_path / "script.py"), "--", "-x")
+        result = run("-m", "hf_pdyn", *options, str(tmp_path / "script.py"), "--", "-x", check=False)
         assert result.stdout == "['--', '-x']\n"
 
 
@@ -88,7 +89,7 @@ def test_the_script_s_exit_status_and_errors_pass_through(tmp_path: Path) -> Non
 def test_the_script_finds_its_neighbours(tmp_path: Path) -> None:
     (tmp_path / "neighbour.py").write_text("value = 3")
     (tmp_path / "script.py").write_text("import sys, neighbour; print(neighbour.value, sys.argv[1:])")
-    result = run("-m", "hf_pdyn", str(tmp_path / "script.py"), "--p_min", "x", cwd=Path("/"))
+    result = run("-m", "hf_pdyn", str(tmp_path / "script.py"), "--p_min", "x", cwd=Path("/"), check=False)
     assert result.stdout == "3 ['--p_min', 'x']\n"
 
 
@@ -125,11 +126,85 @@ def test_every_trainer_gets_callbacks_of_its_own(tmp_path: Path, monkeypatch: py
     import transformers.trainer
 
     from hf_pdyn import PdynArguments
-    from hf_pdyn.integrations.transformers import add_default_callbacks
+    from hf_pdyn.integrations.transformers import set_default_callbacks
     from tests.training import trainer
 
     monkeypatch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", list(transformers.trainer.DEFAULT_CALLBACKS))
-    add_default_callbacks(PdynArguments(p_control="gradient").callbacks)
+    set_default_callbacks(lambda: [TelemetryCallback()])  # an outer launch, which the inner one replaces
+    set_default_callbacks(PdynArguments(p_control="gradient").callbacks)
     found = [{type(callback): callback for callback in trainer(tmp_path).callback_handler.callbacks} for _ in range(2)]
+    assert len(found[0]) == len(set(found[0]))
     for kind in (TelemetryCallback, PControlCallback):
         assert found[0][kind] is not found[1][kind]
+
+
+def test_options_that_reach_no_trainer_are_one_line_and_status_1(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("print('done')")
+    result = run("-m", "hf_pdyn", "--wd_off", "0.5", str(tmp_path / "script.py"), check=False)
+    assert (result.returncode, result.stdout) == (1, "done\n")
+    assert f"python -m hf_pdyn: {tmp_path / 'script.py'} built no Trainer" in result.stderr.splitlines()[-1]
+    (tmp_path / "script.py").write_text("import sys; sys.exit(0)")
+    assert run("-m", "hf_pdyn", str(tmp_path / "script.py"), check=False).returncode == 1
+    assert run("-m", "hf_pdyn", str(tmp_path / "script.py"), "--help").stderr == ""
+
+
+STARTS_ANOTHER = """
+import subprocess, sys
+print(subprocess.run([sys.executable, *sys.argv[1:]], check=True))
+"""
+
+
+STARTS_BY_ACCELERATE = """
+import sys
+from accelerate.commands.launch import launch_command, launch_command_parser
+launch_command(launch_command_parser().parse_args(["--cpu", "--num_processes", "1", *sys.argv[1:]]))
+"""
+
+
+def test_options_reach_the_processes_that_a_script_starts(tmp_path: Path) -> None:
+    """As `trl sft` starts its script; no process below the launcher imports hf_pdyn."""
+    (tmp_path / "starts.py").write_text(STARTS_BY_ACCELERATE)
+    child = [str(SCRIPT), *script_arguments(tmp_path / "out")]
+    options = ["--p_control", "gradient", "--p_interval", "2"]
+    run("-m", "hf_pdyn", *options, str(tmp_path / "starts.py"), *child)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["optimizer"] == "TrainerPadam"
+    state = json.loads((tmp_path / "out" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert "pdyn/control/branch" in training_logs(state["log_history"])[-1]
+
+
+def test_a_child_process_runs_the_sitecustomize_that_ours_hides(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.hidden_one_ran = True")
+    (tmp_path / "starts.py").write_text(STARTS_ANOTHER)
+    code = "import sys; print(sys.hidden_one_ran, 'hf_pdyn' in sys.modules, 'torch' in sys.modules)"
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-m", "hf_pdyn", str(tmp_path / "starts.py"), "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert result.stdout.startswith("True True False\n"), result.stderr
+    assert result.returncode == 1
+
+
+def test_a_file_named_like_a_value_is_not_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("10", "gradient", "0.5", "mlp", "norm"):
+        Path(name).touch()
+    parser = launcher.build_parser("prog")
+    control = ["--p_control", "gradient", "--p_interval", "10", "--wd_off=0.5"]
+    for words in (["script.py", "a", "--b"], ["--", "script.py", "a", "--b"]):
+        assert launcher._split([*control, *words], parser) == (control, "script.py", False, ["a", "--b"])
+    labels = ["--wd_off", "0.5", "--wd_off_labels", "mlp", "norm"]
+    assert launcher._split([*labels, "--", "script.py"], parser) == (labels, "script.py", False, [])
+    assert launcher._split([*labels[:-1], "-m", "module", "--"], parser) == (labels[:-1], "module", True, ["--"])
+    with pytest.raises(SystemExit, match="2"):
+        launch(["--p_control", "gradient", "--"])
+    assert "a script is required" in capsys.readouterr().err
+
+
+def test_a_launched_script_resumes_from_the_newest_complete_checkpoint(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run("-m", "hf_pdyn", str(SCRIPT), *script_arguments(out), "--save_steps", "2")
+    (out / "checkpoint-6" / "trainer_state.json").unlink()
+    result = run("-m", "hf_pdyn", str(SCRIPT), *script_arguments(out), "--resume_from_checkpoint", "True")
+    assert "checkpoint-6 (no trainer_state.json); checkpoint-4 is used" in result.stderr

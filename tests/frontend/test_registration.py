@@ -12,7 +12,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 import hf_pdyn
-from hf_pdyn import Padam
+from hf_pdyn import Padam, TelemetryCallback
 from tests.reference.padam_reference import PadamReference
 from tests.training import arguments, gpt2, trainer
 
@@ -160,7 +160,6 @@ def test_every_parameter_is_in_one_group_and_none_is_empty(tmp_path: Path) -> No
 
 
 BAD_OPTIM_ARGS = [
-    ("p", "must be comma-separated key=value items, got 'p' in 'p'"),
     ("pp=0.3", "Unknown key 'pp' in optim_args. Known are p, eps, update_scale.*Did you mean 'p'"),
     ("p=much", "optim_args p must be a finite number, got 'much'"),
     ("eps=-1", "optim_args eps must be >= 0, got '-1'"),
@@ -180,6 +179,14 @@ BAD_OPTIM_ARGS = [
 def test_bad_optim_args(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trainer(tmp_path, optim_args=text).create_optimizer()
+
+
+@pytest.mark.parametrize(
+    ("text", "item"), [("p", "p"), ("p=0.4,", ""), ("p=0.4, p.norm", "p.norm"), ("p=0=1", "p=0=1")]
+)
+def test_what_the_trainer_cannot_split_is_named_when_it_is_built(tmp_path: Path, text: str, item: str) -> None:
+    with pytest.raises(ValueError, match=f"key=value items, each with one '=', got '{item}' in '{text}'"):
+        trainer(tmp_path, optim_args=text, callbacks=[TelemetryCallback()])
 
 
 def test_without_a_model_there_are_no_labels(tmp_path: Path) -> None:

@@ -218,7 +218,7 @@ def test_bad_choices_are_refused() -> None:
 def test_it_is_refused_where_no_process_sees_the_whole_gradient(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hf_pdyn.frontend.registration.shards_every_parameter", lambda: True)
+    monkeypatch.setattr("hf_pdyn.frontend.trainer_padam.shards_every_parameter", lambda: True)
     with pytest.raises(ValueError, match='nonfinite="skip" looks for NaN.*ZeRO-3 steps one piece.*at apply'):
         trainer(tmp_path, optim_args="nonfinite=skip").create_optimizer()
     monkeypatch.setattr("hf_pdyn.callbacks.nonfinite.why_unreadable", lambda optimizer: "ZeRO-3; use ZeRO-2")

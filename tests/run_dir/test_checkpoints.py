@@ -1,18 +1,16 @@
 import json
 import os
-import subprocess
-import sys
+import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import transformers.trainer
 from safetensors.torch import save_file
 from transformers import trainer_utils
 
-import hf_pdyn
+from hf_pdyn import last_complete_checkpoint
 from hf_pdyn.run_dir.checkpoints import incompleteness
-from tests.training import trainer
 
 
 @pytest.fixture
@@ -73,11 +71,11 @@ def test_the_newest_whole_checkpoint_is_chosen(tmp_path: Path) -> None:
         write_checkpoint(tmp_path / f"checkpoint-{step}")
     (tmp_path / "checkpoint-12").write_text("a file")
     (tmp_path / "checkpoint-13-old").mkdir()
-    assert trainer_utils.get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-11")
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-11")
     (tmp_path / "checkpoint-11" / "trainer_state.json").unlink()
     (tmp_path / "checkpoint-10" / "optimizer.pt").write_bytes(b"PK\x03\x04")
     with pytest.warns(UserWarning, match="Incomplete checkpoints") as caught:
-        assert trainer_utils.get_last_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-9")
+        assert last_complete_checkpoint(str(tmp_path)) == str(tmp_path / "checkpoint-9")
     (warning,) = caught
     assert (
         "checkpoint-11 (no trainer_state.json), checkpoint-10 (optimizer.pt is cut off); checkpoint-9 is used"
@@ -86,26 +84,69 @@ def test_the_newest_whole_checkpoint_is_chosen(tmp_path: Path) -> None:
 
 
 def test_no_whole_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
-    assert trainer_utils.get_last_checkpoint(str(tmp_path)) is None
+    assert last_complete_checkpoint(tmp_path / "not_there") is None
+    assert last_complete_checkpoint(tmp_path) is None
     (tmp_path / "checkpoint-4").mkdir()
-    with (
-        pytest.warns(UserWarning, match="no other is left"),
-        pytest.raises(ValueError, match="No valid checkpoint found"),
-    ):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
+    with pytest.warns(UserWarning, match="no other is left"):
+        assert last_complete_checkpoint(tmp_path) is None
 
 
-def test_the_trainer_asks_ours_once_wrapped() -> None:
-    ours = trainer_utils.get_last_checkpoint
-    assert transformers.trainer.get_last_checkpoint is ours
-    hf_pdyn.register()
-    assert trainer_utils.get_last_checkpoint is ours
+def stored_safetensors(header: bytes) -> bytes:
+    return len(header).to_bytes(8, "little") + header
 
 
-def test_a_trainer_imported_before_us_asks_ours_too() -> None:
-    code = (
-        "import transformers.trainer, hf_pdyn, transformers.trainer_utils as utils;"
-        "assert transformers.trainer.get_last_checkpoint.replaced_by_hf_pdyn;"
-        "assert utils.get_last_checkpoint is transformers.trainer.get_last_checkpoint"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+def with_a_second_disk(archive: bytes) -> bytes:
+    """Of a zip64 archive, which says that it spans several disks."""
+    locator = b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2)
+    return archive[:-22] + locator + archive[-22:]
+
+
+DAMAGE: dict[str, tuple[str, Any, str]] = {
+    "a list for the state": ("trainer_state.json", b"[]", "trainer_state.json has no global_step"),
+    "a state without its step": ("trainer_state.json", b"{}", "trainer_state.json has no global_step"),
+    "a step that is no number": (
+        "trainer_state.json",
+        b'{"global_step": "4"}',
+        "trainer_state.json has no global_step",
+    ),
+    "no UTF-8": ("trainer_state.json", b'{"global_step": "\xff"}', "trainer_state.json is cut off"),
+    "nested for ever": ("trainer_state.json", b"[" * 100_000, "trainer_state.json is damaged"),
+    "a folder for the state": ("trainer_state.json", None, "trainer_state.json is not a file"),
+    "a folder for the weights": ("model.safetensors", None, "model.safetensors is not a file"),
+    "a folder for the optimizer": ("optimizer.pt", None, "optimizer.pt is not a file"),
+    "a list for the header": ("model.safetensors", stored_safetensors(b"[]"), "model.safetensors is damaged"),
+    "no offsets": ("model.safetensors", stored_safetensors(b'{"a": {}}'), "model.safetensors is damaged"),
+    "a number for a tensor": ("model.safetensors", stored_safetensors(b'{"a": 1}'), "model.safetensors is damaged"),
+    "a nested header": ("model.safetensors", stored_safetensors(b"[" * 100_000), "model.safetensors is damaged"),
+    "a zip of two disks": ("optimizer.pt", with_a_second_disk, "optimizer.pt is damaged"),
+    "a zip's directory": (
+        "optimizer.pt",
+        lambda whole: whole[:-200] + bytes(100) + whole[-100:],
+        "optimizer.pt is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_any_damage_is_a_reason_and_an_older_checkpoint_is_found(tmp_path: Path, name: str) -> None:
+    older, newer = (write_checkpoint(tmp_path / f"checkpoint-{step}") for step in (4, 8))
+    file, content, reason = DAMAGE[name]
+    whole = (newer / file).read_bytes()
+    (newer / file).unlink()
+    if content is None:
+        (newer / file).mkdir()
+    else:
+        (newer / file).write_bytes(content(whole) if callable(content) else content)
+    assert incompleteness(newer) == reason
+    with pytest.warns(UserWarning, match="checkpoint-4 is used"):
+        assert last_complete_checkpoint(tmp_path) == str(older)
+
+
+def test_a_pipe_is_not_waited_for(checkpoint: Path) -> None:
+    (checkpoint / "trainer_state.json").unlink()
+    os.mkfifo(checkpoint / "trainer_state.json")
+    assert incompleteness(checkpoint) == "trainer_state.json is not a file"
+
+
+def test_importing_us_leaves_the_trainer_s_own_choice_alone() -> None:
+    assert not hasattr(trainer_utils.get_last_checkpoint, "replaced_by_hf_pdyn")

@@ -1,8 +1,9 @@
-"""Trainer runs that are killed at a given place and then resumed with default flags: `OUT LAUNCH CASES KILLS`.
+"""Trainer runs that are killed at a given place and then resumed: `OUT LAUNCH CASES KILLS`.
 
-Cases and kills are JSON lists of names. Every run is a forked child (one for each process of the launch), so one start
-of the interpreter serves all; the parent itself never trains. What a run saw is in `OUT/<case>/<kill>/rank<i>.json`,
-that of the uninterrupted one in `OUT/<case>/straight`.
+They are resumed from the newest complete checkpoint, with default flags. Cases and kills are JSON lists of names.
+Every run is a forked child (one for each process of the launch), so one start of the interpreter serves all; the parent
+itself never trains. What a run saw is in `OUT/<case>/<kill>/rank<i>.json`, that of the uninterrupted one in
+`OUT/<case>/straight`.
 """
 
 import gc
@@ -26,7 +27,7 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerState
 
-from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback, last_complete_checkpoint
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.matrix import LAUNCHES
@@ -163,7 +164,8 @@ def loadable_on_cpu() -> AbstractContextManager[Any]:
     return mock.patch.object(torch, "load", load_on_cpu)
 
 
-def train(out: Path, case: dict[str, Any], resume: bool | str) -> None:
+def train(out: Path, case: dict[str, Any], resume: Path | None = None, go_on: bool = False) -> None:
+    """go_on: from the newest complete checkpoint."""
     options, steps = dict(case), Steps()
     run = trainer(
         out,
@@ -177,7 +179,7 @@ def train(out: Path, case: dict[str, Any], resume: bool | str) -> None:
     run.remove_callback(PrinterCallback)
     with loadable_on_cpu(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run.train(resume_from_checkpoint=resume)
+        run.train(resume_from_checkpoint=last_complete_checkpoint(out) if go_on else resume)
     report = {
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "wrapper": type(run.model_wrapped).__name__,
@@ -225,11 +227,11 @@ def in_children(processes: int, work: Callable[[], None]) -> list[int]:
 
 def killed(out: Path, case: dict[str, Any], kill: str) -> Callable[[], None]:
     def work() -> None:
-        resume: bool | str = False
+        resume = None
         if kill == "over an earlier checkpoint":
             for step in SAVED:
                 shutil.copytree(out.parent / "straight" / f"checkpoint-{step}", out / f"checkpoint-{step}")
-            resume = str(out / f"checkpoint-{SAVED[0]}")
+            resume = out / f"checkpoint-{SAVED[0]}"
         with ExitStack() as stack:
             if os.environ.get("RANK", "0") == "0":
                 stack.enter_context(KILLS[kill]())
@@ -262,7 +264,7 @@ def main() -> None:
     for name in cases:
         case = {**launch.options, **CASES[name]}
         straight = out / name / "straight"
-        ends = in_children(processes, lambda out=straight, case=case: train(out, case, False))
+        ends = in_children(processes, lambda out=straight, case=case: train(out, case))
         assert ends == [0] * processes, (name, ends)
         for kill in kills:
             folder = out / name / kill
@@ -271,7 +273,7 @@ def main() -> None:
             (folder / "files.json").write_text(
                 json.dumps(sorted(str(path.relative_to(folder)) for path in folder.rglob("*")))
             )
-            ends = in_children(processes, lambda out=folder, case=case: train(out, case, True))
+            ends = in_children(processes, lambda out=folder, case=case: train(out, case, go_on=True))
             assert ends == [0] * processes, (name, kill, ends)
 
 

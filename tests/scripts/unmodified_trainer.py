@@ -14,7 +14,7 @@ def main() -> None:
     model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_head=2, n_embd=16, n_positions=16, vocab_size=32))
     rows = [{"input_ids": row, "labels": row} for row in torch.randint(32, (64, 8))]
     trainer = Trainer(model=model, args=args, train_dataset=rows)
-    trainer.train()
+    trainer.train(resume_from_checkpoint=bool(args.resume_from_checkpoint))
     if trainer.is_world_process_zero():
         report = {
             "argv": sys.argv,
