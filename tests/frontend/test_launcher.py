@@ -194,9 +194,9 @@ def test_a_file_named_like_a_value_is_not_the_script(
     control = ["--p_control", "gradient", "--p_interval", "10", "--wd_off=0.5"]
     for words in (["script.py", "a", "--b"], ["--", "script.py", "a", "--b"]):
         assert launcher._split([*control, *words], parser) == (control, "script.py", False, ["a", "--b"])
-    labels = ["--wd_off", "0.5", "--wd_off_labels", "mlp", "norm"]
+    labels = ["--wd_off", "0.5", "--wd_off_labels", "mlp"]
     assert launcher._split([*labels, "--", "script.py"], parser) == (labels, "script.py", False, [])
-    assert launcher._split([*labels[:-1], "-m", "module", "--"], parser) == (labels[:-1], "module", True, ["--"])
+    assert launcher._split([*labels, "-m", "module", "--"], parser) == (labels, "module", True, ["--"])
     with pytest.raises(SystemExit, match="2"):
         launch(["--p_control", "gradient", "--"])
     assert "a script is required" in capsys.readouterr().err
