@@ -33,7 +33,7 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
 from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
 from hf_pdyn.optim.equation import usable_eps
-from hf_pdyn.optim.step_work import StepSums
+from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
 
@@ -58,6 +58,11 @@ class StepStatistics:
         self.windows: weakref.WeakSet[Window] = weakref.WeakSet()
         self.gave_up = False
         self._optimizer = unwrap_optimizer(optimizer)
+        if _ATTRIBUTE in vars(self._optimizer):
+            raise ValueError(
+                f"One StepStatistics watches an optimizer, this {type(self._optimizer).__name__} has one already. "
+                "StepStatistics.of(optimizer, model) returns it; every reader takes a window of its own."
+            )
         self._measuring = False
         self._before: dict[Tensor, Tensor] = {}
         self._request: StepSums | None = None
@@ -67,15 +72,14 @@ class StepStatistics:
         self.refresh(optimizer, model, labels=labels)
         self._optimizer.register_step_pre_hook(lambda _, args, kwargs: self._before_step(_closure(*args, **kwargs)))
         self._optimizer.register_step_post_hook(lambda *_: self._after_step())
+        setattr(self._optimizer, _ATTRIBUTE, self)
 
     @classmethod
     def of(cls, optimizer: Optimizer, model: nn.Module) -> StepStatistics:
         """The one instance that watches `optimizer`, so that telemetry and control measure once."""
-        inner = unwrap_optimizer(optimizer)
-        found: StepStatistics | None = vars(inner).get(_ATTRIBUTE)
+        found: StepStatistics | None = vars(unwrap_optimizer(optimizer)).get(_ATTRIBUTE)
         if found is None:
             found = cls(optimizer, model)
-            setattr(inner, _ATTRIBUTE, found)
         elif not found.windows:
             found.refresh(optimizer, model)
         return found
@@ -100,6 +104,7 @@ class StepStatistics:
         self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(scopes))
         column = {scope: i for i, scope in enumerate(self.scopes)}
         self._columns = {piece: (column[Scope(scope.pathway)], column[scope]) for piece, scope in pieces}
+        self._pieces = list(self._columns)
         self._pieces_of: dict[Tensor, list[Piece]] = {}
         for piece in self._columns:
             self._pieces_of.setdefault(piece.holder, []).append(piece)
@@ -112,7 +117,7 @@ class StepStatistics:
 
         What was announced for a step that has not come (its forward pass failed, say) is void.
         """
-        take_clip(self._optimizer, self)  # of a step before this window
+        take_clip(self._optimizer)  # of a step before this window
         self._measuring = self.gave_up = False
         window = Window(self.scopes, self._shards.add_up)
         self.windows.add(window)
@@ -154,7 +159,7 @@ class StepStatistics:
         """How this step was clipped, also once this process gave up: others wait for its part of a partial norm."""
         self._clip, self._factor = Clip(), None
         try:
-            self._clip = take_clip(self._optimizer, self)
+            self._clip = take_clip(self._optimizer)
             self._factor = self._clip_factor(self._clip) if self._measuring else None
         except Exception as error:
             give_up(self, error)
@@ -167,7 +172,7 @@ class StepStatistics:
         A closure computes the gradients, and their norm, only inside the step.
         """
         if closure is None and hasattr(self._optimizer, "sum_next_step"):
-            self._request = StepSums(list(self._columns), self._measuring, self._factor)
+            self._request = StepSums(self._pieces, self._measuring, self._factor)
             self._optimizer.sum_next_step(self._request)
         elif self._measuring:
             self._before = {holder: local(holder.detach()).clone() for holder in self._pieces_of}
@@ -202,34 +207,31 @@ class StepStatistics:
         request = self._request
         if request is not None and request.failure is not None:
             raise request.failure
-        if request is not None and request.rows is not None:
-            if not request.summed and not self._shards.sharded:
-                return None
-            sums = self._sum_by_scope(request.summed, request.rows)
-            squares, measured = sums[0], sums[1:] if measuring else None
-        else:
-            # Read after the step: a closure computes the gradients inside it.
-            pieces = [piece for piece in self._columns if _has_gradient(piece)]
+        # Without a request the gradients are read after the step: a closure computes them inside it.
+        pieces = request.summed if request is not None else [piece for piece in self._pieces if _has_gradient(piece)]
+        if not pieces:
             # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
-            if not pieces and not self._shards.sharded:
-                return None
-            squares = self._sums_of_squares(pieces)
-            measured = self._measure(pieces, request.update_sq if request else {}) if measuring else None
+            sums = self._full(0.0, len(SUMS), len(self.scopes)) if self._shards.sharded else None
+        elif request is not None and request.rows is not None:
+            sums = self._sum_by_scope(request.summed, request.rows)
+        else:
+            sums = self._sum_by_scope(pieces, self._rows(pieces, measuring))
+        if sums is None:
+            return None
+        squares, measured = sums[0], sums[1:] if measuring else None
         return torch.cat([squares, self._clip_share(clip, squares)]), clip.max_norm, measured
 
-    def _sums_of_squares(self, pieces: Sequence[Piece]) -> Tensor:
-        if not pieces:
-            return self._full(0.0, len(self.scopes))
-        two_norms = norms.two_norms([_gradient(piece) for piece in pieces])
-        return self._sum_by_scope(pieces, two_norms.square().view(-1, 1))[0]
-
-    def _measure(self, pieces: Sequence[Piece], update_sq: Mapping[Piece, Tensor]) -> Tensor:
-        """The rows of MEASURED by scope, shape (len(MEASURED), len(scopes))."""
-        if not pieces:
-            return self._full(0.0, len(MEASURED), len(self.scopes))
+    def _rows(self, pieces: Sequence[Piece], measuring: bool) -> Tensor:
+        """The columns of SUMS for each piece, the first alone unless `measuring`."""
+        grad_sq = norms.two_norms([_gradient(piece) for piece in pieces]).square()
+        if not measuring:
+            return grad_sq.view(-1, 1)
         groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
-        rows = [self._sums_of(piece, groups[piece.holder], update_sq.get(piece)) for piece in pieces]
-        return self._sum_by_scope(pieces, torch.stack([row.to(rows[0].device) for row in rows]))
+        columns = {
+            "grad_sq": grad_sq,
+            **_stacked([self._measured(piece, groups[piece.holder]) for piece in pieces], like=grad_sq),
+        }
+        return torch.stack([columns[name] for name in SUMS], dim=1)
 
     def _clip_share(self, clip: Clip, like: Tensor) -> Tensor:
         """This process's share of the square of the total norm that clipping found; 0 where nothing clips."""
@@ -248,8 +250,8 @@ class StepStatistics:
             total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
         return clip_factor(local(total), clip.max_norm)
 
-    def _sums_of(self, piece: Piece, group: Mapping[str, Any], update_sq: Tensor | None) -> Tensor:
-        """The values of MEASURED for one piece, shape (len(MEASURED),); NaN where this optimizer has none."""
+    def _measured(self, piece: Piece, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The values of MEASURED for one piece, 0-d tensors; NaN where this optimizer has none."""
         grad = _gradient(piece)
         device, dtype = grad.device, norms.accumulator_dtype(grad.device)
         if self._factor is not None:
@@ -257,25 +259,22 @@ class StepStatistics:
         missing = torch.full((), math.nan, device=device)
         p, eps = _exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
-        before = self._before.get(piece.holder)
-        if before is not None:
-            update_sq = norms.two_norms([piece.of(local(piece.holder.detach()) - before)])[0].square()
-        values = (
-            missing if update_sq is None else update_sq,
-            norms.two_norms([piece.of(local(piece.holder.detach()))])[0].square(),
-            missing if v_hat is None else v_hat.sum(dtype=dtype),
-            implicit_bias.perturbed_one_norm(grad, eps=eps),
-            missing if p is None else implicit_bias.power_norm(grad, p=p, eps=eps),
-            torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
-        )
-        return torch.stack([value.to(device=device, dtype=dtype) for value in values])
+        before, after = self._before.get(piece.holder), local(piece.holder.detach())
+        return {
+            "update_sq": missing if before is None else norms.two_norms([piece.of(after - before)])[0].square(),
+            "param_sq": norms.two_norms([piece.of(after)])[0].square(),
+            "v_hat_sum": missing if v_hat is None else v_hat.sum(dtype=dtype),
+            "one_norm": implicit_bias.perturbed_one_norm(grad, eps=eps),
+            "N_p": missing if p is None else implicit_bias.power_norm(grad, p=p, eps=eps),
+            "numel": torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
+        }
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
-        if len(pieces) < len(self._columns):
-            # Zeros for the rest, so that the table is one for all steps: sending it waits for the device.
+        if list(pieces) != self._pieces:
+            # All pieces in their order, so that one table is for all steps: sending it waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
-            values = torch.stack([given.get(piece, zeros) for piece in self._columns])
+            values = torch.stack([given.get(piece, zeros) for piece in self._pieces])
         if self._table is None or self._table.device != values.device:
             # A process that holds what others hold too gives its share of it.
             table = torch.zeros(len(self._columns), len(self.scopes), dtype=values.dtype, device="cpu")
@@ -310,6 +309,10 @@ def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapp
     for name, param in model.named_parameters():
         if param in group_of:
             yield name, group_of[param], Piece(param)
+
+
+def _stacked(rows: Sequence[Mapping[str, Tensor]], *, like: Tensor) -> dict[str, Tensor]:
+    return {name: torch.stack([row[name].to(like) for row in rows]) for name in rows[0]}
 
 
 def _has_gradient(piece: Piece) -> bool:

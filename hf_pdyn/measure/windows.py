@@ -210,10 +210,16 @@ class Window:
     def _fold_measured(self, sums: Tensor) -> None:
         totals = self._totals
         sums = sums[sums[:, _ALWAYS_DEFINED].isfinite().all(dim=(1, 2))]
-        update_sq, param_sq, v_hat_sum, one_norm, n_p, numel = sums.unbind(dim=1)
-        means = (update_sq.sqrt(), param_sq.sqrt(), v_hat_sum / numel, one_norm, n_p)
-        for name, values in zip(QUANTITIES, means, strict=True):
-            totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), values)
+        column = dict(zip(MEASURED, sums.unbind(dim=1), strict=True))
+        means = {
+            "update_norm": column["update_sq"].sqrt(),
+            "param_norm": column["param_sq"].sqrt(),
+            "v_hat_mean": column["v_hat_sum"] / column["numel"],
+            "one_norm": column["one_norm"],
+            "N_p": column["N_p"],
+        }
+        for name in QUANTITIES:
+            totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), means[name])
         totals.measured_steps += len(sums)
 
 

@@ -1,10 +1,10 @@
-"""What gradient clipping did to the step that is coming, kept from where it happens to where it is needed."""
+"""How the gradients of the coming step were clipped: noted where it happens, taken where it is needed."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -26,20 +26,16 @@ def clip_factor(total_norm: Tensor, max_norm: Tensor | float) -> Tensor:
     return (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
 
 
-_noted: WeakKeyDictionary[Optimizer, tuple[Clip, WeakSet[object]]] = WeakKeyDictionary()
+_noted: WeakKeyDictionary[Optimizer, Clip] = WeakKeyDictionary()
 
 
 def note_clip(optimizer: Optimizer, total_norm: Tensor | float, max_norm: float) -> None:
     """Remember how the gradients of the coming step of `optimizer` were clipped."""
     if isinstance(total_norm, Tensor):
         total_norm = total_norm.detach()
-    _noted[optimizer] = (Clip(total_norm, float(max_norm)), WeakSet())
+    _noted[optimizer] = Clip(total_norm, float(max_norm))
 
 
-def take_clip(optimizer: Optimizer, reader: object) -> Clip:
-    """How they were clipped; by nothing if nobody noted it, or if `reader` has taken it for a step before."""
-    clip, readers = _noted.get(optimizer, (Clip(), WeakSet()))
-    if reader in readers:
-        return Clip()
-    readers.add(reader)
-    return clip
+def take_clip(optimizer: Optimizer) -> Clip:
+    """How the gradients were clipped, by nothing if nobody noted it; the next step begins without a note."""
+    return _noted.pop(optimizer, Clip())

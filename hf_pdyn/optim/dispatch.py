@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from hf_pdyn.optim import fused as fused_kernels
 from hf_pdyn.optim import tensor_step
-from hf_pdyn.optim.step_work import SUMS, StepSums, Task, Update
+from hf_pdyn.optim.fused import FusedStep
+from hf_pdyn.optim.step_work import SUMS, Advance, StepSums, Task, Update, squares_to_match
+from hf_pdyn.tensors.sharding import Piece
 
 Match = Callable[[Sequence[Update], Tensor], Tensor]
 
@@ -24,64 +27,85 @@ class StepDispatch:
     """
 
     def __init__(self, params: Iterable[Tensor], *, foreach: bool | None, fused: bool | None) -> None:
-        self._foreach, self._insists = foreach, bool(fused)
+        self._insists = bool(fused)
         self._may_fuse = fused is None and foreach is None
+        self._tensor_step: Advance = partial(tensor_step.advance, foreach=foreach)
         self._numels: dict[torch.device, int] = {}
         for param in params:  # of a DTensor, the whole: all processes choose alike
             self._numels[param.device] = self._numels.get(param.device, 0) + param.numel()
-        self._fused: dict[torch.device, fused_kernels.Advance | None] = {}
+        self._fused: dict[torch.device, FusedStep | None] = {}
         for device in self._numels:  # now, before a step has begun
             self._fused_on(device)
 
-    def _fused_on(self, device: torch.device) -> fused_kernels.Advance | None:
+    def _fused_on(self, device: torch.device) -> FusedStep | None:
         if device not in self._fused:
-            advance = None
+            module = None
             if self._insists:
-                advance = fused_kernels.advance_on(device)
+                module = fused_kernels.fused_on(device)
             elif self._may_fuse:  # for parameters that have moved there since, by what the optimizer steps in all
                 numel = self._numels.get(device, sum(self._numels.values()))
-                advance = fused_kernels.advance_if_worth_it(device, numel)
-            self._fused[device] = advance
+                module = fused_kernels.fused_if_worth_it(device, numel)
+            self._fused[device] = module
         return self._fused[device]
 
     def step(self, updates: Sequence[Update], request: StepSums | None, match: Match | None) -> None:
-        """Do the whole step.
+        """Do the whole step, and answer `request`.
 
         match: makes of the updates, and of the squares of each one's direction and of that at p=1/2, shape
         (len(updates), 2), the scalar c_t. It needs them all before a parameter moves, so the moments are read twice.
         """
-        parts = self._parts(updates, request)
-        sums = Task(0) if request is None else Task.GRADIENT
-        before, after = (Task.MEASURE, Task.PARAMETER) if request and request.measure else (Task(0), Task(0))
+        before, after = (Task(0), Task(0)) if request is None else request.tasks
+        clip_factor = None if request is None else request.clip_factor
         if match is None:
-            for part in parts:
-                part.advance(Task.MOMENTS | Task.APPLY | sums | before | after)
+            passes = [(Task.MOMENTS | Task.APPLY, before | after)]
         else:
-            for part in parts:
-                part.advance(Task.MOMENTS | Task.DIRECTION | sums | before)
+            passes = [(Task.MOMENTS | Task.DIRECTION, before), (Task.APPLY, after)]
+        parts = self._parts(updates, clip_factor)
+        if not self._trusted(parts, [tasks | sums for tasks, sums in passes]):
+            parts = self._parts(updates, clip_factor)
+        for part in parts:
+            part.do(*passes[0])
+        if match is not None:
             scale = match([update for part in parts for update in part.updates], _squares(parts))
             for part in parts:
-                part.advance(Task.APPLY | after, scale)
+                part.do(*passes[1], scale)
         if request is not None:
             try:
-                for part in parts:
-                    part.answer(request, alone=len(parts) == 1)
+                _answer(request, parts)
             except Exception as error:  # the step is taken, and whoever asked will say what failed
                 request.failure = error
 
-    def _parts(self, updates: Sequence[Update], request: StepSums | None) -> list[_Part]:
-        parts: dict[tuple[torch.device, fused_kernels.Advance | None], list[Update]] = {}
-        here = advance = None
+    def _parts(self, updates: Sequence[Update], clip_factor: Tensor | None) -> list[_Part]:
+        parts: dict[tuple[torch.device, bool], _Part] = {}
+        device = module = part = None
         for update in updates:
-            device = update.theta.device
-            if device != here:
-                here, advance = device, self._fused_on(device)
-            taken = advance if advance is not None and (fused_kernels.takes(update) or self._refuse(update)) else None
-            parts.setdefault((device, taken), []).append(update)
-        return [
-            _FusedPart(part, advance, request) if advance else _PlainPart(part, self._foreach_on(device), request)
-            for (device, advance), part in parts.items()
-        ]
+            theta_device = update.theta.device
+            if theta_device != device:
+                device, module, part = theta_device, self._fused_on(theta_device), None
+            taken = module is not None and (fused_kernels.takes(module, update) or self._refuse(update))
+            step = module if taken else None
+            if part is None or part.fused is not step:
+                part = parts.get((theta_device, step is None))
+            if part is None:
+                part = parts[theta_device, step is None] = _Part(
+                    [], step, self._tensor_step if step is None else step.advance, clip_factor
+                )
+            part.updates.append(update)
+        return list(parts.values())
+
+    def _trusted(self, parts: Sequence[_Part], passes: Sequence[Task]) -> bool:
+        """False where a kernel is wrong, and is used no more; RuntimeError if the user insists on it."""
+        trusted = True
+        for part in parts:
+            if part.fused is not None:
+                device, clipped = part.updates[0].theta.device, part.clip_factor is not None
+                reason = fused_kernels.why_distrusted(device, part.fused, part.updates, passes, clipped=clipped)
+                if reason is not None and self._insists:
+                    raise RuntimeError(f"{reason} Leave fused at None, or set it to False: both take the tensor step.")
+                if reason is not None:
+                    fused_kernels.warn_once(reason)
+                    self._fused[device], trusted = None, False
+        return trusted
 
     def _refuse(self, update: Update) -> bool:
         """False, unless the user insists."""
@@ -94,66 +118,58 @@ class StepDispatch:
             )
         return False
 
-    def _foreach_on(self, device: torch.device) -> bool:
-        return self._foreach if self._foreach is not None else device.type == "cuda"
 
+@dataclass(eq=False)
+class _Part:
+    """Updates of one device that `advance` takes.
 
-class _PlainPart:
-    """Updates of one device that take the tensor step."""
+    fused: None is the tensor step. A fused step sums in passing what a request asks for; the tensor step does so in a
+    pass of its own once the step is taken, so that a failure there leaves the step whole.
+    """
 
-    def __init__(self, updates: list[Update], foreach: bool, request: StepSums | None) -> None:
-        self.updates = updates
-        self.squares = torch.empty(0)
-        note = request.note_update if request is not None and request.measure else None
-        self._advance = partial(tensor_step.advance, updates, foreach=foreach, note=note)
+    updates: list[Update]
+    fused: FusedStep | None
+    advance: Advance
+    clip_factor: Tensor | None
+    sums: Tensor | None = None
+    later: Task = Task.NOTHING
+    scale: Tensor | None = None
 
-    def advance(self, tasks: Task, scale: Tensor | None = None) -> None:
-        squares = self._advance(tasks, scale=scale)
-        if squares is not None:
-            self.squares = squares
-
-    def answer(self, request: StepSums, *, alone: bool) -> None:
-        """Nothing more: what only the step could see was noted on the way."""
-
-
-class _FusedPart:
-    """Updates of one device that take the fused path."""
-
-    def __init__(self, updates: list[Update], advance: fused_kernels.Advance, request: StepSums | None) -> None:
-        self.updates = updates
-        self._advance = partial(advance, updates, clip_factor=None if request is None else request.clip_factor)
-        self._sums: Tensor | None = None
-        self._scale: Tensor | None = None
-
-    def advance(self, tasks: Task, scale: Tensor | None = None) -> None:
-        sums = self._advance(tasks, scale=scale)
-        if tasks & Task.APPLY:
+    def do(self, tasks: Task, sums: Task, scale: Tensor | None = None) -> None:
+        """Do `tasks` now, and `sums` now or in `answer`."""
+        self.scale = scale
+        if self.fused is not None:
+            self._advance(tasks | sums)
+        else:
+            self._advance(tasks)
+            self.later |= sums
+        if self.fused is not None and tasks & Task.APPLY:
             # Behind autograd's back, which must know that what a graph has saved is no more.
             torch.autograd.graph.increment_version([update.theta for update in self.updates])
+
+    def answer(self) -> tuple[list[Piece], Tensor]:
+        """The pieces, and their STEP_SUMS."""
+        if self.later:
+            self._advance(self.later)
+        assert self.sums is not None
+        pieces = [update.piece for update in self.updates if update.piece is not None]
+        return pieces, self.sums[: len(pieces)]  # what nobody asked for comes last
+
+    def _advance(self, tasks: Task) -> None:
+        sums = self.advance(self.updates, tasks, scale=self.scale, clip_factor=self.clip_factor)
         # Of two passes, each leaves 0 what the other gives.
-        self._sums = sums if self._sums is None else self._sums + sums
-        self._scale = scale
-
-    @property
-    def squares(self) -> Tensor:
-        assert self._sums is not None
-        return fused_kernels.squares(self._sums)
-
-    def answer(self, request: StepSums, *, alone: bool) -> None:
-        """All sums if these are all updates of the step, else what only the step could see."""
-        assert self._sums is not None
-        # What nobody asked for comes last.
-        summed = [update.piece for update in self.updates if update.piece is not None]
-        rows = fused_kernels.step_sums(self.updates, self._sums, self._scale, measured=request.measure)[: len(summed)]
-        if alone:
-            request.summed, request.rows = summed, rows
-        elif request.measure:
-            request.update_sq.update(zip(summed, rows[:, SUMS.index("update_sq")], strict=True))
-
-
-_Part = _PlainPart | _FusedPart
+        self.sums = sums if self.sums is None else self.sums + sums
 
 
 def _squares(parts: Sequence[_Part]) -> Tensor:
-    first = parts[0].squares if parts else torch.zeros(0, 2)
-    return first if len(parts) <= 1 else torch.cat([part.squares.to(first) for part in parts])
+    found = [squares_to_match(part.sums) for part in parts if part.sums is not None]
+    return torch.cat([squares.to(found[0]) for squares in found]) if found else torch.zeros(0, 2)
+
+
+def _answer(request: StepSums, parts: Sequence[_Part]) -> None:
+    answers = [part.answer() for part in parts]
+    width = len(SUMS) if request.measure else 1
+    request.summed = [piece for pieces, _ in answers for piece in pieces]
+    if answers:
+        rows = [sums[:, :width] for _, sums in answers]
+        request.rows = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0]) for row in rows])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, get_args
 
@@ -28,8 +28,9 @@ from hf_pdyn.optim.hyperparameters import (
 )
 from hf_pdyn.optim.partitions import watch_partitions
 from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
+from hf_pdyn.optim.update_list import UpdateList, local_reals
 from hf_pdyn.tensors import norms
-from hf_pdyn.tensors.sharding import Piece, Shards, first_param, is_dtensor, local, local_like
+from hf_pdyn.tensors.sharding import Shards, first_param, local_like
 
 
 class Padam(Optimizer):
@@ -103,8 +104,9 @@ class Padam(Optimizer):
         self.nonfinite: Nonfinite = nonfinite
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.step_was_skipped = False
-        self._requests: list[StepSums] = []
+        self._request: StepSums | None = None
         self._dispatch: StepDispatch | None = None
+        self._updates = UpdateList()
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -136,7 +138,7 @@ class Padam(Optimizer):
 
     def _check_path_of(self, group: dict[str, Any]) -> None:
         params = group["params"]
-        reason = fused_kernels.why_not(group, map(_local_reals, params)) if self.fused else None
+        reason = fused_kernels.why_not(group, map(local_reals, params)) if self.fused else None
         if reason is not None:
             raise ValueError(
                 f"There is no fused step for these parameters: {reason}. Leave fused at None, or set it to False."
@@ -159,8 +161,9 @@ class Padam(Optimizer):
         self.__dict__.setdefault("fused", None)
         self.__dict__.setdefault("capturable", False)
         self.step_was_skipped = False
-        self._requests = []
+        self._request = None
         self._dispatch = None
+        self._updates = UpdateList()
 
     # torch.compile leaves the step out: Dynamo cannot trace a kernel that is given addresses, and would compile anew
     # for every step count. Not torch.compiler.disable, which imports all of Dynamo (torch 2.13).
@@ -176,7 +179,7 @@ class Padam(Optimizer):
             with torch.enable_grad():
                 loss = closure()
 
-        requests, self._requests = self._requests, []
+        request, self._request = self._request, None
         self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
         if self.step_was_skipped:
             return loss
@@ -185,10 +188,11 @@ class Padam(Optimizer):
             self._dispatch = StepDispatch(params, foreach=self.foreach, fused=self.fused)
         # At p=1/2 everywhere there is nothing to match.
         matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
-        request = StepSums.joined(requests)
-        self._dispatch.step(self._updates(request), request, self._matching_scale if matched else None)
-        if request is not None and len(requests) > 1:
-            request.pass_on(requests)
+        try:
+            updates = self._updates_of(request)
+            self._dispatch.step(updates, request, self._matching_scale if matched else None)
+        finally:
+            self._updates.release()
         return loss
 
     def refuse_parts(self, because: str) -> None:
@@ -196,8 +200,8 @@ class Padam(Optimizer):
         refuse_what_needs_the_whole({**self.param_groups[0], "nonfinite": self.nonfinite}, because)
 
     def sum_next_step(self, request: StepSums) -> None:
-        """Have the coming step answer `request` on its way; a step that is skipped leaves it as it is."""
-        self._requests.append(request)
+        """Have the coming step answer `request`, the last one given; a step that is skipped leaves it as it is."""
+        self._request = request
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.
@@ -228,31 +232,33 @@ class Padam(Optimizer):
         """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [
-            _local_reals(local_like(param.grad, param))
+            local_reals(local_like(param.grad, param))
             for param in params
             if param.grad is not None and not param.grad.is_sparse
         ]
         return bool(Shards(params).add_up(norms.holds_nonfinite(grads, params[0].device)) > 0)
 
-    def _updates(self, request: StepSums | None) -> list[Update]:
+    def _updates_of(self, request: StepSums | None) -> list[Update]:
         """Everything that has a gradient, its state made and its step counted; in the order of the request."""
-        pairs = [(group, param) for group in self.param_groups for param in group["params"] if param.grad is not None]
-        if any(param.grad.is_sparse for _, param in pairs):
+        stepped = [
+            (group, param, grad)
+            for group in self.param_groups
+            for param in group["params"]
+            if (grad := param.grad) is not None
+        ]
+        if any(grad.is_sparse for _, _, grad in stepped):
             raise RuntimeError(
                 "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
                 "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
             )
-        updates: list[Update] = []
-        for group, param in pairs:
-            state = self._state_of(group, param)
-            step: Tensor = state["step"]
-            if self.capturable:
-                t: Any = step.add_(1)
-            else:
-                t = step.item() + 1  # of two numbers, the cheaper way
-                step.fill_(t)
-            updates.append(_update(group, param, state, t))
-        return updates if request is None else list(_by_piece(updates, request.pieces))
+        states = [self._state_of(group, param) for group, param, _ in stepped]
+        times: list[Any] = [state["step"] for state in states]
+        if times:
+            # A number would be made a tensor for each of them (torch 2.13).
+            torch._foreach_add_(times, torch.ones((), device=times[0].device))
+        if not self.capturable:
+            times = [step.item() for step in times]
+        return self._updates.of_step(stepped, states, times, None if request is None else request.pieces)
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         state = self.state[param]
@@ -298,42 +304,6 @@ class Padam(Optimizer):
         largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
         largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
         return [as_scalar(group_lr(group), like.device, like.dtype) / largest for group in groups]
-
-
-def _update(group: dict[str, Any], param: Tensor, state: dict[str, Any], t: Any) -> Update:
-    grad = param.grad
-    assert grad is not None
-    maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
-    update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
-    if is_dtensor(param) or param.is_complex():
-        update.theta, update.grad = _local_reals(param), _local_reals(local_like(grad, param))
-        update.exp_avg, update.exp_avg_sq = _local_reals(update.exp_avg), _local_reals(update.exp_avg_sq)
-        update.max_exp_avg_sq = None if maximum is None else _local_reals(maximum)
-    return update
-
-
-def _by_piece(updates: Sequence[Update], pieces: Sequence[Piece]) -> Iterator[Update]:
-    """Updates of the pieces, in their order, then what is left; those of flat holders are cut apart."""
-    of_holder = {id(update.holder): update for update in updates}
-    cut: dict[int, list[Piece]] = {}
-    for piece in pieces:
-        update = of_holder.get(id(piece.holder))
-        if update is None:
-            continue
-        if piece.start is None:
-            update.piece = piece
-            yield of_holder.pop(id(piece.holder))
-        else:
-            cut.setdefault(id(piece.holder), []).append(piece)
-            yield update.of(piece)
-    for holder, update in of_holder.items():
-        yield from update.without(cut.get(holder, []))
-
-
-def _local_reals(tensor: Tensor) -> Tensor:
-    """A view of what this process holds of `tensor`, as pairs of reals where it is complex."""
-    tensor = local(tensor)
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor, step_device: torch.device) -> None:

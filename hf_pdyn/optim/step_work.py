@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntFlag
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hf_pdyn.tensors.norms import two_norms
 from hf_pdyn.tensors.sharding import Piece
 
 SUMS = ("grad_sq", "update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
@@ -21,15 +20,39 @@ the step; v_hat; and of the gradient before clipping, the perturbed one-norm and
 has the first alone.
 """
 
+TO_MATCH = ("direction_sq", "adam_sq")
+"""Squares of the direction m_hat / (v_hat + eps)^p, and of the one at p=1/2: what `update_scale="adam"` compares."""
+
+STEP_SUMS = (*SUMS, *TO_MATCH)
+"""The columns that a fused or a tensor step returns; a column that was not asked for is 0."""
+
+
+def squares_to_match(sums: Tensor) -> Tensor:
+    """The columns TO_MATCH of STEP_SUMS."""
+    return sums[:, len(SUMS) :]
+
+
+class Advance(Protocol):
+    """A fused or a tensor step."""
+
+    def __call__(
+        self, updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+    ) -> Tensor:
+        """Do `tasks` with `updates`, which are of one device; returns their sums, shape (len(updates), len(STEP_SUMS)).
+
+        scale: c_t, which multiplies the update. clip_factor: divides the gradient in MEASURE's norms.
+        """
+
 
 class Task(IntFlag):
-    """What a path is asked to do with a list of updates; any combination.
+    """What a fused or a tensor step is asked to do with a list of updates; any combination.
 
-    MOMENTS: let them take in the gradient. APPLY: move theta. The others are sums: GRADIENT of the squared gradient;
-    DIRECTION, in a pass that does not APPLY, of the squares of the direction and of the one at p=1/2; MEASURE of what
-    else can be told before theta moves; PARAMETER of theta squared afterwards.
+    MOMENTS: let them take in the gradient. APPLY: move theta. The others fill columns of STEP_SUMS: GRADIENT grad_sq;
+    DIRECTION, in a pass that does not APPLY, those TO_MATCH; MEASURE what else can be told before theta moves;
+    PARAMETER update_sq and param_sq.
     """
 
+    NOTHING = 0
     MOMENTS = 1
     APPLY = 2
     GRADIENT = 4
@@ -46,6 +69,9 @@ class Update:
     theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: views of one shape, complex ones as pairs of reals.
     t: the step count, 1 at the first; a 0-d float32 tensor where it stands on the device.
     piece: what statistics call it; None where nobody asked.
+
+    addresses, variant: where the tensors are, and which kernel takes them; known during a fused step.
+    checked: what `fused.takes` found at an earlier step, so that it need not look at everything again.
     """
 
     group: Mapping[str, Any]
@@ -57,6 +83,9 @@ class Update:
     max_exp_avg_sq: Tensor | None
     t: Any
     piece: Piece | None = None
+    addresses: tuple[int, ...] = field(default=(), init=False)
+    variant: Any = field(default=None, init=False)
+    checked: Any = field(default=None, init=False)
 
     @property
     def second_moment(self) -> Tensor:
@@ -107,8 +136,7 @@ class StepSums:
     multiplied the gradients, None where nothing clips.
 
     rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; without `measure` the column
-    "grad_sq" alone. None where a part of the step took the tensor step, which does not sum. Then `update_sq`
-    has what only the step could see, or `failure` the reason why not.
+    "grad_sq" alone. None where the step was skipped, or where summing failed: then `failure` is the reason.
     """
 
     pieces: Sequence[Piece]
@@ -116,48 +144,12 @@ class StepSums:
     clip_factor: Tensor | None = None
     rows: Tensor | None = None
     summed: Sequence[Piece] = ()
-    update_sq: dict[Piece, Tensor] = field(default_factory=dict)
     failure: Exception | None = None
 
-    def note_update(self, update: Update, value: Tensor) -> None:
-        """Learn what will be subtracted for `update`. Does not raise: the step must go on."""
-        try:
-            if update.piece is not None:
-                square = two_norms([value])[0].square()
-                before = self.update_sq.get(update.piece)  # of another part of it
-                self.update_sq[update.piece] = square if before is None else before + square
-        except Exception as error:
-            self.failure = error
-
-    @classmethod
-    def joined(cls, requests: Sequence[StepSums]) -> StepSums | None:
-        """One request for what several readers ask of a step; None without any."""
-        if len(requests) <= 1:
-            return requests[0] if requests else None
-        pieces = {piece.place: piece for request in requests for piece in request.pieces}
-        measuring = [request for request in requests if request.measure]
-        factor = measuring[0].clip_factor if measuring else None
-        return cls(list(pieces.values()), bool(measuring), factor)
-
-    def pass_on(self, requests: Sequence[StepSums]) -> None:
-        """Give what this joined request learned to those it was made of. Does not raise."""
-        try:
-            self._pass_on(requests)
-        except Exception as error:
-            for request in requests:
-                request.failure = error
-
-    def _pass_on(self, requests: Sequence[StepSums]) -> None:
-        rows = {} if self.rows is None else dict(zip((p.place for p in self.summed), self.rows, strict=True))
-        update_sq = {piece.place: value for piece, value in self.update_sq.items()}
-        for request in requests:
-            request.failure = self.failure
-            request.update_sq = {p: update_sq[p.place] for p in request.pieces if p.place in update_sq}
-            if self.rows is not None:
-                request.summed = [piece for piece in request.pieces if piece.place in rows]
-                width = len(SUMS) if request.measure else 1
-                own = [rows[piece.place][:width] for piece in request.summed]
-                request.rows = torch.stack(own) if own else self.rows[:0, :width]
+    @property
+    def tasks(self) -> tuple[Task, Task]:
+        """The sums that are asked for: those that can be taken before a parameter moves, and the rest."""
+        return (Task.GRADIENT | Task.MEASURE, Task.PARAMETER) if self.measure else (Task.GRADIENT, Task.NOTHING)
 
 
 def group_lr(group: Mapping[str, Any]) -> Any:

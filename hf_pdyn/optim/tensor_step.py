@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hf_pdyn.optim import equation
-from hf_pdyn.optim.step_work import Task, Update, group_lr
+from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 from hf_pdyn.tensors import norms
 
 _PART = 2**20
 """Elements that a CPU's operations work on at a time: temporaries stay in its caches, and the allocator keeps them."""
 
 _Batch = list[Update]
-_Note = Callable[[Update, Tensor], None]
 
 
 def advance(
@@ -24,25 +23,67 @@ def advance(
     tasks: Task,
     *,
     scale: Tensor | None = None,
-    foreach: bool = False,
-    note: _Note | None = None,
-) -> Tensor | None:
-    """Do MOMENTS, DIRECTION and APPLY of `tasks`; with DIRECTION, returns (raw, at p=1/2) of each: (len(updates), 2).
+    clip_factor: Tensor | None = None,
+    foreach: bool | None = None,
+) -> Tensor:
+    """An `Advance`.
 
-    scale: c_t, which multiplies the update. note: called with each update, or part of one, and what will be subtracted
-    for it, without weight decay. foreach: many tensors in one operation, which is faster on an accelerator and needs
-    memory for all their temporaries at once.
+    foreach: many tensors in one operation, which is faster on an accelerator and needs memory for all their
+    temporaries at once; None has it so on CUDA devices.
     """
-    squares: dict[int, Tensor] = {}
-    for batch, indices in _batches(updates, foreach=foreach):
+    device = updates[0].theta.device
+    rows: list[Tensor] = [torch.empty(0)] * len(updates)
+    for batch, indices in _batches(updates, foreach=device.type == "cuda" if foreach is None else foreach):
         if tasks & Task.MOMENTS:
             _take_in_gradients(batch)
-        if tasks & Task.DIRECTION:
-            for i, of_part in zip(indices, _squares_to_match(batch), strict=True):
-                squares[i] = squares[i] + of_part if i in squares else of_part
         if tasks & Task.APPLY:
-            _apply(batch, scale, note)
-    return torch.stack([squares[i] for i in range(len(updates))]) if squares else None
+            _apply(batch, scale)
+        if tasks & ~(Task.MOMENTS | Task.APPLY):
+            for i, row in zip(indices, _sums(batch, tasks, scale, clip_factor), strict=True):
+                rows[i] = rows[i] + row if rows[i].numel() else row
+    if tasks & ~(Task.MOMENTS | Task.APPLY):
+        return torch.stack(rows)
+    return torch.zeros(len(updates), len(STEP_SUMS), device=device, dtype=norms.accumulator_dtype(device))
+
+
+def _sums(batch: _Batch, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None) -> Tensor:
+    """The columns of STEP_SUMS that `tasks` ask for, of updates that have taken place; shape (len(batch), columns)."""
+    group = batch[0].group
+    columns: dict[str, Tensor] = {}
+    if tasks & Task.GRADIENT:
+        columns["grad_sq"] = norms.two_norms([update.grad for update in batch]).square()
+    if tasks & (Task.DIRECTION | Task.PARAMETER):
+        direction_sq = norms.two_norms(_directions(batch, group["p"])).square()
+    if tasks & Task.DIRECTION:
+        columns["direction_sq"] = direction_sq
+        columns["adam_sq"] = direction_sq if group["p"] == 0.5 else norms.two_norms(_directions(batch, 0.5)).square()
+    if tasks & Task.PARAMETER:
+        rate = group_lr(group) if scale is None else scale.to(direction_sq) * group_lr(group)
+        columns["update_sq"] = direction_sq * rate * rate
+        columns["param_sq"] = norms.two_norms([update.theta for update in batch]).square()
+    if tasks & Task.MEASURE:
+        columns |= {name: torch.stack(values) for name, values in _measured(batch, clip_factor).items()}
+    some = next(iter(columns.values()))
+    return torch.stack([columns[name] if name in columns else torch.zeros_like(some) for name in STEP_SUMS], dim=1)
+
+
+def _measured(batch: _Batch, clip_factor: Tensor | None) -> dict[str, list[Tensor]]:
+    group, dtype = batch[0].group, norms.accumulator_dtype(batch[0].theta.device)
+    p, eps, beta2 = group["p"], equation.usable_eps(group["eps"]), group["betas"][1]
+    grads = [
+        update.grad if clip_factor is None else update.grad.to(update.exp_avg.dtype) / clip_factor for update in batch
+    ]
+    one_norms = [norms.power_sum(grad, 0.5, eps=eps) for grad in grads]
+    return {
+        "v_hat_sum": [update.second_moment.sum(dtype=dtype) / (1 - beta2 ** _time(update)) for update in batch],
+        "one_norm": one_norms,
+        "N_p": one_norms
+        if p == 0.5
+        else [norms.power_sum(grad, 1 - p, eps=eps) / (2 * (1 - p) if p != 1 else 2) for grad in grads],
+        "numel": [
+            torch.full_like(one_norm, update.theta.numel()) for one_norm, update in zip(one_norms, batch, strict=True)
+        ],
+    }
 
 
 def _batches(updates: Sequence[Update], *, foreach: bool) -> Iterator[tuple[_Batch, list[int]]]:
@@ -76,21 +117,11 @@ def _take_in_gradients(batch: _Batch) -> None:
             torch.maximum(update.max_exp_avg_sq, update.exp_avg_sq, out=update.max_exp_avg_sq)
 
 
-def _squares_to_match(batch: _Batch) -> Tensor:
-    """The squared L2 norms of each direction and of the one at p=1/2, shape (len(batch), 2)."""
-    raw = norms.two_norms(_directions(batch, batch[0].group["p"]))
-    adam = raw if batch[0].group["p"] == 0.5 else norms.two_norms(_directions(batch, 0.5))
-    return torch.stack([raw, adam], dim=1).square()
-
-
-def _apply(batch: _Batch, scale: Tensor | None, note: _Note | None) -> None:
+def _apply(batch: _Batch, scale: Tensor | None) -> None:
     group = batch[0].group
     lr, weight_decay = group_lr(group), group["weight_decay"]
     updates = _directions(batch, group["p"])
     torch._foreach_mul_(updates, lr if scale is None else scale.to(updates[0]) * lr)
-    if note is not None:
-        for update, value in zip(batch, updates, strict=True):
-            note(update, value)
     if weight_decay != 0 and group["decoupled_weight_decay"]:
         thetas = [update.theta.to(value.dtype) for update, value in zip(batch, updates, strict=True)]
         if isinstance(lr, Tensor):
@@ -108,10 +139,14 @@ def _directions(batch: _Batch, p: float) -> list[Tensor]:
     return equation.update_directions(
         [update.exp_avg for update in batch],
         [update.second_moment for update in batch],
-        times=[update.t.double() if isinstance(update.t, Tensor) else update.t for update in batch],
+        times=[_time(update) for update in batch],
         beta1=beta1,
         beta2=beta2,
         p=p,
         eps=group["eps"],
         bias_correction=group["bias_correction"],
     )
+
+
+def _time(update: Update) -> Any:
+    return update.t.double() if isinstance(update.t, Tensor) else update.t

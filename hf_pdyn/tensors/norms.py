@@ -27,6 +27,21 @@ def two_norms(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([norm.to(device=device, dtype=dtype) for norm in norms])
 
 
+def power_sum(tensor: Tensor, exponent: float, *, eps: float) -> Tensor:
+    """sum_i (x_i^2 + eps)^exponent, or the sum of logarithms at exponent 0; a 0-d tensor in `accumulator_dtype`."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    # float32 at least: the square of a bf16 or fp16 number loses most of its range.
+    powers = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().add_(eps)
+    if exponent == 0:
+        powers.log_()
+    elif exponent == 0.5:
+        powers.sqrt_()
+    elif exponent != 1:
+        powers.pow_(exponent)
+    return powers.sum(dtype=accumulator_dtype(tensor.device))
+
+
 def holds_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """1.0 where any tensor holds NaN or infinity, else 0.0; a 0-d tensor on `device`.
 

@@ -42,11 +42,6 @@ class Piece:
     start: int | None = None
     numel: int | None = None
 
-    @property
-    def place(self) -> tuple[int, int | None, int | None]:
-        """What two pieces have in common that are the same part of the same tensor."""
-        return id(self.holder), self.start, self.numel
-
     def of(self, values: Tensor) -> Tensor:
         """This piece of `values`, which lie as `local(holder)` does: a gradient, an update, a moment. A view."""
         if self.start is None or self.numel is None:

@@ -467,12 +467,11 @@ def test_a_step_count_that_is_an_int_is_understood(tmp_path: Path) -> None:
 def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
     model = gpt2()
     optimizer = Padam(build_param_groups(model))
-    own = StepStatistics(optimizer, model)
+    own = StepStatistics.of(optimizer, model)
     window = own.window()
     run = trainer(tmp_path, model, optimizers=(optimizer, None), callbacks=[TelemetryCallback(every=1)], max_steps=2)
-    own.measure_next_step()
     run.train()
-    assert window.read().measured_steps == 1
+    assert window.read().measured_steps == 2
     assert "pdyn/update_norm/weight" in training_logs(run.state.log_history)[0]
 
 

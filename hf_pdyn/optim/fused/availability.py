@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hf_pdyn.optim.fused import cpu, gpu
-from hf_pdyn.optim.step_work import Update
+from hf_pdyn.optim.fused import cpu, gpu, self_check
+from hf_pdyn.optim.fused.layout import addresses_of
+from hf_pdyn.optim.step_work import Task, Update
 
-Advance = Callable[..., Tensor]
+FusedStep = ModuleType
+"""`cpu` or `gpu`: DTYPES, what it NEEDS for compiling, `why_not_here`, `prepare`, `variant` and `advance`."""
 
 WORTH_COMPILING = 2**16
 """Elements on a device from which `fused=None` compiles: a tensor step of fewer takes about a millisecond."""
@@ -44,18 +47,18 @@ def why_not(group: Mapping[str, Any], params: Iterable[Tensor]) -> str | None:
     return None
 
 
-def advance_on(device: torch.device) -> Advance:
-    """The fused `advance` of `device`, compiled if need be; RuntimeError where that fails."""
+def fused_on(device: torch.device) -> FusedStep:
+    """The fused step of `device`, compiled if need be; RuntimeError where that fails."""
     module = _MODULES.get(device.type)
     if module is None:
         raise RuntimeError(f"The fused step runs on {' and '.join(_MODULES)}, got parameters on {device}.")
     failure = _failure(device.type)
     if failure is not None:
         raise RuntimeError(failure)
-    return module.advance
+    return module
 
 
-def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
+def fused_if_worth_it(device: torch.device, numel: int) -> FusedStep | None:
     """The same for an optimizer that steps `numel` elements there; None where the tensor step shall do.
 
     The choice depends on nothing that differs from one run to the next, such as what is compiled already. Where a
@@ -66,22 +69,66 @@ def advance_if_worth_it(device: torch.device, numel: int) -> Advance | None:
         return None
     failure = _failure(device.type)
     if failure is not None:
-        _warn_once(failure)
+        warn_once(failure)
         return None
-    return module.advance
+    return module
 
 
-def takes(update: Update) -> bool:
-    """Whether the fused step can take this one: its tensors are what their addresses say.
+def takes(module: FusedStep, update: Update) -> bool:
+    """Whether the fused step can take `update`; if so, its addresses and its variant are known from here on.
 
-    Plain tensors of one size on one device, of dtypes that the kernel knows, with their elements in one order and in
-    one piece. A gradient in another order is copied.
+    Its tensors must be what their addresses say: of one size on one device, of dtypes that the kernel knows, with their
+    elements in one order and in one piece. A gradient in another order is copied.
     """
-    # Once a tensor and step: numel and is_cpu cost a third of shape and device.
+    if not _is_unchanged(update):
+        update.checked = None
+        if not _fits(module, update):
+            return False
+        update.addresses = addresses_of(update)
+        if update.theta.is_contiguous():
+            update.checked = _Checked(_of_state(update.addresses), update.theta.numel(), update.grad.dtype)
+    update.variant = module.variant(update)
+    return True
+
+
+class _Checked(NamedTuple):
+    """An update that fits, its elements in a row. state: addresses of theta and the moments."""
+
+    state: tuple[int, ...]
+    numel: int
+    grad_type: torch.dtype
+
+
+def _is_unchanged(update: Update) -> bool:
+    """Whether all is as at the step when it was looked at, but for where the gradient is.
+
+    A few of the looks of `_fits`, since they are taken once a tensor and step: other data of a parameter or a moment
+    (another device, dtype, size or memory format) has another address, or is a view of the old.
+    """
+    checked, theta, grad = update.checked, update.theta, update.grad
+    if (
+        checked is None
+        or type(grad) is not Tensor
+        or grad.dtype is not checked.grad_type
+        or not grad.numel() == checked.numel == theta.numel()
+        or not grad.is_contiguous()
+        or not theta.is_contiguous()
+        or grad.is_neg()
+        or update.group["bias_correction"] != "eq18"
+    ):
+        return False
+    update.addresses = addresses_of(update)
+    return _of_state(update.addresses) == checked.state
+
+
+def _of_state(addresses: tuple[int, ...]) -> tuple[int, ...]:
+    return addresses[:1] + addresses[2:]
+
+
+def _fits(module: FusedStep, update: Update) -> bool:
     theta, grad, maximum = update.theta, update.grad, update.max_exp_avg_sq
     is_cpu, numel = theta.is_cpu, theta.numel()
-    module = cpu if is_cpu and _MODULES["cpu"] is cpu else _MODULES.get(theta.device.type)
-    if module is None or theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
+    if theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
         return False
     if update.group["bias_correction"] != "eq18":
         return False
@@ -112,6 +159,30 @@ def takes(update: Update) -> bool:
     return True
 
 
+_checks: dict[Hashable, str | None] = {}
+"""What the self-check of every kernel that this process uses has found."""
+
+
+def why_distrusted(
+    device: torch.device, module: FusedStep, updates: Iterable[Update], passes: Sequence[Task], *, clipped: bool
+) -> str | None:
+    """What is wrong with a kernel that is about to take `updates`; each is checked once in a process.
+
+    passes, clipped: as `self_check.disagreement` has them. Nothing is checked within the capture of a CUDA graph: a
+    step must have run before.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return None
+    for kind, update in {update.variant: update for update in updates}.items():
+        key = (device, kind, tuple(passes), clipped)
+        if key not in _checks:
+            _checks[key] = self_check.disagreement(module.advance, update, passes, clipped=clipped)
+        found = _checks[key]
+        if found is not None:
+            return f"The fused step for {device.type} disagrees with the tensor step: {found}. Please report it."
+    return None
+
+
 @cache
 def _failure(device_type: str) -> str | None:
     """Compiles what a step on such a device needs; what to tell the user where that fails."""
@@ -136,5 +207,6 @@ def _essence(error: Exception) -> str:
 
 
 @cache
-def _warn_once(failure: str) -> None:
+def warn_once(failure: str) -> None:
+    """Say that a run cannot have the fused step, once in a process."""
     warnings.warn(f"{failure} This run takes the tensor step.", stacklevel=2)

@@ -10,7 +10,7 @@ import platform
 import sys
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.common.environment import cache_dir
-from hf_pdyn.optim.fused.layout import KERNEL_SUMS, row, rows_of
-from hf_pdyn.optim.step_work import Task, Update, group_lr
+from hf_pdyn.optim.fused.layout import COLUMNS, addresses_of, row, rows_of
+from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -34,6 +34,8 @@ _VECTORS: dict[str, tuple[str, ...]] = {
     "AVX2": ("-mavx2", "-mfma"),
 }
 NEEDS = "a C++ compiler with OpenMP, ninja (pip install ninja) and a cache directory that can be written"
+SETTINGS = (*COLUMNS[: COLUMNS.index("lr")], "rate", "decay", "grad_rescale")
+"""`Settings` of padam.cpp."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
 
 
@@ -77,51 +79,43 @@ def prepare() -> None:
     library()
 
 
+def variant(update: Update) -> Hashable:
+    """What the kernel is told of a whole call: updates that differ in it take a call each."""
+    return update.theta.dtype, update.grad.dtype
+
+
 def advance(
     updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
 ) -> Tensor:
-    """Do `tasks`; returns the sums asked for, shape (len(updates), len(KERNEL_SUMS)) in float64, 0 for the others.
-
-    scale: c_t, which multiplies the learning rate in APPLY. clip_factor: divides the gradient in MEASURE's norms.
-    """
+    """An `Advance`, in one call of the kernel for every variant."""
     factor = 1.0 if clip_factor is None else float(clip_factor)
     rescale = 1 / factor if factor else math.inf  # clipped by an infinite norm
-    c = 1.0 if scale is None else float(scale)
-    types = [(update.theta.dtype, update.grad.dtype) for update in updates]
-    if len(set(types)) == 1:
-        return _advance_alike(updates, tasks, c, rescale)
-    sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
-    for alike in set(types):
-        indices = [i for i, found in enumerate(types) if found == alike]
-        sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c, rescale)
+    c_t = 1.0 if scale is None else float(scale)
+    alike: dict[Hashable, list[int]] = {}
+    for i, update in enumerate(updates):
+        alike.setdefault(update.variant or variant(update), []).append(i)
+    if len(alike) == 1:
+        return _advance_alike(updates, tasks, c_t, rescale)
+    sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device="cpu")
+    for indices in alike.values():
+        sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c_t, rescale)
     return sums
 
 
-def _advance_alike(updates: Sequence[Update], tasks: Task, c: float, grad_rescale: float) -> Tensor:
-    def settings(group: Any, t: float) -> tuple[float, ...]:
-        *constants, lr, weight_decay, l2, sign = row(group, t, group_lr(group))
-        return (*constants, lr * c, lr * weight_decay, l2, sign, grad_rescale)
-
+def _advance_alike(updates: Sequence[Update], tasks: Task, c_t: float, grad_rescale: float) -> Tensor:
     kernel = library()
     chunk = kernel.hf_pdyn_chunk()
-    row_of, rows = rows_of(updates, settings)
+    rows = rows_of(updates)
     runs: list[int] = []
     first_chunk = 0
-    for update, number in zip(updates, row_of, strict=True):
-        maximum, numel = update.max_exp_avg_sq, update.theta.numel()
-        runs += (
-            update.theta.data_ptr(),
-            update.grad.data_ptr(),
-            update.exp_avg.data_ptr(),
-            update.exp_avg_sq.data_ptr(),
-            0 if maximum is None else maximum.data_ptr(),
-            numel,
-            first_chunk,
-            number,
-        )
+    for update, number in zip(updates, rows.of_update, strict=True):
+        addresses = update.addresses or addresses_of(update)
+        numel = update.theta.numel()
+        runs += addresses
+        runs += (numel, first_chunk, number)
         first_chunk += -(-numel // chunk)
     table = array("q", runs)
-    constants = array("f", [value for values in rows for value in values])
+    constants = array("f", [value for group, t in rows.keys for value in _settings(group, t, c_t, grad_rescale)])
     call = _Call(
         table.buffer_info()[0],
         constants.buffer_info()[0],
@@ -132,11 +126,18 @@ def _advance_alike(updates: Sequence[Update], tasks: Task, c: float, grad_rescal
         _TYPES[updates[0].grad.dtype],
         torch.get_num_threads(),
     )
-    by_chunk = torch.empty(first_chunk, len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
-    sums = torch.empty(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device="cpu")
+    by_chunk = torch.empty(first_chunk, len(STEP_SUMS), dtype=torch.float64, device="cpu")
+    sums = torch.empty(len(updates), len(STEP_SUMS), dtype=torch.float64, device="cpu")
     kernel.hf_pdyn_step(ctypes.addressof(call), by_chunk.data_ptr(), sums.data_ptr())
     # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
     return sums
+
+
+def _settings(group: Mapping[str, Any], t: float, c_t: float, grad_rescale: float) -> tuple[float, ...]:
+    """The values of SETTINGS."""
+    lr = group_lr(group)
+    *constants, _, weight_decay = row(group, t, lr)
+    return (*constants, lr * c_t, lr * weight_decay, grad_rescale)
 
 
 def cached_library() -> Path:

@@ -10,16 +10,16 @@ import importlib.util
 import math
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim.fused.layout import COLUMNS, KERNEL_SUMS, row, rows_of
-from hf_pdyn.optim.step_work import Task, Update, group_lr
+from hf_pdyn.optim.fused.layout import COLUMNS, addresses_of, row, rows_of
+from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 NEEDS = "Triton, with the driver and the C compiler that it calls"
@@ -71,75 +71,79 @@ class _Variant(NamedTuple):
     aligned: bool
 
 
-def advance(
-    updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
-) -> Tensor:
-    """Do `tasks`, as `cpu.advance` does; the sums stand on the device, and nothing waits for it."""
-    device = updates[0].theta.device
-    addresses = [_addresses(update) for update in updates]
-    alike: dict[_Variant, list[int]] = {}
-    for i, update in enumerate(updates):
-        alike.setdefault(_variant(update, addresses[i]), []).append(i)
-    scale, clip_factor = (
-        None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor)
-    )
-    sums = torch.zeros(len(updates), len(KERNEL_SUMS), dtype=torch.float64, device=device)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for variant, rows in alike.items():
-            part, starts = [updates[i] for i in rows], [addresses[i] for i in rows]
-            _launch(variant, part, starts, tasks, scale, clip_factor, sums, rows)
-    return sums
+_variant_of = cache(_Variant)
 
 
-def _addresses(update: Update) -> tuple[int, ...]:
-    tensors = (update.theta, update.grad, update.exp_avg, update.exp_avg_sq, update.max_exp_avg_sq)
-    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-
-
-def _variant(update: Update, addresses: tuple[int, ...]) -> _Variant:
-    return _Variant(
+def variant(update: Update) -> _Variant:
+    """What the kernel that takes `update` is compiled for."""
+    theta, grad, exp_avg, exp_avg_sq, maximum = update.addresses or addresses_of(update)
+    together = theta | grad | exp_avg | exp_avg_sq | maximum | update.theta.numel()
+    return _variant_of(
         update.theta.dtype,
         update.grad.dtype,
         update.max_exp_avg_sq is not None,
         isinstance(update.t, Tensor),
-        not any(number % _VECTOR for number in (*addresses, update.theta.numel())),
+        not together % _VECTOR,
     )
 
 
+def advance(
+    updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+) -> Tensor:
+    """An `Advance`; the sums stand on the device, and nothing waits for it."""
+    device = updates[0].theta.device
+    alike: dict[_Variant, list[int]] = {}
+    for i, update in enumerate(updates):
+        alike.setdefault(update.variant or variant(update), []).append(i)
+    scale, clip_factor = (
+        None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor)
+    )
+    sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device=device)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for kind, rows in alike.items():
+            part = updates if len(alike) == 1 else [updates[i] for i in rows]
+            _launch(kind, part, tasks, scale, clip_factor, sums, tuple(rows))
+    return sums
+
+
 def _launch(
-    variant: _Variant,
+    kind: _Variant,
     updates: Sequence[Update],
-    addresses: Sequence[tuple[int, ...]],
     tasks: Task,
     scale: Tensor | None,
     clip_factor: Tensor | None,
     sums: Tensor,
-    rows: Sequence[int],
+    rows: tuple[int, ...],
 ) -> None:
     """Do `tasks` for updates of one variant; `rows` of `sums` are theirs."""
     from hf_pdyn.optim.fused import triton_kernels
 
-    device, numels = sums.device, tuple(update.theta.numel() for update in updates)
-    n_chunks = sum(_chunks_of(numel) for numel in numels)
+    device, numels = sums.device, tuple([update.theta.numel() for update in updates])
+    n_chunks = _count_chunks(numels)
     if not n_chunks:
         return
-    rates = [_rate_on_device(update, device) for update in updates]
-    setting_of, settings = rows_of(updates, _settings)
-    runs = array("q")
-    for update, starts, rate, setting in zip(updates, addresses, rates, setting_of, strict=True):
-        time = update.t.data_ptr() if variant.times_on_device else 0
-        runs.extend((*starts, time, 0 if rate is None else rate.data_ptr(), update.theta.numel(), setting))
-    constants = array("f", [value for values in settings for value in values])
+    settings = rows_of(updates)
+    rates = [_rate_on_device(group, device) for group, _ in settings.keys]
+    lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
+    runs: list[int] = []
+    for update, numel, number in zip(updates, numels, settings.of_update, strict=True):
+        runs += update.addresses or addresses_of(update)
+        runs += (update.t.data_ptr() if kind.times_on_device else 0, lr_at[number], numel, number)
+    constants = [value for group, t in settings.keys for value in _settings(group, t)]
     summing = bool(tasks & ~(Task.MOMENTS | Task.APPLY))
-    chunk_sums = torch.zeros(n_chunks if summing else 0, len(KERNEL_SUMS), dtype=torch.float32, device=device)
+    chunk_sums = torch.zeros(n_chunks if summing else 0, len(STEP_SUMS), dtype=torch.float32, device=device)
     triton_kernels.step_chunk[(n_chunks,)](
-        _of_bytes(runs.tobytes(), torch.int64, device),
+        _of_bytes(array("q", runs).tobytes(), torch.int64, device),
         _tables.get(("chunks", numels), partial(_chunks, numels), device),
-        _of_bytes(constants.tobytes(), torch.float32, device),
+        _of_bytes(array("f", constants).tobytes(), torch.float32, device),
         scale,
         clip_factor,
         chunk_sums,
-        **{**variant._asdict(), "theta_type": _triton(variant.theta_type), "grad_type": _triton(variant.grad_type)},
+        theta_type=_triton(kind.theta_type),
+        grad_type=_triton(kind.grad_type),
+        amsgrad=kind.amsgrad,
+        times_on_device=kind.times_on_device,
+        aligned=kind.aligned,
         moments=bool(tasks & Task.MOMENTS),
         apply=bool(tasks & Task.APPLY),
         gradient=bool(tasks & Task.GRADIENT),
@@ -150,17 +154,18 @@ def _launch(
         enable_fp_fusion=True,  # Triton 3.9 warns where it is left to a default that is to change
     )
     if summing:
-        ends = _tables.get(("ends", numels, tuple(rows)), partial(_ends, numels, rows), device)
+        ends = _tables.get(("ends", numels, rows), partial(_ends, numels, rows), device)
         _add_chunks(chunk_sums, ends, sums)
 
 
 def _add_chunks(chunk_sums: Tensor, ends: Tensor, sums: Tensor) -> None:
     from hf_pdyn.optim.fused import triton_kernels
 
-    grid = (len(ends), len(KERNEL_SUMS))
+    grid = (len(ends), len(STEP_SUMS))
     triton_kernels.add_chunks[grid](chunk_sums, ends, sums, tile=1024, enable_fp_fusion=True)
 
 
+@cache
 def _triton(dtype: torch.dtype) -> Any:
     import triton.language as tl
 
@@ -176,8 +181,8 @@ def _settings(group: Any, t: Any) -> tuple[float, ...]:
     return (*values, *log_betas)
 
 
-def _rate_on_device(update: Update, device: torch.device) -> Tensor | None:
-    lr = group_lr(update.group)
+def _rate_on_device(group: Mapping[str, Any], device: torch.device) -> Tensor | None:
+    lr = group_lr(group)
     return lr.to(device=device, dtype=torch.float32) if isinstance(lr, Tensor) else None
 
 
@@ -185,6 +190,11 @@ def _chunks_of(numel: int) -> int:
     from hf_pdyn.optim.fused.triton_kernels import CHUNK
 
     return -(-numel // CHUNK.value)
+
+
+@lru_cache(maxsize=_MANY_TABLES)
+def _count_chunks(numels: tuple[int, ...]) -> int:
+    return sum(_chunks_of(numel) for numel in numels)
 
 
 def _chunks(numels: Sequence[int]) -> Tensor:

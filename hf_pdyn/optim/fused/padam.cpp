@@ -32,12 +32,12 @@ enum Task : int32_t {
   kApply = 2,      // theta moves
   kGradient = 4,   // sum of g^2
   kDirection = 8,  // sum of d^2, where lr * d is the update, and of the same at p = 1/2
-  kMeasure = 16,   // sums of v, sqrt(g^2 + eps) and (g^2 + eps)^(1-p), and of d^2
-  kParameter = 32, // sum of theta^2 once it has moved
+  kMeasure = 16,   // sums of v_hat, sqrt(g^2 + eps) and N_p
+  kParameter = 32, // sums of (lr d)^2, and of theta^2 once it has moved
 };
 
-// Columns of `sums`, as in settings.py.
-enum Sum { kGradSq, kDirectionSq, kAdamSq, kParamSq, kV, kOneNorm, kPowerSum, kSums };
+// Columns of `sums`: STEP_SUMS of step_work.py.
+enum Sum { kGradSq, kUpdateSq, kParamSq, kVHatSum, kOneNorm, kNP, kNumel, kDirectionSq, kAdamSq, kSums };
 
 // One piece of a tensor: addresses of its elements, all of them `numel` in a row.
 struct Run {
@@ -51,17 +51,23 @@ struct Run {
   int64_t settings;     // row
 };
 
-// Of the runs of one group at one step count. `one_minus_beta` are given: in float32, 1 - 0.999f is 2e-5 off.
+// Of the runs of one group at one step count; SETTINGS of cpu.py. `one_minus_beta` are given: in float32, 1 - 0.999f is
+// 2e-5 off.
 struct Settings {
-  float one_minus_beta1, beta2, one_minus_beta2;
-  float scale;       // d = scale m (v + v_eps)^-p: v_hat would overflow earlier than v does
-  float adam_scale;  // the same at p = 1/2
-  float v_eps;       // of v, as eps is of v_hat
-  float p, eps;
-  float lr;            // times c_t
-  float decay;         // decoupled: lr * weight_decay
+  float one_minus_beta1;
+  float beta2;
+  float one_minus_beta2;
+  float scale;        // d = scale m (v + v_eps)^-p: v_hat would overflow earlier than v does
+  float adam_scale;   // the same at p = 1/2
+  float v_eps;        // of v, as eps is of v_hat
+  float v_hat_scale;  // v_hat is v times this
+  float power_scale;  // N_p is the sum of (g^2 + eps)^(1-p) times this, or of its log at p = 1
+  float p;
+  float eps;
   float l2;            // coupled: weight_decay
   float sign;          // -1 to maximize
+  float rate;          // lr c_t
+  float decay;         // decoupled: lr weight_decay
   float grad_rescale;  // undoes clipping in the sums of kMeasure
 };
 
@@ -279,7 +285,7 @@ void store_bfloat16(const float* values, int64_t n, uint16_t* halves) {
   }
 }
 
-// Sums of sqrt(g^2 + eps) and of (g^2 + eps)^(1-p), or of its log at p = 1, of the gradient before clipping.
+// Sums of sqrt(g^2 + eps), and N_p, of the gradient before clipping.
 void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   alignas(64) float perturbed[kBlock];
   float one_norm = 0;
@@ -291,7 +297,7 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   }
   sums[kOneNorm] += one_norm;
   if (s.p == 0.5f) {
-    sums[kPowerSum] += one_norm;
+    sums[kNP] += s.power_scale * one_norm;
     return;
   }
   if (s.p == 1.0f) {
@@ -307,7 +313,7 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
 #pragma omp simd
     for (int64_t i = 0; i < n; ++i) perturbed[i] = power_of_any(perturbed[i], 1.0f - s.p);
   }
-  sums[kPowerSum] += sum(perturbed, n);
+  sums[kNP] += s.power_scale * sum(perturbed, n);
 }
 
 // m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
@@ -356,7 +362,7 @@ inline void update(float* theta, const float* grad, float* exp_avg, float* secon
   direction_sq += d * d;
   if constexpr (moves) {
     // Update and decay together, so that bf16 parameters are rounded once.
-    T step = s.lr * d;
+    T step = s.rate * d;
     if (s.decay != 0) step += s.decay * load<T>(theta);
     store(theta, load<T>(theta) - step);
   }
@@ -460,15 +466,23 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
                                   : (moves ? loop<true, true, false> : loop<true, false, false>);
   const Squares squares = run_loop(theta, grad, exp_avg, second, maximum, n, s);
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad;
-  if (call.tasks & (kDirection | kMeasure)) sums[kDirectionSq] += squares.direction;
-  if (call.tasks & kDirection) sums[kAdamSq] += squares.adam;
-  if (call.tasks & kMeasure) sums[kV] += sum(v, n);
+  if (call.tasks & kDirection) {
+    sums[kDirectionSq] += squares.direction;
+    sums[kAdamSq] += squares.adam;
+  }
+  if (call.tasks & kMeasure) {
+    sums[kVHatSum] += s.v_hat_scale * sum(v, n);
+    sums[kNumel] += n;
+  }
   if (!moves) return;
   if (call.theta_type == kBFloat16) {
     store_bfloat16(theta, n, static_cast<uint16_t*>(run.theta) + start);
     if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, theta);
   }
-  if (call.tasks & kParameter) sums[kParamSq] += sum_of_squares(theta, n);
+  if (call.tasks & kParameter) {
+    sums[kUpdateSq] += squares.direction * s.rate * s.rate;
+    sums[kParamSq] += sum_of_squares(theta, n);
+  }
 }
 
 }  // namespace

@@ -13,11 +13,39 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from hf_pdyn.optim.fused.layout import COLUMNS
+from hf_pdyn.optim.step_work import STEP_SUMS
+
 CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
 N_RUN_COLUMNS = tl.constexpr(9)
 N_SETTINGS = tl.constexpr(14)
 N_SUMS = tl.constexpr(7)
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
+
+RUN_COLUMNS = (
+    "theta_at",
+    "grad_at",
+    "exp_avg_at",
+    "exp_avg_sq_at",
+    "maximum_at",
+    "time_at",
+    "lr_at",
+    "numel",
+    "settings",
+)
+SETTINGS = (*COLUMNS, "log_beta1", "log_beta2")
+N_RUN_COLUMNS = tl.constexpr(len(RUN_COLUMNS))
+N_SETTINGS = tl.constexpr(len(SETTINGS))
+N_SUMS = tl.constexpr(len(STEP_SUMS))
+GRAD_SQ = tl.constexpr(STEP_SUMS.index("grad_sq"))
+UPDATE_SQ = tl.constexpr(STEP_SUMS.index("update_sq"))
+PARAM_SQ = tl.constexpr(STEP_SUMS.index("param_sq"))
+V_HAT_SUM = tl.constexpr(STEP_SUMS.index("v_hat_sum"))
+ONE_NORM = tl.constexpr(STEP_SUMS.index("one_norm"))
+N_P = tl.constexpr(STEP_SUMS.index("N_p"))
+NUMEL = tl.constexpr(STEP_SUMS.index("numel"))
+DIRECTION_SQ = tl.constexpr(STEP_SUMS.index("direction_sq"))
+ADAM_SQ = tl.constexpr(STEP_SUMS.index("adam_sq"))
 
 
 @triton.jit
@@ -96,7 +124,7 @@ def step_chunk(
     runs,
     chunks,
     settings,
-    scale,
+    c_t,
     clip_factor,
     sums,
     theta_type: tl.constexpr,
@@ -113,10 +141,9 @@ def step_chunk(
 ):
     """One chunk's part of a step, as `step_block` of padam.cpp.
 
-    runs: (tensors, N_RUN_COLUMNS) int64: addresses of theta, g, m, v, max v, t and lr (0 where there is none), then
-    elements and row of settings. chunks: (chunks, 2) int32: the tensor, and the number within it. settings: (rows,
-    N_SETTINGS) float32: the columns of layout.py and the logarithms of the betas. scale, clip_factor: a float32 each,
-    or None. sums: (chunks, N_SUMS) float32, zeros.
+    runs: (tensors, RUN_COLUMNS) int64: addresses (0 where there is none), elements, and the row of settings. chunks:
+    (chunks, 2) int32: the tensor, and the number within it. settings: (rows, SETTINGS) float32. c_t, clip_factor: a
+    float32 each, or None. sums: (chunks, STEP_SUMS) float32, zeros.
     """
     chunk = tl.program_id(0).to(tl.int64)
     run = runs + tl.load(chunks + 2 * chunk) * N_RUN_COLUMNS
@@ -132,23 +159,29 @@ def step_chunk(
     one_minus_beta1 = tl.load(row + 0)
     beta2 = tl.load(row + 1)
     one_minus_beta2 = tl.load(row + 2)
-    scale_of_m = tl.load(row + 3)
+    scale = tl.load(row + 3)
     adam_scale = tl.load(row + 4)
     v_eps = tl.load(row + 5)
-    p = tl.load(row + 6)
-    eps = tl.load(row + 7)
-    lr = tl.load(row + 8)
-    weight_decay = tl.load(row + 9)
+    v_hat_scale = tl.load(row + 6)
+    power_scale = tl.load(row + 7)
+    p = tl.load(row + 8)
+    eps = tl.load(row + 9)
     l2 = tl.load(row + 10)
     sign = tl.load(row + 11)
+    lr = tl.load(row + 12)
+    weight_decay = tl.load(row + 13)
     if times_on_device:
-        time = tl.load(tl.load(run + 5).to(tl.pointer_type(tl.float32)))
-        of_m = _one_minus_power(tl.load(row + 12), time)
-        of_v = _one_minus_power(tl.load(row + 13), time)
+        time_at = tl.load(run + 5)
+        log_beta1 = tl.load(row + 14)
+        log_beta2 = tl.load(row + 15)
+        time = tl.load(time_at.to(tl.pointer_type(tl.float32)))
+        of_m = _one_minus_power(log_beta1, time)
+        of_v = _one_minus_power(log_beta2, time)
         exponent, log2_fraction = _log2(of_v)
-        scale_of_m = _power(of_v, exponent, log2_fraction, p) / of_m
+        scale = _power(of_v, exponent, log2_fraction, p) / of_m
         adam_scale = tl.sqrt(of_v) / of_m
         v_eps = tl.where(eps > 0, tl.maximum(eps * of_v, SMALLEST_NORMAL), 0.0)
+        v_hat_scale = 1.0 / of_v
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
     if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
@@ -170,19 +203,19 @@ def step_chunk(
     if (moments or gradient) or measure:  # Triton before 3.3 knows no longer chains
         g = tl.load(_elements(grad_at, offsets, grad_type, aligned), mask=held, other=0.0).to(tl.float32)
         if gradient:
-            tl.store(sums + 0, tl.sum(g * g, axis=0))
+            tl.store(sums + GRAD_SQ, tl.sum(g * g, axis=0))
         if measure:
             unclipped = g
             if clip_factor is not None:
                 unclipped = g * (1.0 / tl.load(clip_factor))
             perturbed = unclipped * unclipped + eps
             one_norm = tl.where(held, _sqrt(perturbed), 0.0)
-            tl.store(sums + 5, tl.sum(one_norm, axis=0))
+            tl.store(sums + ONE_NORM, tl.sum(one_norm, axis=0))
             exponent, log2_fraction = _log2(perturbed)
             powers = tl.where(
                 p == 1, _log(perturbed, exponent, log2_fraction), _power(perturbed, exponent, log2_fraction, 1 - p)
             )
-            tl.store(sums + 6, tl.sum(tl.where(held, powers, 0.0), axis=0))
+            tl.store(sums + N_P, power_scale * tl.sum(tl.where(held, powers, 0.0), axis=0))
         if moments:
             # 0 times an infinite parameter would be NaN.
             g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)
@@ -193,34 +226,36 @@ def step_chunk(
             tl.store(exp_avg_sq_ptr, v, mask=held)
 
     if amsgrad:
-        maximum_ptr = _elements(tl.load(run + 4), offsets, tl.float32, aligned)
+        maximum_at = tl.load(run + 4)
+        maximum_ptr = _elements(maximum_at, offsets, tl.float32, aligned)
         maximum = tl.load(maximum_ptr, mask=held, other=0.0)
         if moments:
             maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
             tl.store(maximum_ptr, maximum, mask=held)
         v = maximum
     if measure:
-        tl.store(sums + 4, tl.sum(v, axis=0))
+        tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
+        tl.store(sums + NUMEL, tl.minimum(numel - start, CHUNK).to(tl.float32))
 
-    if (apply or direction) or measure:
+    if apply or direction:
         x = v + v_eps
         exponent, log2_fraction = _log2(x)
-        d = tl.where(held, m * scale_of_m * _power(x, exponent, log2_fraction, -p), 0.0)
-        if direction or measure:
-            tl.store(sums + 1, tl.sum(d * d, axis=0))
+        d = tl.where(held, m * scale * _power(x, exponent, log2_fraction, -p), 0.0)
         if direction:
+            tl.store(sums + DIRECTION_SQ, tl.sum(d * d, axis=0))
             adam = m * adam_scale
-            tl.store(sums + 2, tl.sum(tl.where(held, adam * (adam / x), 0.0), axis=0))
+            tl.store(sums + ADAM_SQ, tl.sum(tl.where(held, adam * (adam / x), 0.0), axis=0))
         if apply:
             rate = lr
-            if scale is not None:
-                rate = lr * tl.load(scale)
+            if c_t is not None:
+                rate = lr * tl.load(c_t)
             decay = tl.where(weight_decay != 0, (lr * weight_decay) * theta, 0.0)
             theta = (theta - (rate * d + decay)).to(theta_type)
             tl.store(theta_ptr, theta, mask=held)
             if parameter:
                 stored = tl.where(held, theta.to(tl.float32), 0.0)
-                tl.store(sums + 3, tl.sum(stored * stored, axis=0))
+                tl.store(sums + PARAM_SQ, tl.sum(stored * stored, axis=0))
+                tl.store(sums + UPDATE_SQ, tl.sum(d * d, axis=0) * rate * rate)
 
 
 @triton.jit

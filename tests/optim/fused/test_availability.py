@@ -4,7 +4,7 @@ import subprocess
 import sys
 import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -13,7 +13,9 @@ from torch import nn
 
 from hf_pdyn import Padam, StepStatistics
 from hf_pdyn.optim.clipping import note_clip
-from hf_pdyn.optim.fused import availability, cpu
+from hf_pdyn.optim.fused import availability, cpu, self_check
+from hf_pdyn.optim.step_work import STEP_SUMS, StepSums, Task
+from hf_pdyn.tensors.sharding import Piece
 
 
 @pytest.fixture
@@ -27,10 +29,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
     monkeypatch.setattr(cpu, "prepare", prepare)
     availability._failure.cache_clear()
-    availability._warn_once.cache_clear()
+    availability.warn_once.cache_clear()
     yield asked
     availability._failure.cache_clear()
-    availability._warn_once.cache_clear()
+    availability.warn_once.cache_clear()
 
 
 def step(numel: int, **options: Any) -> torch.Tensor:
@@ -78,6 +80,7 @@ def test_elsewhere_than_on_linux_nothing_is_tried(compiler: list[str], monkeypat
 
 
 def test_large_tensors_take_the_fused_step_whatever_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    step(availability.WORTH_COMPILING)  # the kernel has proved itself in this process
     calls: list[int] = []
     advance = cpu.advance
     monkeypatch.setattr(
@@ -227,9 +230,83 @@ def test_a_failing_sum_ends_no_training(monkeypatch: pytest.MonkeyPatch) -> None
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("sums are broken")
 
-    monkeypatch.setattr("hf_pdyn.optim.fused.step_sums", fail)
+    monkeypatch.setattr("hf_pdyn.optim.dispatch._answer", fail)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
     with pytest.warns(UserWarning, match="sums are broken"):
         optimizer.step()
     assert len(window) == 0
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No kernel has proved itself so far, nor has a warning been given."""
+    known = dict(availability._checks)
+    availability._checks.clear()
+    availability.warn_once.cache_clear()
+    yield
+    availability._checks.clear()
+    availability._checks.update(known)
+    availability.warn_once.cache_clear()
+
+
+def wrong(column: str) -> Callable[..., torch.Tensor]:
+    """A kernel that is off by 1e-4 in one of the things that it computes."""
+    advance = cpu.advance
+
+    def advance_wrongly(updates: Any, tasks: Task, **options: Any) -> torch.Tensor:
+        sums = advance(updates, tasks, **options)
+        for update in updates:
+            if column in ("theta", "exp_avg", "exp_avg_sq"):
+                getattr(update, column).mul_(1 + 1e-4)
+        if column in STEP_SUMS:
+            sums[:, STEP_SUMS.index(column)] *= 1 + 1e-4
+        return sums
+
+    return advance_wrongly
+
+
+WRONG = ["theta", "exp_avg", "exp_avg_sq", "grad_sq"]
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("column", WRONG)
+def test_a_wrong_kernel_is_one_warning_and_the_tensor_step(column: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    numel = availability.WORTH_COMPILING
+    monkeypatch.setattr(cpu, "advance", wrong(column))
+    params = [nn.Parameter(torch.ones(numel))], [nn.Parameter(torch.ones(numel))]
+    ours, expected = (Padam(own, p=0.3, fused=fused) for own, fused in zip(params, (None, False), strict=True))
+    for optimizer, (param,) in zip((ours, expected), params, strict=True):
+        optimizer.sum_next_step(StepSums([Piece(param)], measure=False))
+        param.grad = torch.ones(numel)
+    with pytest.warns(UserWarning, match=rf"disagrees with the tensor step: .*{column}.* off by \d\.\de-0[45]"):
+        ours.step()
+    expected.step()
+    assert torch.equal(params[0][0], params[1][0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(numel)  # said once in a process
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_who_insists_hears_of_a_wrong_kernel_before_anything_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "advance", wrong("theta"))
+    param = nn.Parameter(torch.ones(3))
+    param.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match=r"theta of torch\.float32 parameters is off .* Leave fused at None"):
+        Padam([param], p=0.3, fused=True).step()
+    assert torch.equal(param.detach(), torch.ones(3))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_kernel_proves_itself_once_and_draws_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    disagreement = self_check.disagreement
+    monkeypatch.setattr(
+        self_check, "disagreement", lambda *args, **kwargs: asked.append(args[1]) or disagreement(*args, **kwargs)
+    )
+    before = torch.get_rng_state()
+    for _ in range(2):
+        step(availability.WORTH_COMPILING)
+    assert len(asked) == 1
+    assert torch.equal(before, torch.get_rng_state())

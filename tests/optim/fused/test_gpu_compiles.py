@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the fused step for GPUs is written in Triton")
 
+from hf_pdyn.optim.step_work import SUMS
 from tests.optim.fused.compiled import VARIANTS
 
 ROOT = Path(__file__).parents[3]
@@ -33,13 +34,13 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_registers_leave_room_for_several_programs_on_a_multiprocessor(
     compiled: dict[str, Any], variant: str, record_property: Any
 ) -> None:
-    """So some load while others compute: four. A measured step has twice the arithmetic, and some registers for it."""
+    """So that some load while others compute: four. A measured step has twice the arithmetic, and registers for it."""
     found = compiled[variant]["step_chunk"]
     if found["registers"] is None:
         pytest.skip("this build of Triton brings no cuobjdump")
     record_property("registers", found["registers"])
     assert found["spilled"] == 0
-    least = 2 if variant.startswith("measured") else 3 if variant == "unaligned" else 4
+    least = 2 if variant.startswith("measured") or variant == "unaligned" else 4
     assert REGISTERS // (THREADS * found["registers"]) >= least
 
 
@@ -62,7 +63,7 @@ def test_tensors_are_loaded_and_stored_in_vectors_of_128_bits(compiled: dict[str
     else:
         assert vectors == {"ld": 4 + maximum + theta + grad, "st": 4 + maximum + theta}
     assert moved["ld"].keys() <= {"ld.global.b32", "ld.global.b64"} and sum(moved["ld"].values()) <= 27
-    assert sum(moved["st"].values()) <= 6  # the sums
+    assert sum(moved["st"].values()) <= len(SUMS)
 
 
 def test_without_alignment_nothing_is_assumed(compiled: dict[str, Any]) -> None:

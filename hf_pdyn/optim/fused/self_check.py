@@ -1,0 +1,124 @@
+"""A compiled step is compared with the tensor step in float64 before a process first uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.optim import tensor_step
+from hf_pdyn.optim.fused import tolerance
+from hf_pdyn.optim.step_work import STEP_SUMS, Advance, Task, Update
+
+_NUMEL = 512
+_GROUP: dict[str, Any] = {
+    "lr": 1e-2,
+    "betas": (0.9, 0.999),
+    "eps": 1e-12,
+    "p": 0.5,
+    "weight_decay": 0.1,
+    "amsgrad": False,
+    "maximize": False,
+    "decoupled_weight_decay": True,
+    "bias_correction": "eq18",
+}
+# Exponents with a way of their own in a kernel, and some without; float32 holds them exactly.
+_GROUPS = [{**_GROUP, "p": p} for p in (-0.375, 0.0, 0.25, 0.375, 0.5, 1.0)] + [
+    {**_GROUP, "p": 0.375, "eps": 1e-3, "betas": (0.0, 0.6), "maximize": True, "decoupled_weight_decay": False}
+]
+
+
+def disagreement(advance: Advance, like: Update, passes: Sequence[Task], *, clipped: bool) -> str | None:
+    """Where `advance` differs from the tensor step by more than its tolerance, in words; None where it does not.
+
+    Takes a few milliseconds and draws no number of any global generator. On a GPU it compiles what the run needs, and
+    waits for the device.
+
+    Args:
+        advance: the step in question.
+        like: has the dtypes, device, alignment and kinds of state that the run's updates have.
+        passes: the tasks of the run's passes; all but the first have a scale, as matched steps do.
+        clipped: whether gradients were clipped.
+    """
+    ours = list(_examples(like))
+    exact = [_doubled(update) for update in ours]
+    gradients = [update.grad for update in exact]
+    clip_factor = torch.full((), 0.25, device=like.theta.device) if clipped else None
+    for number, tasks in enumerate(passes):
+        scale = torch.full((), 1.25, device=like.theta.device, dtype=torch.float64) if number else None
+        sums = advance(ours, tasks, scale=scale, clip_factor=clip_factor)
+        tensor_step.advance(exact, tasks & (Task.MOMENTS | Task.APPLY), scale=scale)
+        for update, reference in zip(ours, exact, strict=True):
+            found = _state_error(update, reference)
+            if found is not None:
+                return found
+        # Sums over the state that the kernel left, so that roundings of that do not enter.
+        left = [replace(_doubled(update), grad=grad) for update, grad in zip(ours, gradients, strict=True)]
+        asked = tasks & ~(Task.MOMENTS | Task.APPLY)
+        exact_sums = tensor_step.advance(left, asked, scale=scale, clip_factor=clip_factor)
+        found = _sums_error(sums, exact_sums, ours)
+        if found is not None:
+            return found
+    return None
+
+
+def _examples(like: Update) -> Iterator[Update]:
+    """Moments as after some steps; parameters move by up to a tenth."""
+    generator = torch.Generator().manual_seed(0)
+    device = like.theta.device
+    aligned = not any(address % 16 for address in like.addresses) and not like.theta.numel() % 16
+    offset, numel = (0, _NUMEL) if aligned else (1, _NUMEL - 1)
+
+    def normal(dtype: torch.dtype) -> Tensor:
+        values = torch.randn(offset + numel, generator=generator, device="cpu")
+        return values.to(device, dtype)[offset:]
+
+    def second_moment() -> Tensor:
+        return normal(torch.float32).square_().add_(0.01)
+
+    for group in _GROUPS:
+        theta, grad, exp_avg = normal(like.theta.dtype), normal(like.grad.dtype), normal(torch.float32)
+        maximum = second_moment() if like.max_exp_avg_sq is not None else None
+        t = torch.full((), 3.0, device=device) if isinstance(like.t, Tensor) else 3.0
+        yield Update(group, theta, theta, grad, exp_avg, second_moment(), maximum, t)
+
+
+def _doubled(update: Update) -> Update:
+    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    tensors = {name: getattr(update, name) for name in names}
+    copies: dict[str, Any] = {
+        name: None if value is None else value.to(torch.float64, copy=True) for name, value in tensors.items()
+    }
+    return replace(update, **copies)
+
+
+def _state_error(ours: Update, exact: Update) -> str | None:
+    p, dtype = exact.group["p"], ours.theta.dtype
+    limits = dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), tolerance.MOMENT)
+    for name, limit in {**limits, "theta": tolerance.of_parameter(dtype, p)}.items():
+        value = getattr(ours, name)
+        error = 0.0 if value is None else tolerance.largest_error(value, getattr(exact, name))
+        if not error <= limit:
+            return f"{name} of {dtype} parameters is off by {error:.1e} at p={p:g}, more than {limit:.1e}"
+    return None
+
+
+def _sums_error(sums: Tensor, exact: Tensor, updates: Sequence[Update]) -> str | None:
+    """Relative; logarithms of either sign cancel, so N_p at p=1 is good to SUM a coordinate."""
+    floor = torch.full_like(exact, 1e-30)
+    column = STEP_SUMS.index("N_p")
+    for i, update in enumerate(updates):
+        if update.group["p"] == 1:
+            floor[i, column] = update.theta.numel()
+    errors = (sums.to(exact) - exact).abs() / exact.abs().maximum(floor)
+    worst = errors.max().item()
+    if worst <= tolerance.SUM:
+        return None
+    row, column = divmod(int(errors.nan_to_num(nan=float("inf")).argmax()), len(STEP_SUMS))
+    return (
+        f"the sum {STEP_SUMS[column]} is off by {errors[row, column].item():.1e} of itself at "
+        f"p={updates[row].group['p']:g}, more than {tolerance.SUM:.1e}"
+    )
