@@ -254,8 +254,9 @@ class Padam(Optimizer):
         states = [self._state_of(group, param) for group, param, _ in stepped]
         times: list[Any] = [state["step"] for state in states]
         if times:
-            # A number would be made a tensor for each of them (torch 2.13).
-            torch._foreach_add_(times, torch.ones((), device=times[0].device))
+            # On CPUs a number would be made a tensor for each of them; on CUDA devices a tensor would be read on the
+            # host, which no capture allows (torch 2.13).
+            torch._foreach_add_(times, 1 if self.capturable else torch.ones((), device="cpu"))
         if not self.capturable:
             times = [step.item() for step in times]
         return self._updates.of_step(stepped, states, times, None if request is None else request.pieces)
