@@ -115,7 +115,7 @@ def _trainer(size: str, *, lora: bool, ours: bool, steps: int, turns: _TakesTurn
         pdyn = PdynArguments(
             telemetry="layers",
             p_control="gradient",
-            p_interval=str(LOGGING),
+            p_interval=str(min(LOGGING, steps // 4)),  # several decisions, however short the training
             wd_off="0.5",
             spectra="epoch",
             sample_losses=round(PROBED * EPOCH * BATCH),
