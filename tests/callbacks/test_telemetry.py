@@ -476,7 +476,6 @@ def test_a_statistics_of_one_s_own_beside_telemetry(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
-@pytest.mark.filterwarnings("ignore:Algorithm 1 cannot move p:UserWarning")
 def test_skipped_steps_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
     """Three steps that a gradient scaler would have skipped: the optimizer's step is not called at all."""
 

@@ -133,7 +133,6 @@ def write_faces(directory: Path) -> None:
                 Image.fromarray(random.integers(256, size=(20, 20, 3), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
-@pytest.mark.filterwarnings("ignore:Algorithm 1 cannot move p:UserWarning")
 def test_faces_in_folders(options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint and images of its own, in RAF-DB's layout."""
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=7)
