@@ -212,7 +212,7 @@ def test_lora_is_measured_on_where_attention_fails(tmp_path: Path) -> None:
         pytest.warns(UserWarning, match="attention's K.T Q are missing from here on, since .*no such op") as said,
     ):
         run = train(tmp_path, 3, model=gpt2_lora(), max_steps=6)
-    assert len(said) == 1
+    assert len([w for w in said if "missing from here on" in str(w.message)]) == 1
     assert {row["part"] for row in rows(tmp_path)} == {"lora"}
     assert "pdyn/spectrum/lora/nuclear" in records(run)[6]
 
