@@ -34,7 +34,7 @@ def fails_at(call: int, original: Any) -> Any:
 
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     failing = options.pop("fails")
-    statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sums_of_squares)
+    statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sum_by_scope)
     decay = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._decay)
     exponents = Exponents()
     run = trainer(
@@ -49,7 +49,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     )
     with (
         warnings.catch_warnings(record=True) as caught,
-        mock.patch.object(StepStatistics, "_sums_of_squares", statistics),
+        mock.patch.object(StepStatistics, "_sum_by_scope", statistics),
         mock.patch.object(TelemetryCallback, "_decay", decay),
     ):
         warnings.simplefilter("always")
