@@ -74,7 +74,7 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
     for record in records["step"]:
         lines += [f"{_where(record)}:", "", "| a step of | against | time | target |", "|---|---|---|---|"]
         for row in record["rows"]:
-            if row["target"]:
+            if row["target"] and (_is_of_a_cpu(record) or _is_whole_model_against_adamw(row)):
                 name = f"{row['shapes']} {row['dtype']}, {row['ours']}"
                 lines.append(f"| {name} | {row['against']} | {row['ratio']:.2f} x | {row['target']:.2f} |")
         for other in records["trainer"]:
@@ -87,6 +87,14 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
                     lines.append(f"| {name} | adamw | {row['ratio_of_epochs']:.3f} x | {row['target']:.2f} |")
         lines.append("")
     return "\n".join(lines).strip()
+
+
+def _is_of_a_cpu(record: dict[str, Any]) -> bool:
+    return "threads" in record["hardware"]
+
+
+def _is_whole_model_against_adamw(row: dict[str, Any]) -> bool:
+    return row["dtype"] == "fp32" and row["against"] == "adamw" and not row["shapes"].startswith("lora")
 
 
 def _where(record: dict[str, Any]) -> str:
