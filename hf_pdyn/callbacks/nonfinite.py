@@ -17,6 +17,8 @@ from hf_pdyn.optim.padam import Padam
 class NonfiniteCallback(PdynCallback):
     """Sets `Padam.nonfinite` when training begins, also where a checkpoint is resumed; the optimizer keeps it.
 
+    Raises ValueError at train begin where that optimizer cannot have the value.
+
     Args:
         nonfinite: "skip" leaves out every step in which a gradient holds NaN or infinity, "apply" takes it.
         trainer: see `PdynCallback`.

@@ -21,14 +21,19 @@ Nonfinite = Literal["apply", "skip"]
 _SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
 
 
-def check_path(*, foreach: bool | None, fused: bool | None, capturable: bool, nonfinite: str) -> None:
+def check_path(*, foreach: bool | None, fused: bool | None) -> None:
     """ValueError for a way to compute steps that contradicts itself."""
     for name, value in (("foreach", foreach), ("fused", fused)):
         if value not in (None, True, False):
             raise ValueError(f"{name} must be True, False or None, got {value!r}.")
     if foreach and fused:
         raise ValueError("foreach and fused are two ways to compute a step, got both. Leave one of them at None.")
-    if capturable and nonfinite == "skip":
+
+
+def check_nonfinite(value: str, *, capturable: bool) -> None:
+    """ValueError for an unknown value, and for one that a captured step cannot have."""
+    check_choice("nonfinite", value, get_args(Nonfinite))
+    if capturable and value == "skip":
         raise ValueError(
             'A captured step cannot ask the host whether to go on, got capturable=True with nonfinite="skip". Use one.'
         )

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from hf_pdyn.common.errors import check_choice
 from hf_pdyn.optim import fused as fused_kernels
 from hf_pdyn.optim.dispatch import StepDispatch
 from hf_pdyn.optim.hyperparameters import (
@@ -19,6 +18,7 @@ from hf_pdyn.optim.hyperparameters import (
     Nonfinite,
     UpdateScale,
     check_hyperparameters,
+    check_nonfinite,
     check_one_update_scale,
     check_path,
     check_same_groups,
@@ -99,10 +99,9 @@ class Padam(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        check_choice("nonfinite", nonfinite, get_args(Nonfinite))
-        check_path(foreach=foreach, fused=fused, capturable=capturable, nonfinite=nonfinite)
-        self.nonfinite: Nonfinite = nonfinite
+        check_path(foreach=foreach, fused=fused)
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
+        self.nonfinite = nonfinite
         self.step_was_skipped = False
         self._request: StepSums | None = None
         self._dispatch: StepDispatch | None = None
@@ -121,6 +120,16 @@ class Padam(Optimizer):
         }
         super().__init__(params, defaults)
         watch_partitions()
+
+    @property
+    def nonfinite(self) -> Nonfinite:
+        """What a step does in which a gradient holds NaN or infinity; ValueError for a value that it cannot have."""
+        return self._nonfinite
+
+    @nonfinite.setter
+    def nonfinite(self, value: Nonfinite) -> None:
+        check_nonfinite(value, capturable=self.capturable)
+        self._nonfinite: Nonfinite = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; missing hyper-parameters take the defaults, all are checked (ValueError)."""
@@ -151,12 +160,12 @@ class Padam(Optimizer):
                 )
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {name: getattr(self, name) for name in ("nonfinite", "foreach", "fused", "capturable")}
+        kept = {name: getattr(self, name) for name in ("_nonfinite", "foreach", "fused", "capturable")}
         return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("nonfinite", "apply")
+        self.__dict__.setdefault("_nonfinite", "apply")
         self.__dict__.setdefault("foreach", None)
         self.__dict__.setdefault("fused", None)
         self.__dict__.setdefault("capturable", False)

@@ -300,3 +300,15 @@ def test_the_option_is_refused_for_other_optimizers(tmp_path: Path) -> None:
     assert run.state.global_step == 0
     with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'skp'"):
         PdynArguments(nonfinite="skp")
+
+
+def test_the_setting_is_checked_wherever_it_is_set() -> None:
+    optimizer = Padam([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'leave'"):
+        optimizer.nonfinite = "leave"  # type: ignore[assignment]
+    optimizer.capturable = True
+    with pytest.raises(ValueError, match='capturable=True with nonfinite="skip"'):
+        optimizer.nonfinite = "skip"
+    assert optimizer.nonfinite == "apply"
+    copied = pickle.loads(pickle.dumps(Padam([nn.Parameter(torch.ones(2))], nonfinite="skip")))
+    assert copied.nonfinite == "skip"
