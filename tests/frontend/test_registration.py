@@ -162,7 +162,7 @@ def test_every_parameter_is_in_one_group_and_none_is_empty(tmp_path: Path) -> No
 BAD_OPTIM_ARGS = [
     ("pp=0.3", "Unknown key 'pp' in optim_args. Known are p, eps, update_scale.*Did you mean 'p'"),
     ("p=much", "optim_args p must be a finite number, got 'much'"),
-    ("eps=-1", "optim_args eps must be >= 0, got '-1'"),
+    ("eps=-1", "optim_args eps must be >= 0, got -1"),
     ("amsgrad=maybe", "optim_args amsgrad must be true or false, got 'maybe'"),
     ("update_scale=adamm", "must be one of raw, adam, got 'adamm'. Did you mean 'adam'?"),
     ("p.nrom=0", "Unknown label 'nrom' in optim_args 'p.nrom'.*Did you mean 'norm'?"),
