@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import trainer_utils
 
@@ -150,3 +152,22 @@ def test_a_pipe_is_not_waited_for(checkpoint: Path) -> None:
 
 def test_importing_us_leaves_the_trainer_s_own_choice_alone() -> None:
     assert not hasattr(trainer_utils.get_last_checkpoint, "replaced_by_hf_pdyn")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_is_a_reason_in_words_or_is_not_seen(checkpoint: Path, data: st.DataObject) -> None:
+    """Nothing is raised, and a file that is cut off is seen. A changed byte inside a tensor shows nowhere."""
+    path = data.draw(st.sampled_from(sorted(path for path in checkpoint.iterdir() if path.is_file())))
+    whole = path.read_bytes()
+    damaged = bytearray(whole[: data.draw(st.integers(0, len(whole)))])
+    flips = data.draw(st.integers(0, 4)) if damaged else 0
+    for _ in range(flips):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        reason = incompleteness(checkpoint)
+        assert reason is None or path.name in reason
+        assert reason is not None or flips or len(damaged) == len(whole)
+    finally:
+        path.write_bytes(whole)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hf_pdyn import Padam
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import tensor_step
-from hf_pdyn.optim.fused import availability, gpu
+from hf_pdyn.optim.fused import availability, gpu, self_check
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update
 from hf_pdyn.tensors.sharding import Piece
@@ -389,3 +389,18 @@ def test_an_optimizer_answers_requests(update_scale: str) -> None:
     for row, part in ((0, moved[3:43]), (2, moved[48:80])):  # 1e-4: as moved in float32
         assert rows["update_sq"][row].item() == pytest.approx(part.square().sum().item(), rel=1e-4)
     assert (moved != 0).all()
+
+
+@pytest.mark.parametrize("column", [None, "theta", "exp_avg_sq", "grad_sq"])
+def test_the_self_check_tells_a_right_kernel_from_a_wrong_one(column: str | None) -> None:
+    def advance(updates: Sequence[Update], tasks: Task, **options: Any) -> Tensor:
+        sums = gpu.advance(updates, tasks, **options)
+        for update in updates if column in ("theta", "exp_avg_sq") else ():
+            getattr(update, column).mul_(1 + 1e-4)
+        if column in STEP_SUMS:
+            sums[:, STEP_SUMS.index(column)] *= 1 + 1e-4
+        return sums
+
+    like = update_of(DEFAULTS, 64)
+    found = self_check.disagreement(advance, like, [EVERYTHING], clipped=True)
+    assert found is None if column is None else found is not None and column in found
