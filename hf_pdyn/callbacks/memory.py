@@ -20,7 +20,7 @@ _VERSION = 1
 
 
 def memory_of(state: TrainerState) -> dict[str, Any]:
-    """What of ours goes into trainer_state.json, or came from there."""
+    """Our part of trainer_state.json, which callbacks write before a checkpoint and read after a resume."""
     memory: dict[str, Any] = state.stateful_callbacks.setdefault(run_json.MEMORY, {"version": _VERSION})
     return memory
 

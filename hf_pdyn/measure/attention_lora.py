@@ -49,7 +49,7 @@ class Product(ABC):
 
     layer: str
     name: ClassVar[str]
-    """What it is, in words of a warning."""
+    """The product's name in a warning."""
 
     @abstractmethod
     def tensors(self) -> list[Tensor]:

@@ -98,7 +98,7 @@ def stored_safetensors(header: bytes) -> bytes:
 
 
 def with_a_second_disk(archive: bytes) -> bytes:
-    """Of a zip64 archive, which says that it spans several disks."""
+    """A zip64 archive that says it spans several disks."""
     locator = b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2)
     return archive[:-22] + locator + archive[-22:]
 

@@ -59,7 +59,7 @@ def fused_on(device: torch.device) -> FusedStep:
 
 
 def fused_if_worth_it(device: torch.device, numel: int) -> FusedStep | None:
-    """The same for an optimizer that steps `numel` elements there; None where the tensor step shall do.
+    """The fused step of `device` for an optimizer that steps `numel` elements there, or None for the tensor step.
 
     The choice depends on nothing that differs from one run to the next, such as what is compiled already. Where a
     compiler is missing or fails, a warning says so, once in a process.

@@ -33,7 +33,7 @@ def alpha(t: float) -> float:
 
 
 def grad_f(x: Array) -> Array:
-    """Of a least-squares problem in two coordinates plus a term that is not quadratic."""
+    """Gradient of a least-squares problem in two coordinates plus a term that is not quadratic."""
     return Z.T @ (Z @ x - TARGET) + 0.3 * np.sin(3 * x)
 
 
