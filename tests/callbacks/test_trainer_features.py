@@ -175,19 +175,19 @@ def test_early_stopping_and_the_best_model_at_the_end(tmp_path: Path) -> None:
 
 
 def test_three_trainings_of_one_trainer(tmp_path: Path) -> None:
-    """The second goes on with the optimizer, hence with its p; the third is the first, resumed, bit for bit."""
+    """The second begins at the initial p and weight decay; the third is the first, resumed, bit for bit."""
     options = COMMON | {"save_strategy": "steps", "save_steps": 6, "logging_steps": 5}
     run = trainer(tmp_path, callbacks=everything(), **options)
     run.train()
     first, end = metrics(run), run.state.log_history[-1]
     weights = [param.detach().clone() for param in run.model.parameters()]
     shutil.copytree(tmp_path / "checkpoint-6", tmp_path / "kept" / "checkpoint-6")
-    p = run.optimizer.param_groups[0]["p"]
+    initial_p = run.optimizer.param_groups[0]["initial_p"]
 
     run.args.logging_steps = 2
     run.train()
     second = metrics(run)
-    state = ControlState(p=p)
+    state = ControlState(p=initial_p)
     for record in second:
         assert record["pdyn/p"] == state.p
         state = next_p(state, weight_norm=record["pdyn/D_w"], bias_norm=record["pdyn/D_b"], config=CONFIG)
