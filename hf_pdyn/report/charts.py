@@ -6,31 +6,26 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from hf_pdyn.common.json_values import finite_or_none
-from hf_pdyn.measure.sample_loss import hard_samples, jaccard, quantiles
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
-from hf_pdyn.report.recorded_run import STEPS, RecordedRun, printable
+from hf_pdyn.report.layer_maps import PATHWAYS, HeatMap, layer_quantities, short_labels
+from hf_pdyn.report.recorded_run import STEPS, RecordedRun
+from hf_pdyn.report.sample_losses import HardSamples, distribution, losses_by_epoch, not_drawn, overlap
+from hf_pdyn.report.theme import Palette, Spec
 from hf_pdyn.report.thinning import evenly, thin
-from hf_pdyn.report.vega import Line, Palette, Spec
+from hf_pdyn.report.vega import Line
 
 _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)
 _CELLS_OF_A_REPORT = 300_000
 _COLUMNS_OF_A_HEAT_MAP = (12, 120)
-_LAYERS_OF_A_HEAT_MAP = 1000
 _EPOCHS_OF_A_CHART = 60
 _OTHER_CHARTS = 24
 
-_PATHWAYS = ("weight", "bias_like")
 _PARTIAL = "Hollow: a record of fewer steps than its neighbour, such as a run's last."
 _OF_A_PATHWAY = re.compile(r"pdyn/by_label/[^/]+/[^/]+")
 _MADE_OF_RUNS = re.compile(r"(_runtime|_per_second|_flos)$")
@@ -157,7 +152,7 @@ class _Scalars:
 
 
 def _by_pathway(metric: str) -> dict[str, str]:
-    return {pathway: f"{metric}/{pathway}" for pathway in _PATHWAYS}
+    return {pathway: f"{metric}/{pathway}" for pathway in PATHWAYS}
 
 
 _BALANCE = (
@@ -215,8 +210,8 @@ class _Charts:
         self.palette = Palette(tuple(run.name for run in runs))
         self.thinned = Thinned()
         self._charted: set[str] = set()
-        self._quantities = [(run, _quantities(run.layers)) for run in runs]
-        self._sample_losses = [(run, _epochs(run.sample_losses)) for run in runs]
+        self._quantities = [(run, layer_quantities(run.layers)) for run in runs]
+        self._sample_losses = [(run, losses_by_epoch(run.sample_losses)) for run in runs]
 
     def of_scalars(self, wanted: Iterable[_Scalars]) -> tuple[Chart, ...]:
         """The charts of those for which any run has a value."""
@@ -259,10 +254,10 @@ class _Charts:
         found = []
         for run, by_part in self._quantities:
             for part, by_name in by_part.items():
-                if part in _PATHWAYS:
-                    maps = {name: _Map.of(quantity) for name, quantity in by_name.items()}
+                if part in PATHWAYS:
+                    maps = {name: HeatMap.of(quantity) for name, quantity in by_name.items()}
                     if {"update_norm", "param_norm"} <= by_name.keys():
-                        maps["ratio"] = _Map.of(by_name["update_norm"], by_name["param_norm"])
+                        maps["ratio"] = HeatMap.of(by_name["update_norm"], by_name["param_norm"])
                     found += [(run, part, *wanted, maps[wanted[0]]) for wanted in _HEAT_MAPS if wanted[0] in maps]
         return self._heat_maps(found)
 
@@ -285,12 +280,12 @@ class _Charts:
         found = []
         for run, by_part in self._quantities:
             for part, by_name in by_part.items():
-                if part not in _PATHWAYS and not _HEAD.fullmatch(part):  # a head is not a row of its own
+                if part not in PATHWAYS and not _HEAD.fullmatch(part):  # a head is not a row of its own
                     for name, quantity in by_name.items():
-                        found.append((run, part, name, known.get(name, name), _Map.of(quantity)))
+                        found.append((run, part, name, known.get(name, name), HeatMap.of(quantity)))
         return (*lines, *self._heat_maps(found))
 
-    def _heat_maps(self, found: Sequence[tuple[RecordedRun, str, str, str, _Map]]) -> tuple[Chart, ...]:
+    def _heat_maps(self, found: Sequence[tuple[RecordedRun, str, str, str, HeatMap]]) -> tuple[Chart, ...]:
         cells = _CELLS_OF_A_REPORT // max(len(found), 1)
         fewest, most = _COLUMNS_OF_A_HEAT_MAP
         charts = []
@@ -305,13 +300,13 @@ class _Charts:
                 run=run.name,
                 steps=steps,
                 value_title=title.lower(),
-                labels=_short_labels(wanted.layers),
+                labels=short_labels(wanted.layers),
             )
             key = "-".join(["layers", _file_name(part), _file_name(name), f"run{self.runs.index(run)}"])
             note = f"{part}; {len(wanted.layers)} layers"
             if wanted.left_out:
                 note += f", {wanted.left_out:,} more are left out"
-            partial = [step for step in steps if step in run.partial_records] if part in _PATHWAYS else []
+            partial = [step for step in steps if step in run.partial_records] if part in PATHWAYS else []
             if partial:
                 note += f"; the column of step {partial[-1]:,} covers {run.partial_records[partial[-1]]:,} steps only"
             charts.append(Chart(key, title, note, spec, run=run.name, part=part))
@@ -324,12 +319,12 @@ class _Charts:
             for split, by_step in by_split.items():
                 for step in self._evenly(list(by_step), _EPOCHS_OF_A_CHART):
                     moment = {"run": run.name, "step": step, "epoch": by_step[step].epoch}
-                    rows.setdefault(split, []).append(moment | _distribution(by_step[step].loss))
+                    rows.setdefault(split, []).append(moment | distribution(by_step[step].loss))
         return tuple(
             Chart(
                 f"sample_losses-{_file_name(split)}",
                 f"Losses of {split} samples",
-                f"Median, the middle half as a band, 5 % to 95 % as rules.{_not_drawn(rows[split])}",
+                f"Median, the middle half as a band, 5 % to 95 % as rules.{not_drawn(rows[split])}",
                 vega.bands(rows[split], self.palette, y_title="loss of a sample"),
             )
             for split in sorted(rows)
@@ -337,16 +332,16 @@ class _Charts:
 
     def of_hard_samples(self) -> tuple[Chart, ...]:
         """How far runs agree on the hardest tenth of a split, after their last epochs."""
-        last: dict[str, dict[str, _Hard]] = {}
+        last: dict[str, dict[str, HardSamples]] = {}
         for run, by_split in self._sample_losses:
             for split, by_step in by_split.items():
-                last.setdefault(split, {})[run.name] = _Hard.of(by_step[max(by_step)])
+                last.setdefault(split, {})[run.name] = HardSamples.of(by_step[max(by_step)])
         charts = []
         for split, by_run in sorted(last.items()):
             if len(by_run) < 2:
                 continue
             rows = [
-                {"run": one, "other": other, **_overlap(by_run[one], by_run[other])}
+                {"run": one, "other": other, **overlap(by_run[one], by_run[other])}
                 for one in by_run
                 for other in by_run
             ]
@@ -381,166 +376,6 @@ class _Charts:
 
 _SPECTRUM = re.compile(r"pdyn/spectrum/(.+)/([^/]+)")
 _HEAD = re.compile(r"attention/head \d+")
-_QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
-
-
-@dataclass(frozen=True, eq=False)
-class _Epoch:
-    """Losses of a split after an epoch: (n,) each, what is not finite among them. epoch: None where it is not known."""
-
-    epoch: float | None
-    index: NDArray[np.int64]
-    loss: NDArray[np.float64]
-
-
-def _epochs(table: pa.Table) -> dict[str, dict[int, _Epoch]]:
-    """By split, by step, in their order."""
-    table = _known(table, ("split", "step", "index", "loss"))
-    codes, splits = _encoded(table["split"])
-    step, epoch, index, loss = (table[name].to_numpy() for name in ("step", "epoch", "index", "loss"))
-    found: dict[str, dict[int, _Epoch]] = {}
-    for code, split in enumerate(splits):
-        rows = np.flatnonzero(codes == code)
-        for own in np.split(rows, np.flatnonzero(np.diff(step[rows])) + 1):
-            moment = finite_or_none(float(epoch[own[0]]))
-            found.setdefault(split, {})[int(step[own[0]])] = _Epoch(moment, index[own], loss[own])
-    return found
-
-
-@dataclass(frozen=True, eq=False)
-class _Quantity:
-    """A quantity of a part as it was recorded: (n,) each, values finite. layer: where its name stands in `names`."""
-
-    names: Sequence[str]
-    layer: NDArray[np.int32]
-    step: NDArray[np.int64]
-    value: NDArray[np.float64]
-
-    def at(self, steps: Sequence[int], layers: Sequence[str]) -> NDArray[np.float64]:
-        """Values (layers, steps), NaN where there are none; steps ascend."""
-        row_of = {layer: row for row, layer in enumerate(layers)}
-        rows = np.array([row_of.get(name, -1) for name in self.names])[self.layer]
-        kept = np.isin(self.step, steps) & (rows >= 0)
-        found = np.full((len(layers), len(steps)), np.nan)
-        found[rows[kept], np.searchsorted(steps, self.step[kept])] = self.value[kept]
-        return found
-
-
-def _quantities(table: pa.Table) -> dict[str, dict[str, _Quantity]]:
-    """By part, pathways first, by name of the quantity."""
-    table = _known(table, ("part", "name", "layer", "step", "value"))
-    table = table.filter(pc.is_finite(table["value"]))
-    (part, parts), (name, names), (layer, layers) = (_encoded(table[column]) for column in ("part", "name", "layer"))
-    step, value = table["step"].to_numpy(), table["value"].to_numpy()
-    found: dict[str, dict[str, _Quantity]] = {}
-    kinds = part.astype(np.int64) * max(len(names), 1) + name
-    by_kind = np.argsort(kinds, kind="stable")
-    for own in np.split(by_kind, np.flatnonzero(np.diff(kinds[by_kind])) + 1) if len(kinds) else ():
-        kind = kinds[own[0]]
-        quantity = _Quantity(layers, layer[own], step[own], value[own])
-        found.setdefault(parts[kind // len(names)], {})[names[kind % len(names)]] = quantity
-    return {
-        part: found[part] for part in sorted(found, key=lambda part: (part not in _PATHWAYS, part != "weight", part))
-    }
-
-
-def _known(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """The rows that have all of these."""
-    return table.filter(reduce(pc.and_, [pc.is_valid(table[column]) for column in columns]))
-
-
-def _encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], list[str]]:
-    """Which of its words each row has, and the words."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.indices.to_numpy(), [printable(word) for word in encoded.dictionary.to_pylist()]
-
-
-@dataclass(frozen=True, eq=False)
-class _Map:
-    """A heat map of a quantity, or of its ratio to another: its layers from top to bottom, and all of its steps.
-
-    left_out: how many layers it has beyond those that can be drawn.
-    """
-
-    above: _Quantity
-    below: _Quantity | None
-    layers: list[str]
-    steps: list[int]
-    left_out: int
-
-    @classmethod
-    def of(cls, above: _Quantity, below: _Quantity | None = None) -> _Map:
-        layers, steps = np.unique(above.layer), np.unique(above.step)
-        if below is not None:
-            layers, steps = np.intersect1d(layers, below.layer), np.intersect1d(steps, below.step)
-        drawn = sorted((above.names[i] for i in layers[:_LAYERS_OF_A_HEAT_MAP]), key=natural)
-        return cls(above, below, drawn, steps.tolist(), max(len(layers) - _LAYERS_OF_A_HEAT_MAP, 0))
-
-    def values(self, steps: Sequence[int]) -> NDArray[np.float64]:
-        """Values (layers, steps), NaN where there are none, or none that is finite."""
-        found = self.above.at(steps, self.layers)
-        if self.below is not None:
-            with np.errstate(all="ignore"):
-                found = found / self.below.at(steps, self.layers)
-        return np.where(np.isfinite(found), found, np.nan)
-
-
-def natural(text: str) -> list[tuple[int, int | str]]:
-    """A key by which h.2 comes before h.10."""
-    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", text)]
-
-
-def _short_labels(layers: Sequence[str]) -> dict[str, str]:
-    """The layers' names without the parents that all of them have; a layer of the model itself keeps its name."""
-    dotted = [layer.split(".") for layer in layers if "." in layer]
-    shared = 0
-    while dotted and all(len(parts) > shared + 1 for parts in dotted) and len({parts[shared] for parts in dotted}) == 1:
-        shared += 1
-    if len(dotted) < 2:
-        return {layer: layer for layer in layers}
-    while shared and dotted[0][shared].isdecimal() and not dotted[0][shared - 1].isdecimal():
-        shared -= 1  # h.3 says more than 3
-    short = {layer: ".".join(layer.split(".")[shared:]) if "." in layer else layer for layer in layers}
-    return short if len(set(short.values())) == len(layers) else {layer: layer for layer in layers}
-
-
-def _distribution(loss: NDArray[np.float64]) -> dict[str, float | None]:
-    """Quantiles, None where they are infinite, the mean of the finite losses, and how many are not."""
-    finite = loss[np.isfinite(loss)]
-    found = dict(zip(_QUANTILES, quantiles(loss, list(_QUANTILES.values())), strict=True))
-    found["mean"] = float(finite.mean()) if len(finite) else np.inf
-    numbers = {name: vega.short(value) if np.isfinite(value) else None for name, value in found.items()}
-    return numbers | {"nonfinite": len(loss) - len(finite)}
-
-
-def _not_drawn(rows: Iterable[dict[str, Any]]) -> str:
-    """A sentence on the runs of which a quantile is infinite."""
-    runs = list(dict.fromkeys(row["run"] for row in rows if any(row[name] is None for name in _QUANTILES)))
-    named = ", ".join(runs[:5]) + (f" and {len(runs) - 5} more" if len(runs) > 5 else "")
-    return f" Infinite quantiles are not drawn: {named}." if runs else ""
-
-
-@dataclass(frozen=True, eq=False)
-class _Hard:
-    """The hard samples after an epoch. measured: indices of all, ascending. samples: of the hard ones."""
-
-    epoch: float | None
-    measured: NDArray[np.int64]
-    samples: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, epoch: _Epoch) -> _Hard:
-        # Ascending, as of equal losses all runs must take the same ones.
-        measured, place = np.unique(epoch.index, return_index=True)
-        return cls(epoch.epoch, measured, measured[hard_samples(epoch.loss[place])])
-
-
-def _overlap(one: _Hard, other: _Hard) -> dict[str, Any]:
-    if not np.array_equal(one.measured, other.measured):
-        return {"value": None, "note": "measured other samples"}
-    when = " and ".join(f"{at:.3g}" for at in dict.fromkeys((one.epoch, other.epoch)) if at is not None)
-    note = f"{len(one.samples)} hard samples each, epoch {when or 'unknown'}"
-    return {"value": vega.short(jaccard(one.samples, other.samples)), "note": note}
 
 
 def _file_name(text: str) -> str:

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
-from hf_pdyn.report import vega
+from hf_pdyn.report import theme, vega
 from hf_pdyn.report.charts import Chart, sections
 from hf_pdyn.report.recorded_run import RecordedRun
 
@@ -44,6 +44,6 @@ def png(chart: Chart, runs: Sequence[RecordedRun]) -> bytes:
         color["legend"] = {"title": None, "columns": 3, "symbolType": "stroke"}
     spec["padding"] = 12
     image: bytes = vl_convert().vegalite_to_png(
-        spec, vl_version=vega.VERSION, scale=_SCALE, config=vega.config("light"), allowed_base_urls=[]
+        spec, vl_version=vega.VERSION, scale=_SCALE, config=theme.config("light"), allowed_base_urls=[]
     )
     return image

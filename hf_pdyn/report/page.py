@@ -14,7 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from hf_pdyn._version import __version__
-from hf_pdyn.report import vega
+from hf_pdyn.report import theme, vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.recorded_run import RecordedRun, printable
@@ -50,15 +50,15 @@ def page(runs: Sequence[RecordedRun]) -> str:
         decisions=decisions,
         decisions_of_a_run=_DECISIONS_OF_A_RUN,
         decisions_left_out=sum(len(run.decided) for run in runs) - len(decisions),
-        palette=vega.Palette(tuple(run.name for run in runs)),
-        colours=len(vega.COLOURS),
+        palette=theme.Palette(tuple(run.name for run in runs)),
+        colours=len(theme.COLOURS),
         style=Markup(_file("page.css")),
         library=Markup(_library()),
         script=Markup(_file("page.js")),
         data=_embedded(
             {
                 "specs": {chart.key: {**chart.spec, "description": f"{chart.title}. {chart.note}"} for chart in charts},
-                "configs": {theme: vega.config(theme) for theme in ("light", "dark")},
+                "configs": {name: theme.config(name) for name in ("light", "dark")},
             }
         ),
     )

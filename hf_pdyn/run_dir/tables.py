@@ -57,7 +57,7 @@ DECISIONS = _table_kind(
     bias_change=pa.float64(),
     bias_norm_min=pa.float64(),
 )
-"""Algorithm 1's, named as in `control.ControlState`; p is that of the coming interval."""
+"""Algorithm 1's, named as in `policy.algorithm1.ControlState`; p is that of the coming interval."""
 
 SAMPLE_LOSSES = _table_kind("sample_losses", split=pa.string(), index=pa.int64(), loss=pa.float64(), correct=pa.bool_())
 """One row a sample, index in its data set. correct: null where nothing is classified."""

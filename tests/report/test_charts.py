@@ -12,7 +12,8 @@ import pytest
 
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
 from hf_pdyn.report import charts as report_charts
-from hf_pdyn.report.charts import Chart, Section, natural, sections
+from hf_pdyn.report.charts import Chart, Section, sections
+from hf_pdyn.report.layer_maps import natural
 from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.summary import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
