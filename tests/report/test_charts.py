@@ -12,6 +12,7 @@ import pytest
 
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
 from hf_pdyn.report import charts as report_charts
+from hf_pdyn.report import sample_losses as report_sample_losses
 from hf_pdyn.report.charts import Chart, Section, sections
 from hf_pdyn.report.layer_maps import natural
 from hf_pdyn.report.reading import read_runs
@@ -169,17 +170,22 @@ def test_a_run_without_any_finite_loss_is_drawn(tmp_path: Path) -> None:
 
 def test_what_charts_need_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_runs([make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abc")])
-    calls: dict[str, int] = {"hard_samples": 0, "_quantities": 0, "_epochs": 0}
-    for name in calls:
-        original = getattr(report_charts, name)
+    places = {
+        "hard_samples": report_sample_losses,
+        "layer_quantities": report_charts,
+        "losses_by_epoch": report_charts,
+    }
+    calls = dict.fromkeys(places, 0)
+    for name, module in places.items():
+        original = getattr(module, name)
 
         def counting(*args: Any, name: str = name, original: Any = original) -> Any:
             calls[name] += 1
             return original(*args)
 
-        monkeypatch.setattr(report_charts, name, counting)
+        monkeypatch.setattr(module, name, counting)
     sections(found)
-    assert calls == {"hard_samples": 6, "_quantities": 3, "_epochs": 3}
+    assert calls == {"hard_samples": 6, "layer_quantities": 3, "losses_by_epoch": 3}
     assert found[0].decided is found[0].decided
 
 
