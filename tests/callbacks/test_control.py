@@ -210,7 +210,7 @@ def test_an_interval_without_a_finite_step_decides_nothing(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("interval", [0, -1, "epochs", 1.5, True, "1_0", "9" * 400])
 def test_bad_intervals(interval: Any) -> None:
-    with pytest.raises(ValueError, match="interval must be auto, epoch or a number of optimizer steps >= 1"):
+    with pytest.raises(ValueError, match="interval.*auto, epoch.*>= 1"):
         PControlCallback(CONFIG, interval)
 
 

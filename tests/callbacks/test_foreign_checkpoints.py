@@ -61,9 +61,7 @@ def change_memory(checkpoint: Path, change: Callable[[dict[str, Any]], Any]) -> 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])
 def test_another_optimizers_state_is_refused_by_padam(tmp_path: Path, optim: str) -> None:
     trainer(tmp_path, optim=optim, **COMMON).train()
-    with pytest.raises(
-        ValueError, match="has no exponent p: it was written by another optimizer than Padam. Resume with"
-    ):
+    with pytest.raises(ValueError, match="no exponent p"):
         resume(tmp_path / "checkpoint-8", [])
 
 
@@ -134,7 +132,7 @@ def test_a_checkpoint_without_the_plugin_starts_telemetry_anew_and_says_so(tmp_p
 def test_a_checkpoint_without_control_starts_it_anew_at_the_checkpoints_p(tmp_path: Path) -> None:
     trainer(tmp_path, callbacks=[ScheduleCallback("p", 0.4)], **COMMON).train()
     control = PControlCallback(CONFIG, interval=3)
-    with pytest.warns(UserWarning, match="no control state: .* Algorithm 1 starts, from the checkpoint's p, anew"):
+    with pytest.warns(UserWarning, match="no control state.*checkpoint's p"):
         run = resume(tmp_path / "checkpoint-8", [control])
     assert control._state.interval == 2  # of 8 steps, with intervals of 3
     first = next(record for record in run.state.log_history if "pdyn/control/p" in record)

@@ -393,7 +393,7 @@ def test_a_data_set_that_goes_ends_its_losses_and_no_training(tmp_path: Path) ->
     run = trainer(tmp_path, callbacks=[SampleLossCallback(4), replaces], max_steps=24)
     replaces.trainer = run
     run.eval_dataset = {"a": token_blocks(2)}
-    with pytest.warns(UserWarning, match=r"of test/a: LookupError: the Trainer has no such data set") as said:
+    with pytest.warns(UserWarning, match="test/a: LookupError") as said:
         run.train()
     assert len([one for one in said if "sample losses" in str(one.message)]) == 1
     assert run.state.global_step == 24
@@ -420,7 +420,7 @@ def test_where_forwards_are_collective_every_failure_before_them_is_told(
     monkeypatch.setattr("hf_pdyn.callbacks.samples.gathered", gathered)
     monkeypatch.setattr("hf_pdyn.integrations.probing.forwards_together", lambda _: True)
     monkeypatch.setattr(f"hf_pdyn.integrations.probing.{part}", fails)
-    with pytest.warns(UserWarning, match="of train: MemoryError: none left, on process 0"):
+    with pytest.warns(UserWarning, match="train: MemoryError.*process 0"):
         trainer(tmp_path, callbacks=[SampleLossCallback(20, 0)], max_steps=8).train()
     assert told == [{"train": 64}, True, "MemoryError: none left"]
 

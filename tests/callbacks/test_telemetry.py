@@ -308,7 +308,7 @@ def test_a_failing_measurement_does_not_end_the_training(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("hf_pdyn.measure.step_statistics.norms.two_norms", fail)
     run = trainer(tmp_path, optim="sgd", callbacks=[TelemetryCallback()])
-    with pytest.warns(UserWarning, match="hf_pdyn stopped measuring this run: RuntimeError: out of luck"):
+    with pytest.warns(UserWarning, match="RuntimeError: out of luck"):
         run.train()
     assert run.state.global_step == 12
     assert not any("pdyn/D_w" in record for record in run.state.log_history)
@@ -444,7 +444,7 @@ def test_an_iterable_dataset_without_length(tmp_path: Path) -> None:
         assert all("pdyn/update_norm/weight" in record for record in logs)
     run = trainer(tmp_path, callbacks=[WeightDecayShutoffCallback("epoch:1")], max_steps=12, weight_decay=0.1)
     run.train_dataset = Endless()
-    with pytest.raises(ValueError, match="The dataset has no length, so epoch:1 is at no known step"):
+    with pytest.raises(ValueError, match="no length.*epoch:1"):
         run.train()
 
 

@@ -92,7 +92,7 @@ def test_eps_in_optim_args_is_eq_18_s(tmp_path: Path) -> None:
 def test_an_adam_epsilon_whose_square_float32_cannot_hold_still_keeps_zero_gradients_from_nan(
     tmp_path: Path, adam_epsilon: float
 ) -> None:
-    with pytest.warns(UserWarning, match=r"eps must be 0 or at least float32's smallest normal number") as warned:
+    with pytest.warns(UserWarning, match="eps.*float32") as warned:
         optimizer = built(tmp_path, adam_epsilon=adam_epsilon)
     assert len({str(warning.message) for warning in warned}) == 1
     for group in optimizer.param_groups:
@@ -185,7 +185,7 @@ def test_bad_optim_args(tmp_path: Path, text: str, message: str) -> None:
     ("text", "item"), [("p", "p"), ("p=0.4,", ""), ("p=0.4, p.norm", "p.norm"), ("p=0=1", "p=0=1")]
 )
 def test_what_the_trainer_cannot_split_is_named_when_it_is_built(tmp_path: Path, text: str, item: str) -> None:
-    with pytest.raises(ValueError, match=f"key=value items, each with one '=', got '{item}' in '{text}'"):
+    with pytest.raises(ValueError, match=f"key=value.*'{item}'.*'{text}'"):
         trainer(tmp_path, optim_args=text, callbacks=[TelemetryCallback()])
 
 

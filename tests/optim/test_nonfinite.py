@@ -209,9 +209,9 @@ def test_a_skipped_step_enters_no_window() -> None:
 
 
 def test_bad_choices_are_refused() -> None:
-    with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'skp'. Did you mean 'skip'"):
+    with pytest.raises(ValueError, match="nonfinite.*apply, skip.*'skp'.*'skip'"):
         Padam(parameters(), nonfinite="skp")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'ignore'"):
+    with pytest.raises(ValueError, match="nonfinite.*apply, skip.*'ignore'"):
         NonfiniteCallback("ignore")  # type: ignore[arg-type]
 
 
@@ -292,19 +292,19 @@ def test_the_launcher_s_option_reaches_the_optimizer(tmp_path: Path, chosen: str
 def test_the_option_is_refused_for_other_optimizers(tmp_path: Path) -> None:
     ours = PdynArguments(nonfinite="skip", telemetry="none")
     ours.check(arguments(tmp_path))
-    with pytest.raises(ValueError, match="got optim='adamw_torch'. Set --optim padam, or drop it"):
+    with pytest.raises(ValueError, match="adamw_torch.*--optim padam"):
         ours.check(arguments(tmp_path, optim="adamw_torch"))
     run = trainer(tmp_path, optim="adamw_torch", callbacks=ours.callbacks())
-    with pytest.raises(ValueError, match="got AdamW. Train with --optim padam, or drop it"):
+    with pytest.raises(ValueError, match="AdamW.*--optim padam"):
         run.train()
     assert run.state.global_step == 0
-    with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'skp'"):
+    with pytest.raises(ValueError, match="nonfinite.*apply, skip.*'skp'"):
         PdynArguments(nonfinite="skp")
 
 
 def test_the_setting_is_checked_wherever_it_is_set() -> None:
     optimizer = Padam([nn.Parameter(torch.ones(2))])
-    with pytest.raises(ValueError, match="nonfinite must be one of apply, skip, got 'leave'"):
+    with pytest.raises(ValueError, match="nonfinite.*apply, skip.*'leave'"):
         optimizer.nonfinite = "leave"  # type: ignore[assignment]
     optimizer.capturable = True
     with pytest.raises(ValueError, match='capturable=True with nonfinite="skip"'):

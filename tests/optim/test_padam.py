@@ -305,9 +305,7 @@ def test_where_v_overflows_updates_end_as_adamw_s_do(path: str) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_an_eps_that_float32_cannot_hold_is_its_smallest_normal_number(path: str, eps: float) -> None:
     grads = [torch.tensor([0.0, 1.0], dtype=torch.float64)] * 2
-    with pytest.warns(
-        UserWarning, match=rf"at least float32's smallest normal number, got {eps:g}. Steps use 1.18e-38"
-    ):
+    with pytest.warns(UserWarning, match=rf"got {eps:g}.*1.18e-38"):
         ours, _ = run_padam(torch.zeros(2), grads, eps=eps, weight_decay=0.0, **PATHS[path])
     expected, _ = run_padam(torch.zeros(2), grads, eps=2**-126, weight_decay=0.0, **PATHS[path])
     assert torch.equal(ours, expected)
@@ -491,9 +489,7 @@ def test_a_step_may_find_a_layout_that_no_kernel_can_take() -> None:
             optimizer.step()
         reordered.data = reordered.data.to(memory_format=torch.channels_last)
     torch.testing.assert_close(sliced.detach().flatten(), reordered.detach().flatten(), rtol=1e-6, atol=0)
-    with pytest.raises(
-        RuntimeError, match=r"fused=True needs plain tensors without gaps or overlaps.*strides \(10, 2\)"
-    ):
+    with pytest.raises(RuntimeError, match=r"fused=True.*strides \(10, 2\)"):
         run_padam_on(nn.Parameter(whole[:, ::2]), fused=True)
 
 
@@ -547,7 +543,7 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
     ids=["float64", "meta"],
 )
 def test_a_fused_step_that_cannot_be_had_is_refused(param: torch.Tensor, message: str) -> None:
-    with pytest.raises(ValueError, match=f"There is no fused step for these parameters: {message}"):
+    with pytest.raises(ValueError, match=f"no fused step.*: {message}"):
         Padam([nn.Parameter(param)], fused=True)
     optimizer = Padam([nn.Parameter(torch.ones(1))], fused=True)
     with pytest.raises(ValueError, match="There is no fused step"):
@@ -663,7 +659,7 @@ def test_a_checkpoint_of_other_groups_says_what_differs() -> None:
 def test_a_checkpoint_of_another_optimizer_is_refused() -> None:
     param = nn.Parameter(torch.ones(1))
     saved = torch.optim.AdamW([param]).state_dict()
-    with pytest.raises(ValueError, match="no exponent p: it was written by another optimizer"):
+    with pytest.raises(ValueError, match="no exponent p"):
         Padam([param]).load_state_dict(saved)
 
 

@@ -94,7 +94,7 @@ def test_state_survives_json_bit_for_bit() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_observations_must_be_norms(bad: float) -> None:
-    with pytest.raises(ValueError, match=f"bias_norm must be a finite number >= 0, got {bad}"):
+    with pytest.raises(ValueError, match=f"bias_norm.*>= 0.*{bad}"):
         next_p(ControlState(p=0.5), weight_norm=1.0, bias_norm=bad, config=CONFIG)
 
 

@@ -10,7 +10,7 @@ def test_words_and_numbers(value: int | str, parsed: int | str) -> None:
 
 @pytest.mark.parametrize("value", ["epochs", "", "0", 0, -1, 1.5, True, "1_0", "\u0663", "9" * 5000, None, [10]])
 def test_anything_else_is_refused(value: object) -> None:
-    with pytest.raises(ValueError, match="every must be epoch or a number of optimizer steps >= 1, got"):
+    with pytest.raises(ValueError, match="every.*epoch.*>= 1"):
         parse_interval("every", value, "epoch")
 
 

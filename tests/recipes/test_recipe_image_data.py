@@ -80,7 +80,7 @@ def test_images_to_validate_on_leave_the_training_images_whole() -> None:
 
 
 def test_too_few_images_say_so() -> None:
-    with pytest.raises(RecipeError, match="'small' must give at least one image.*got 2 and 0"):
+    with pytest.raises(RecipeError, match="'small'.*2 and 0"):
         train_and_validation(image_set([0, 1]), 0.5, tensor_of)
 
 
@@ -247,7 +247,7 @@ def test_cifar100_has_its_fine_classes(tmp_path: Path) -> None:
     assert images.validation is not None and images.validation.labels.tolist() == written["test"]
     assert images.train.images.shape == (7, 32, 32, 3)
     (tmp_path / "meta").unlink()
-    with pytest.raises(RecipeError, match="must be an unpacked cifar-100-python.*which has no meta"):
+    with pytest.raises(RecipeError, match="cifar-100-python.*meta"):
         cifar100(str(tmp_path))
 
 
@@ -335,7 +335,7 @@ def test_classes_that_are_text_are_numbered_and_unknown_ones_refused(tmp_path: P
     assert images.class_names == ("cat", "dog")
     assert images.train.labels.tolist() == [1, 0, 1]
     splits["validation"] = part(["bird"])
-    with pytest.raises(RecipeError, match="labels of 'pets' must lie between 0 and 1.*got -1"):
+    with pytest.raises(RecipeError, match="'pets'.*0 and 1.*-1"):
         of_splits("pets", splits, "picture", "kind")
 
 
@@ -364,7 +364,7 @@ def test_an_image_without_a_class_is_named(kind: str) -> None:
 
 
 def test_labels_that_are_images_are_refused(folder: Path) -> None:
-    with pytest.raises(RecipeError, match="--label_column must hold one class a row, got 'image' of .* which is Image"):
+    with pytest.raises(RecipeError, match="--label_column.*'image'.*Image"):
         hub_dataset(str(folder), None, "image", "image")
 
 
@@ -401,7 +401,7 @@ def test_any_image_that_cannot_be_read_is_named(damage: str) -> None:
 
 def test_what_is_no_folder_of_classes_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    with pytest.raises(RecipeError, match="--image_folder must be a directory of one folder a class, got 'absent'"):
+    with pytest.raises(RecipeError, match="--image_folder.*'absent'"):
         image_folder("absent")
     (tmp_path / "flat").mkdir()
     for number in range(2):

@@ -254,7 +254,7 @@ def test_the_head_can_be_kept(tmp_path: Path) -> None:
     write_processor(tmp_path, image_size=12)
     kept = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert torch.equal(load(tmp_path, tuple("abc"), keep_head=True).classifier.weight, kept.classifier.weight)
-    with pytest.raises(RecipeError, match="--keep_head needs data of the checkpoint's 3 classes, got 5"):
+    with pytest.raises(RecipeError, match="--keep_head.*3 classes.*5"):
         load(tmp_path, keep_head=True)
 
 

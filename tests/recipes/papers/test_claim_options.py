@@ -42,5 +42,5 @@ def test_what_cannot_be_meant(arguments: list[str], text: str) -> None:
 def test_processes_that_train_together_do_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert parsed().jobs == 1
-    with pytest.raises(RecipeError, match="--jobs must be 1 where processes train together, got 2"):
+    with pytest.raises(RecipeError, match="--jobs.*1.*got 2"):
         parsed("--jobs", "2")
