@@ -3,29 +3,39 @@
     python recipes/claim.py gradient_ratio
     python recipes/claim.py gradient_ratio --help
     python recipes/claim.py --list
+    python recipes/claim.py --list allocation
     accelerate launch recipes/claim.py gradient_ratio --full --device cuda --data_dir cifar-100-python
 
-Each claim is a module of `recipes/papers/allocation` that says what is run, what the paper expects and by which rule
-the outcome is judged.
+Each claim is a module of `recipes/papers/PAPER` that says what is run, what the paper expects and by which rule the
+outcome is judged. PAPER is one of
 """
 
-import importlib
 import sys
 
 from _common.entry_point import run_recipe
-from hf_pdyn.common.errors import check_choice
-from papers.allocation import CLAIMS
+from papers import PAPERS, claim, paper
 
 
 def main() -> None:
     name, *words = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
-        print(__doc__)
+        print(__doc__, *map(_described, PAPERS), sep="\n")
     elif name == "--list":
-        print(*CLAIMS, sep="\n")
+        _list(words)
     else:
-        check_choice("the claim", name, CLAIMS)
-        importlib.import_module(f"papers.allocation.{name}").CLAIM.main(words)
+        claim(name).main(words)
+
+
+def _described(name: str) -> str:
+    one = paper(name)
+    arxiv = f" (arXiv {one.ARXIV})" if one.ARXIV else ""
+    return f"    {name:<12}{one.TITLE}{arxiv}"
+
+
+def _list(papers: list[str]) -> None:
+    for name in papers or PAPERS:
+        for one in paper(name).CLAIMS:
+            print(name, one)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,20 @@
-"""Print the verdicts under a directory as a table, and with --into put it into a document.
+"""Print the verdicts of papers as tables, and with --into put each into a document, between its marks.
 
-python recipes/claims_table.py recipes/papers/allocation/results --into paper_index.md
+python recipes/claims_table.py
+python recipes/claims_table.py allocation --into paper_index.md
 """
 
 import argparse
-import sys
 from pathlib import Path
 
+from _common.entry_point import RecipeError, run_recipe
 from hf_pdyn.common.atomic import replacing
+from papers import PAPERS, paper
 from papers._claims import verdict
 from papers._claims.verdict import Verdict
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
-HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|"
+HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|\n"
 
 
 def verdicts(results: Path) -> list[Verdict]:
@@ -22,18 +24,18 @@ def verdicts(results: Path) -> list[Verdict]:
 
 
 def table(found: list[Verdict]) -> str:
-    """A line each, and one for every part."""
-    lines = [HEADER]
+    """A line each, and one for every part; empty without any."""
+    lines = []
     for one in found:
         lines.append(
             _line(f"{one.number}. {one.claim} ({one.size}, {one.seeds} seeds)", one.paper, one.measured, one.verdict)
         )
         lines += [_line(f"{one.number}. {name}", "", part.measured, part.verdict) for name, part in one.parts.items()]
-    return "\n".join(lines)
+    return HEADER + "".join(lines) if lines else ""
 
 
 def _line(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 
 
 def put(text: str, document: Path, name: str) -> None:
@@ -42,25 +44,29 @@ def put(text: str, document: Path, name: str) -> None:
     begin, end = BEGIN.format(name=name), END.format(name=name)
     before, found, rest = content.partition(begin)
     if not found or end not in rest:
-        sys.exit(
+        raise RecipeError(
             f"{document} must hold {begin.strip()} and, after it, {end.strip()}; put both where the table shall be"
         )
     with replacing(document) as partial:
-        partial.write_text(f"{before}{begin}{text}\n{end}{rest.partition(end)[2]}", "utf-8")
+        partial.write_text(f"{before}{begin}{text}{end}{rest.partition(end)[2]}", "utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="what claims were given as --output_dir")
-    parser.add_argument("--into", type=Path, help="a document with marks for the table of that paper")
+    parser.add_argument("papers", nargs="*", metavar="PAPER", help=f"of {', '.join(PAPERS)} (default: all)")
+    parser.add_argument(
+        "--output_dir", type=Path, help="holds a folder for each paper (default: the results on record)"
+    )
+    parser.add_argument("--into", type=Path, help="a document with marks for the table of each paper")
     given = parser.parse_args()
-    found = verdicts(given.results)
-    if not found:
-        sys.exit(f"{given.results} must hold the folders of claims with a {verdict.FILE}, got none; run scripts/papers")
-    print(table(found))
-    if given.into is not None:
-        put(table(found), given.into, given.results.resolve().parent.name)
+    for name in given.papers or PAPERS:
+        on_record = Path(paper(name).__path__[0], "results")
+        text = table(verdicts(given.output_dir / name if given.output_dir else on_record))
+        if text:
+            print(f"{paper(name).TITLE}\n\n{text}")
+        if given.into is not None:
+            put(text, given.into, name)
 
 
 if __name__ == "__main__":
-    main()
+    run_recipe(main)

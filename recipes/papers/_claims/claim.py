@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .options import Options, parse
+from .options import Option, Options, parse
 from .processes import is_main_process
 from .rows import Configuration, Row, Rows
 from .sweep import Work, run_all
@@ -14,28 +14,39 @@ from .verdict import Verdict
 class Claim:
     """One claim of a paper.
 
-    name: of the folder of its outputs. doc: the module's text, for --help. configurations: full ones, of all runs.
-    run: does one. judge: by the rule that its verdict names. draw: writes `figure.png`, in the paper's layout.
-    rows: of the folder that holds the rows, where several claims share them. full_needs: the options of full runs.
+    module: `__name__` of the claim's own, which says the paper and the name. doc: that module's text, for --help.
+    configurations: full ones, of all runs. run: does one. judge: by the rule that its verdict names. draw: writes
+    `figure.png`, in the paper's layout. rows: of the folder that holds the rows, where several claims share them.
+    options: those of its own.
     """
 
-    name: str
+    module: str
     doc: str
     configurations: Callable[[Options], Sequence[Configuration]]
     run: Work
     judge: Callable[[Sequence[Row], Options], Verdict]
     draw: Callable[[Sequence[Row], Options], None]
     rows: str | None = None
-    full_needs: tuple[str, ...] = ()
+    options: tuple[Option, ...] = ()
 
-    def check(self, options: Options) -> None:
+    @property
+    def name(self) -> str:
+        """The name of the folder of its outputs, too."""
+        return self.module.rpartition(".")[2]
+
+    @property
+    def paper(self) -> str:
+        """The name of the paper's package."""
+        return self.module.split(".")[-2]
+
+    def check(self, given: Options) -> None:
         """Do all of it; `verdict.json` is written last."""
-        directory = options.output_dir / (self.rows or self.name)
-        rows = run_all(self.configurations(options), self.run, Rows(directory / "rows.jsonl"), options, self.name)
+        directory = given.output_dir / (self.rows or self.name)
+        rows = run_all(self.configurations(given), self.run, Rows(directory / "rows.jsonl"), given, self.name)
         if is_main_process():
-            self.draw(rows, options)
-            self.judge(rows, options).write(options.directory)
+            self.draw(rows, given)
+            self.judge(rows, given).write(given.directory)
 
     def main(self, words: Sequence[str]) -> None:
         """Check it with the options of a command line."""
-        self.check(parse(self.name, self.doc, self.full_needs, words))
+        self.check(parse(self.paper, self.name, self.doc, self.options, words))

@@ -1,5 +1,7 @@
-"""The claims of *Information allocation dynamics*, a module each, with its rows, verdict and figure in `results`."""
+"""Claims of *Information allocation dynamics*, with their rows, verdicts and figures in `results`."""
 
+TITLE = "Information allocation dynamics in neural network optimization"
+ARXIV = None
 CLAIMS = (
     "residual_update",
     "path_allocation",
@@ -12,4 +14,4 @@ CLAIMS = (
     "own_effect",
     "fine_tuning",
 )
-"""Their names by number, from claim 1; a later one may take the rows of an earlier one."""
+"""By number, from claim 1; a later one may take the rows of an earlier one."""

@@ -10,13 +10,13 @@ from transformers import set_seed
 from papers._claims import statistics
 from papers._claims.images import Images, cifar, embedded_digits
 from papers._claims.networks import RESNET18, SMALL, resnet
-from papers._claims.options import Options
+from papers._claims.options import DATA_DIR, Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 
 ROWS = "networks"
 CONVOLUTION, NORMALIZATION = ".convolution", ".normalization"
-FULL_NEEDS = ("data_dir",)
+OPTIONS = (DATA_DIR,)
 EXPONENTS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
 PAPERS_RATES = (0.01, 0.1)
 QUICK_RATES = (*PAPERS_RATES, 0.3, 1.0)
@@ -35,7 +35,7 @@ def learning_rates(given: Options) -> tuple[float, ...]:
 def configuration(given: Options, optimization: Optimization, seed: int) -> Configuration:
     """All that decides a run."""
     size = (
-        {"data": given.data_dir, "network": dataclasses.asdict(RESNET18)}
+        {"data": given["data_dir"], "network": dataclasses.asdict(RESNET18)}
         if given.full
         else {"data": "digits", "test_share": TEST_SHARE, "network": dataclasses.asdict(SMALL)}
     )

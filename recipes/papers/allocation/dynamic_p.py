@@ -26,16 +26,15 @@ from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.images import Images, embedded_digits, image_folders
 from papers._claims.networks import SMALL, resnet
-from papers._claims.options import Options
+from papers._claims.options import IMAGE_FOLDER, MODEL, Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 from papers._claims.verdict import Part, Verdict
 from papers.allocation._fixed_p import ROWS, update_ratio
 
-NAME = "dynamic_p"
 BASELINE = "p = 0.5"
 FALLING = {"p 0.45 to 0.35": "linear:0.45..0.35", "p 0.6 to 0.5": "linear:0.6..0.5"}
-FULL_NEEDS = ("image_folder", "model_name_or_path")
+OPTIONS = (IMAGE_FOLDER, MODEL)
 ALGORITHM_1 = "Algorithm 1"
 MOVING = (*FALLING, ALGORITHM_1)
 MATCHED = {f"lr matched to {name}": name for name in MOVING}
@@ -79,7 +78,7 @@ def optimization(given: Options, strategy: str, update_scale: str = "raw") -> Op
 def configurations(given: Options, update_scale: str = "raw") -> list[Configuration]:
     """Every strategy and seed."""
     size: Configuration = (
-        {"data": given.image_folder, "model": given.model_name_or_path}
+        {"data": given["image_folder"], "model": given["model_name_or_path"]}
         if given.full
         else {"data": "digits 5 to 9", "test_share": TEST_SHARE, "network": dataclasses.asdict(SMALL)}
         | {"pretrained_on": "digits 0 to 4", "pretraining": dataclasses.asdict(PRETRAINING)}
@@ -130,16 +129,16 @@ def _fine_tune(how: Optimization, seed: int, given: Options) -> Result:
 def _images(given: Options) -> Images:
     if not given.full:
         return embedded_digits(range(5, 10), TEST_SHARE)
-    with loading(given.model_name_or_path, "an image classification model with its image processor"):
-        processor = AutoImageProcessor.from_pretrained(given.model_name_or_path)
-    return image_folders(given.image_folder, processor)
+    with loading(given["model_name_or_path"], "an image classification model with its image processor"):
+        processor = AutoImageProcessor.from_pretrained(given["model_name_or_path"])
+    return image_folders(given["image_folder"], processor)
 
 
 def _pretrained(given: Options, seed: int) -> nn.Module:
     if not given.full:
         return copy.deepcopy(_pretrained_on_digits(seed, given.device))
-    with loading(given.model_name_or_path, "an image classification model with its image processor"):
-        return AutoModelForImageClassification.from_pretrained(given.model_name_or_path)
+    with loading(given["model_name_or_path"], "an image classification model with its image processor"):
+        return AutoModelForImageClassification.from_pretrained(given["model_name_or_path"])
 
 
 @functools.cache
@@ -352,4 +351,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw, ROWS, FULL_NEEDS)
+CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw, ROWS, OPTIONS)

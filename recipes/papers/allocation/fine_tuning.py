@@ -22,14 +22,13 @@ import numpy as np
 from _common.entry_point import DivergedError
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
-from papers._claims.options import Options
+from papers._claims.options import IMAGE_FOLDER, Options
 from papers._claims.processes import from_main_process
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 from papers.allocation._fixed_p import by_p
 from papers.allocation.dynamic_p import ALGORITHM_1, BASELINE, FALLING
 
-NAME = "fine_tuning"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3)
 SWEEPS = {"raw": 0.1, "adam": 5e-3}
 """Learning rates of the sweep over p: the paper's larger one, and the recipes' own where updates are matched."""
@@ -76,7 +75,7 @@ def _of_size(recipe: str, given: Options) -> list[str]:
     """What a run of that size asks of the recipe."""
     if not given.full:
         return QUICK[recipe]
-    images = ["--image_folder", str(given.image_folder)] if recipe == "vit_lora" else []
+    images = ["--image_folder", str(given["image_folder"])] if recipe == "vit_lora" else []
     return ["--model_name_or_path", HUB[recipe], *images]
 
 
@@ -242,4 +241,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw, full_needs=("image_folder",))
+CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw, options=(IMAGE_FOLDER,))

@@ -34,7 +34,6 @@ from papers.allocation._fixed_p import (
     short,
 )
 
-NAME = "gradient_ratio"
 RULE = (
     "confirmed where the last epoch's G_w/G_b falls with p at both of the paper's learning rates. "
     f"{statistics.TREND_RULE}"
@@ -158,4 +157,4 @@ def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
+CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)

@@ -25,7 +25,6 @@ from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES
 
-NAME = "hard_samples"
 RULE = (
     "Of a set at a learning rate, by how much Jaccard's index of runs with p=-0.4 and p=0.3 (and different seeds) is "
     "below that of two runs with p=-0.4, and below that of two runs with p=0.3: confirmed where both, at both of the "
@@ -151,4 +150,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
+CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)

@@ -19,7 +19,6 @@ from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import PAPERS_RATES, by_p, final_ratio
 
-NAME = "lr_decay"
 EXPONENTS = (-0.4, 0.0, 0.3)
 SCHEDULES = ("cosine", "constant")
 RULE = (
@@ -141,4 +140,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
+CLAIM = Claim(__name__, __doc__, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)

@@ -30,7 +30,6 @@ from papers.allocation._fixed_p import (
     update_ratio,
 )
 
-NAME = "own_effect"
 RULE = (
     "raw or matched, an effect is there where its trend is confirmed at one learning rate or more; not there where it "
     "is so at none, and not confirmed at more than half of them; else open. Dynamic p raises accuracy by the rule of "
@@ -262,5 +261,5 @@ def _draw_gains(axes: figures.Axes, rows: Sequence[Row]) -> None:
 
 
 CLAIM = Claim(
-    NAME, __doc__, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.FULL_NEEDS, *dynamic_p.FULL_NEEDS)
+    __name__, __doc__, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.OPTIONS, *dynamic_p.OPTIONS)
 )

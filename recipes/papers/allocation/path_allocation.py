@@ -25,7 +25,6 @@ from papers._claims.options import Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 
-NAME = "path_allocation"
 EXPONENTS = (-0.4, -0.25, -0.1, 0.0, 0.1, 0.25, 0.4, 0.5)
 ACTIVATIONS = (0.005, 0.02, 0.1, 0.5, 1.0)
 SPARSE = 0.1
@@ -141,4 +140,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
+CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw)

@@ -19,7 +19,6 @@ from papers._claims.options import Options
 from papers._claims.rows import Configuration, Result, Row
 from papers._claims.verdict import Verdict
 
-NAME = "residual_update"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.25, 0.3, 0.5, 1.0)
 STEPS = 50
 TOLERANCE = 1e-12
@@ -111,4 +110,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
+CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw)

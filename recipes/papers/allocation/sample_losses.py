@@ -21,7 +21,6 @@ from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES, by_p
 
-NAME = "sample_losses"
 FALL, RISE = ("p50",), ("p95", "p99")
 RULE = (
     "confirmed where, at both of the paper's learning rates, the test losses' median falls and their 95th and 99th "
@@ -144,4 +143,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.FULL_NEEDS)
+CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)

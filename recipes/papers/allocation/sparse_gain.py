@@ -24,7 +24,6 @@ from papers._claims.options import Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 
-NAME = "sparse_gain"
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
 EPS_CASES = {"eps 0.01": 0.01, "eps 0.1": 0.1, "eps 1": 1.0}
 """eps by the activation probability whose second moment it equals, under noise of variance 1."""
@@ -187,4 +186,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(NAME, __doc__, configurations, run, judge, draw)
+CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw)

@@ -99,7 +99,7 @@ def test_a_network(options: Options) -> None:
 
 def test_the_papers_network_on_cifar_100(options: Options, tmp_path: Path) -> None:
     write_cifar100(tmp_path / "cifar", count=6)
-    given = dataclasses.replace(options, full=True, data_dir=str(tmp_path / "cifar"))
+    given = dataclasses.replace(options, full=True, own=(("data_dir", str(tmp_path / "cifar")),))
     configuration = first(gradient_ratio, given, p=-0.4, lr=0.1)
     assert (configuration["epochs"], configuration["batch_size"], configuration["lr_scheduler"]) == (200, 128, "cosine")
     result = _fixed_p.run({**configuration, "epochs": 1}, given)
@@ -140,9 +140,8 @@ def test_faces_in_folders(options: Options, tmp_path: Path, monkeypatch: pytest.
     write_processor(tmp_path / "model", 16)
     write_faces(tmp_path / "faces")
     monkeypatch.setattr(dynamic_p, "optimization", _short(dynamic_p.optimization, 2))
-    given = dataclasses.replace(
-        options, full=True, image_folder=str(tmp_path / "faces"), model_name_or_path=str(tmp_path / "model")
-    )
+    own = (("image_folder", str(tmp_path / "faces")), ("model_name_or_path", str(tmp_path / "model")))
+    given = dataclasses.replace(options, full=True, own=own)
     result = dynamic_p.run(first(dynamic_p, given, strategy=dynamic_p.ALGORITHM_1), given)
     assert len(result["curves"]["test_accuracy"]) == 2
     assert any(layer.startswith("classifier") for layer in result["updates"]["bias_like"])
@@ -177,7 +176,7 @@ def test_a_full_fine_tuning_takes_named_checkpoints(
         shorter = []
     monkeypatch.setitem(fine_tuning.HUB, recipe, str(checkpoint))
     write_faces(tmp_path / "faces")
-    given = dataclasses.replace(options, full=True, image_folder=str(tmp_path / "faces"))
+    given = dataclasses.replace(options, full=True, own=(("image_folder", str(tmp_path / "faces")),))
     configuration = first(fine_tuning, given, recipe=recipe, strategy="Algorithm 1")
     assert configuration["options"][:2] == ["--model_name_or_path", str(checkpoint)]
     assert ("--image_folder" in configuration["options"]) == (recipe == "vit_lora")

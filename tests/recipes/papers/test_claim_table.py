@@ -1,16 +1,18 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import claims_table
 import pytest
 
+import papers
 from papers._claims import statistics, verdict
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import CLAIMS
 from tests.recipes.papers.conftest import PAPERS
 
 ROOT = PAPERS.parents[1]
-RESULTS = PAPERS / "allocation" / "results"
+CLAIMS = [(paper, claim) for paper in papers.PAPERS for claim in papers.paper(paper).CLAIMS]
 
 
 def example(number: int = 1) -> Verdict:
@@ -31,46 +33,72 @@ def table(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_table_by_number_into_a_document(tmp_path: Path) -> None:
-    example(10).write(tmp_path / "paper" / "results" / "a")
-    example(2).write(tmp_path / "paper" / "results" / "b")
+def test_tables_by_number_into_a_document(tmp_path: Path) -> None:
+    example(10).write(tmp_path / "allocation" / "a")
+    example(2).write(tmp_path / "allocation" / "b")
     document = tmp_path / "index.md"
-    document.write_text("before\n<!-- paper: begin -->\nold\n<!-- paper: end -->\nafter\n")
-    done = table(str(tmp_path / "paper" / "results"), "--into", str(document))
+    document.write_text(
+        "before\n<!-- allocation: begin -->\nold\n<!-- allocation: end -->\n"
+        "<!-- mirror_flow: begin -->\n<!-- mirror_flow: end -->\nafter\n"
+    )
+    done = table("allocation", "mirror_flow", "--output_dir", str(tmp_path), "--into", str(document))
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    title, _, *lines = done.stdout.splitlines()
+    assert title == "Information allocation dynamics in neural network optimization"
     assert lines[2] == r"| 2. a \| b (quick, 3 seeds) | paper | measured | confirmed |"
     assert lines[3] == "| 2. x |  | 3 | no |"
     assert lines[4].startswith("| 10. ")
-    text = document.read_text()
-    assert text == f"before\n<!-- paper: begin -->\n{done.stdout}<!-- paper: end -->\nafter\n"
+    put = "\n".join(lines[:6])
+    assert document.read_text() == (
+        f"before\n<!-- allocation: begin -->\n{put}\n<!-- allocation: end -->\n"
+        "<!-- mirror_flow: begin -->\n<!-- mirror_flow: end -->\nafter\n"
+    )
+    assert lines[6:] == [""]  # and nothing of the paper without verdicts
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    nothing = table(str(tmp_path))
-    assert nothing.returncode == 1 and "got none; run scripts/papers" in nothing.stderr
-    example().write(tmp_path / "paper" / "results" / "a")
+def test_a_document_without_marks_is_refused(tmp_path: Path) -> None:
+    example().write(tmp_path / "allocation" / "a")
     (tmp_path / "index.md").write_text("no marks\n")
-    unmarked = table(str(tmp_path / "paper" / "results"), "--into", str(tmp_path / "index.md"))
-    assert unmarked.returncode == 1 and "must hold <!-- paper: begin -->" in unmarked.stderr
+    unmarked = table("allocation", "--output_dir", str(tmp_path), "--into", str(tmp_path / "index.md"))
+    assert unmarked.returncode == 2 and "must hold <!-- allocation: begin -->" in unmarked.stderr
 
 
-def test_paper_index_holds_the_verdicts_on_record() -> None:
-    done = table(str(RESULTS))
-    assert done.returncode == 0, done.stderr
-    assert f"<!-- allocation: begin -->\n{done.stdout}<!-- allocation: end -->" in (ROOT / "paper_index.md").read_text()
+@pytest.mark.parametrize("paper", papers.PAPERS)
+def test_paper_index_holds_the_verdicts_on_record(paper: str) -> None:
+    text = claims_table.table(claims_table.verdicts(PAPERS / paper / "results"))
+    assert f"<!-- {paper}: begin -->\n{text}<!-- {paper}: end -->" in (ROOT / "paper_index.md").read_text()
 
 
-@pytest.mark.parametrize("name", CLAIMS)
-def test_every_claim_is_on_record(name: str) -> None:
-    found = verdict.read(RESULTS / name)
+def test_a_name_is_that_of_one_claim() -> None:
+    names = [claim for _, claim in CLAIMS]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(papers.PAPERS)
+
+
+@pytest.mark.parametrize(("paper", "name"), CLAIMS)
+def test_a_claim_is_found_in_its_paper(paper: str, name: str) -> None:
+    found = papers.claim(name)
+    assert (found.paper, found.name) == (paper, name)
+
+
+@pytest.mark.parametrize(("paper", "name"), CLAIMS)
+def test_what_was_run_is_judged_and_drawn(paper: str, name: str) -> None:
+    """A claim whose rule is committed may still have to be run."""
+    rows = PAPERS / paper / "results" / (papers.claim(name).rows or name) / "rows.jsonl"
+    if not rows.exists():
+        pytest.skip("not run yet")
+    found = verdict.read(PAPERS / paper / "results" / name)
     assert found.verdict in (statistics.CONFIRMED, statistics.NOT_CONFIRMED, statistics.INCONCLUSIVE)
     assert found.seeds >= 3
-    assert (RESULTS / name / "figure.png").exists()
+    assert (PAPERS / paper / "results" / name / "figure.png").exists()
 
 
-def test_numbers_are_one_to_ten() -> None:
-    assert [verdict.read(RESULTS / name).number for name in CLAIMS] == list(range(1, 11))
+@pytest.mark.parametrize("paper", papers.PAPERS)
+def test_claims_are_listed_by_number(paper: str) -> None:
+    numbers = [one.number for one in claims_table.verdicts(PAPERS / paper / "results")]
+    listed = [PAPERS / paper / "results" / name for name in papers.paper(paper).CLAIMS]
+    assert [verdict.read(folder).number for folder in listed if (folder / verdict.FILE).exists()] == numbers
+    assert len(set(numbers)) == len(numbers)
 
 
 def claim(*words: str) -> subprocess.CompletedProcess[str]:
@@ -79,10 +107,41 @@ def claim(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_claim_is_named() -> None:
-    assert claim("--list").stdout.split() == list(CLAIMS)
+    assert [tuple(line.split()) for line in claim("--list").stdout.splitlines()] == CLAIMS
+    assert {line.split()[0] for line in claim("--list", "allocation").stdout.splitlines()} == {"allocation"}
     told = claim("gradient_ratio", "--help").stdout
     assert told.startswith("usage: claim.py gradient_ratio") and "--data_dir" in told
     unknown = claim("gradient_ration")
     assert unknown.returncode == 2
     assert unknown.stderr.startswith("claim.py: error: the claim must be one of residual_update, ")
     assert "got 'gradient_ration'. Did you mean 'gradient_ratio'?" in unknown.stderr
+    assert "the paper must be one of allocation, adam_bias, mirror_flow" in claim("--list", "alocation").stderr
+
+
+PYTHON = """#!/bin/sh
+echo "$@" >> "$LOG"
+case "$*" in *--list*) printf 'one a\\none b\\n' ;; esac
+"""
+"""An interpreter that does nothing but keep what it was asked to do."""
+
+
+@pytest.mark.parametrize("output", [[], ["--output_dir", "out"]])
+def test_the_script_checks_the_claims_of_the_papers_named(tmp_path: Path, output: list[str]) -> None:
+    python, log = tmp_path / "python", tmp_path / "log"
+    python.write_text(PYTHON)
+    python.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "papers"), "one", *output, "--jobs", "2"],
+        env=os.environ | {"PYTHON": str(python), "LOG": str(log)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    folder = "out/one" if output else "recipes/papers/one/results"
+    assert log.read_text().splitlines() == [
+        "recipes/claim.py --list one",
+        f"recipes/claim.py a --output_dir {folder} --seeds 5 --jobs 2",
+        f"recipes/claim.py b --output_dir {folder} --seeds 5 --jobs 2",
+        f"recipes/claims_table.py one {'--output_dir out' if output else '--into paper_index.md'}",
+    ]

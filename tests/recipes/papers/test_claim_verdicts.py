@@ -192,7 +192,7 @@ CASES: list[tuple[Any, Result, str]] = [
 
 
 @pytest.mark.parametrize(
-    ("module", "result", "expected"), CASES, ids=[f"{c[0].NAME}-{i}-{c[2]}" for i, c in enumerate(CASES)]
+    ("module", "result", "expected"), CASES, ids=[f"{c[0].CLAIM.name}-{i}-{c[2]}" for i, c in enumerate(CASES)]
 )
 def test_rule(options: Options, module: Any, result: Result, expected: str) -> None:
     claim: Claim = module.CLAIM
@@ -210,7 +210,7 @@ def test_claims_are_numbered_from_1_to_10(options: Options) -> None:
     first = {module: result for module, result, _ in reversed(CASES)}
     judged = []
     for module, result in first.items():
-        given = dataclasses.replace(options, claim=module.NAME)
+        given = dataclasses.replace(options, claim=module.CLAIM.name)
         judged.append(module.CLAIM.judge(rows_of(list(module.CLAIM.configurations(given)), result), given))
     assert sorted(found.number for found in judged) == list(range(1, 11))
     assert len({found.claim for found in judged}) == 10
@@ -224,7 +224,7 @@ CONFIRMING: list[tuple[Any, Result]] = [
 ]
 
 
-@pytest.mark.parametrize(("module", "confirming"), CONFIRMING, ids=[module.NAME for module, _ in CONFIRMING])
+@pytest.mark.parametrize(("module", "confirming"), CONFIRMING, ids=[module.CLAIM.name for module, _ in CONFIRMING])
 def test_a_diverged_run_confirms_nothing(options: Options, module: Any, confirming: Result) -> None:
     """Where p = 0.3 diverged, there is no trend; and figures are drawn all the same."""
 
@@ -237,7 +237,7 @@ def test_a_diverged_run_confirms_nothing(options: Options, module: Any, confirmi
             found["gradients"]["weight"] = {layer: [None] * len(norms) for layer, norms in weights.items()}
         return found
 
-    given = dataclasses.replace(options, claim=module.NAME)
+    given = dataclasses.replace(options, claim=module.CLAIM.name)
     rows = rows_of(list(module.CLAIM.configurations(given)), result)
     module.CLAIM.draw(rows, given)
     verdict = module.CLAIM.judge(rows, given)
@@ -258,7 +258,7 @@ def test_a_recipe_that_diverged_confirms_nothing(options: Options, which: dict[s
         return found
 
     rows = rows_of(list(fine_tuning.configurations(options)), result)
-    fine_tuning.draw(rows, dataclasses.replace(options, claim=fine_tuning.NAME))
+    fine_tuning.draw(rows, dataclasses.replace(options, claim=fine_tuning.CLAIM.name))
     assert fine_tuning.judge(rows, options).verdict == INCONCLUSIVE
 
 
@@ -274,7 +274,7 @@ def test_networks_that_died_have_no_ratio(options: Options) -> None:
             found["gradients"]["weight"] = {layer: [0.0] * len(norms) for layer, norms in weights.items()}
         return found
 
-    given = dataclasses.replace(options, claim=gradient_ratio.NAME)
+    given = dataclasses.replace(options, claim=gradient_ratio.CLAIM.name)
     rows = rows_of(list(gradient_ratio.CLAIM.configurations(given)), result)
     gradient_ratio.draw(rows, given)
     found = gradient_ratio.judge(rows, given)
@@ -294,7 +294,7 @@ def test_a_strategy_that_diverged_gains_nothing(options: Options) -> None:
             found["matched_within"] = math.nan
         return found
 
-    given = dataclasses.replace(options, claim=dynamic_p.NAME)
+    given = dataclasses.replace(options, claim=dynamic_p.CLAIM.name)
     rows = rows_of(dynamic_p.configurations(given), result)
     dynamic_p.draw(rows, given)
     verdict = dynamic_p.judge(rows, given)
@@ -384,9 +384,10 @@ def test_table_2_has_ours_and_the_papers(options: Options) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 def test_configurations_differ(options: Options, full: bool) -> None:
-    given = dataclasses.replace(options, full=full, data_dir="cifar", image_folder="faces", model_name_or_path="model")
+    own = (("data_dir", "cifar"), ("image_folder", "faces"), ("model_name_or_path", "model"))
+    given = dataclasses.replace(options, full=full, own=own)
     for module in {case[0] for case in CASES}:
         found = [repr(sorted(c.items())) for c in module.CLAIM.configurations(given)]
-        assert len(set(found)) == len(found), module.NAME
+        assert len(set(found)) == len(found), module.CLAIM.name
         for one, other in itertools.pairwise(module.CLAIM.configurations(given)):
             assert one.keys() >= {"seed"} and other.keys() >= {"seed"}

@@ -1,0 +1,6 @@
+"""Claims of *On the implicit bias of Adam*, with their rows, verdicts and figures in `results`."""
+
+TITLE = "On the implicit bias of Adam"
+ARXIV = "2309.00079"
+CLAIMS: tuple[str, ...] = ()
+"""By number; a later one may take the rows of an earlier one."""

@@ -1,0 +1,7 @@
+"""Claims of *Time-dependent mirror flows*, with their rows, verdicts and figures in `results`."""
+
+TITLE = "Time-dependent mirror flows and where to find them"
+ARXIV = "2504.12883"
+"""There as *Mirror, mirror of the flow: how does regularization shape implicit bias?*"""
+CLAIMS: tuple[str, ...] = ()
+"""By number; a later one may take the rows of an earlier one."""
