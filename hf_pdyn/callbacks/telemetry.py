@@ -40,7 +40,10 @@ class TelemetryCallback(RememberingCallback):
     with `logging_first_step`. Means over these steps: `pdyn/D_w` and `pdyn/D_b` (gradient norms before clipping,
     IAD Eq. 31), `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
-    `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of the last step: `pdyn/p`, `pdyn/weight_decay`.
+    `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of these means: `pdyn/G_w_over_G_b_invariant` (in which the
+    growth of scale-invariant weights does not show), and `pdyn/by_label/weight/attention/grad_share` and
+    `.../update_share`, the part that each component has of the squared norm of the whole gradient or update. Of the
+    last step: `pdyn/p`, `pdyn/weight_decay`.
     Since the start: `pdyn/a_t` (the time variable of time-dependent mirror flows, see `mirror_time`),
     `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and
     schedules move, weight_decay and a_t are those of the group that decays most.
@@ -279,7 +282,34 @@ def _global_metrics(reading: Reading) -> dict[str, float]:
     updates = reading.quantities.get("update_norm", {})
     if weight in updates and updates.get(bias_like):
         metrics["pdyn/update_ratio"] = updates[weight] / updates[bias_like]
+    invariant = _invariant_ratio(reading)
+    if invariant is not None:
+        metrics["pdyn/G_w_over_G_b_invariant"] = invariant
+    for name, norms in (("grad_share", reading.grad_norm), ("update_share", updates)):
+        metrics |= {_metric(name, label): share for label, share in _shares(norms).items()}
     return metrics
+
+
+def _invariant_ratio(reading: Reading) -> float | None:
+    """sqrt(sum_l ||w_l||^2 ||g_l||^2) / D_b over the weights of layers l; None where a factor is missing.
+
+    Weights before a normalisation are scale-invariant: their gradient goes as 1 / ||w||, so that G_w / G_b falls where
+    ||w|| has grown, and this does not (ours). With LoRA, w is the adapter's factor.
+    """
+    norms = reading.quantities.get("param_norm", {})
+    layers = [scope for scope in reading.grad_norm if scope.layer is not None and scope.pathway == "weight"]
+    if not layers or not reading.bias_norm or any(scope not in norms for scope in layers):
+        return None
+    return math.hypot(*(norms[scope] * reading.grad_norm[scope] for scope in layers)) / reading.bias_norm
+
+
+def _shares(norms: Mapping[Scope, float]) -> dict[str, float]:
+    """The part of the squared norm of everything that each component of a pathway has, by label."""
+    squares = {
+        f"{scope.pathway}/{scope.component}": norm**2 for scope, norm in norms.items() if scope.component is not None
+    }
+    total = sum(squares.values())
+    return {label: square / total for label, square in squares.items()} if total > 0 else {}
 
 
 def _layer_rows(reading: Reading) -> list[dict[str, Any]]:

@@ -48,10 +48,11 @@ class StepStatistics:
         model: gives parameters their names and labels; labels in the optimizer's groups take precedence.
         labels: instead of `label_parameters(model)`.
 
-    `unavailable` is None, or the reason why nothing can be measured here. A step that the optimizer skipped
-    (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is what a gradient scaler told
-    an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d tensor, not 0 where the
-    last step was skipped; None for other optimizers.
+    `scopes` are the columns of statistics, `scopes_of` those that each piece of a parameter enters: its pathway, its
+    component and its layer. `unavailable` is None, or the reason why nothing can be measured here. A step that the
+    optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is what a gradient
+    scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d tensor, not 0 where
+    the last step was skipped; None for other optimizers.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
@@ -90,20 +91,20 @@ class StepStatistics:
         self.unavailable = why_unreadable(optimizer)
         want_one_step_for_all_groups(self._optimizer)
         declare_fsdp1_shards(model)
-        scopes: list[Scope] = []
-        pieces: list[tuple[Piece, Scope]] = []
+        labelled: list[tuple[Piece | None, tuple[Scope, ...]]] = []
         for name, group, piece in [] if self.unavailable else _stepped(optimizer, model):
             if name in labels:
-                scope = Scope(group.get("pathway") or labels[name].pathway, layer_of(name))
-                scopes.append(scope)
-                if piece is not None:
-                    pieces.append((piece, scope))
-        if not scopes and not self.unavailable:
+                pathway = group.get("pathway") or labels[name].pathway
+                component = group.get("component") or labels[name].component
+                parts = Scope(pathway), Scope(pathway, component=component), Scope(pathway, layer_of(name))
+                labelled.append((piece, parts))
+        if not labelled and not self.unavailable:
             self.unavailable = "the optimizer steps tensors that are not the model's parameters"
-        pathways = [Scope(pathway) for pathway in PATHWAYS if any(scope.pathway == pathway for scope in scopes)]
-        self.scopes: tuple[Scope, ...] = (*pathways, *dict.fromkeys(scopes))
+        found = dict.fromkeys(scope for _, parts in labelled for scope in parts)
+        self.scopes: tuple[Scope, ...] = tuple(sorted(found, key=_scope_order))
         column = {scope: i for i, scope in enumerate(self.scopes)}
-        self._columns = {piece: (column[Scope(scope.pathway)], column[scope]) for piece, scope in pieces}
+        self.scopes_of = {piece: parts for piece, parts in labelled if piece is not None}
+        self._columns = {piece: tuple(map(column.__getitem__, parts)) for piece, parts in self.scopes_of.items()}
         self._pieces = list(self._columns)
         self._pieces_of: dict[Tensor, list[Piece]] = {}
         for piece in self._columns:
@@ -131,6 +132,23 @@ class StepStatistics:
     def pathways(self) -> frozenset[str]:
         """The pathways that have a trainable parameter in the optimizer."""
         return frozenset(scope.pathway for scope in self.scopes)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The innermost one, whose steps are watched."""
+        return self._optimizer
+
+    def share(self, piece: Piece) -> float:
+        """The factor of sums over what this process holds of a piece, so that `add_up` counts it once."""
+        return self._shards.share(piece.holder)
+
+    def add_up(self, sums: Tensor) -> Tensor:
+        """The sum of every process's `sums`; all must come to it where parameters are sharded."""
+        return self._shards.add_up(sums)
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Where sums are collected: on the parameters' device, in `accumulator_dtype`."""
+        return self._full(0.0, *shape)
 
     @property
     def sharded(self) -> bool:
@@ -270,7 +288,7 @@ class StepStatistics:
         }
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
-        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway and its layer's part."""
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway, component and layer."""
         if list(pieces) != self._pieces:
             # All pieces in their order, so that one table is for all steps: sending it waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
@@ -290,6 +308,11 @@ class StepStatistics:
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device
         return torch.full(shape, value, device=device, dtype=norms.accumulator_dtype(device))
+
+
+def _scope_order(scope: Scope) -> tuple[bool, bool, int]:
+    """Pathways first, then components, then layers as they stand in the model."""
+    return scope.layer is not None, scope.component is not None, PATHWAYS.index(scope.pathway)
 
 
 def _closure(optimizer: Optimizer, closure: Any = None, *_: Any, **__: Any) -> Any:

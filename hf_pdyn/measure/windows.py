@@ -35,10 +35,11 @@ _FOLD_AFTER = 1024
 
 @dataclass(frozen=True)
 class Scope:
-    """What a column of statistics is about: a whole pathway, or a pathway's part of one layer."""
+    """What a column of statistics is about: a whole pathway, or its part of one layer or of one component."""
 
     pathway: str
     layer: str | None = None
+    component: str | None = None
 
 
 @dataclass(frozen=True)

@@ -222,5 +222,5 @@ def test_measuring_leaves_the_state_as_it_is() -> None:
 def test_another_set_of_layers_does_not_continue_a_window() -> None:
     model = model_with_gradients()
     window = StepStatistics(OPTIMIZERS["sgd"](model), model).window()
-    with pytest.raises(ValueError, match="statistics of 2 scopes, this run has 7"):
+    with pytest.raises(ValueError, match="statistics of 2 scopes, this run has 10"):
         window.load_state_dict(window.state_dict() | {"grad_norm": [1.0, 2.0]})

@@ -1,0 +1,111 @@
+"""M(s) of an optimizer's moments, by scope (see `policy.allocation_curve`), in one pass over them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from hf_pdyn.measure.moments import Moments, moments_of, relative_lr
+from hf_pdyn.measure.step_statistics import StepStatistics
+from hf_pdyn.measure.windows import Scope
+from hf_pdyn.optim.step_work import group_lr
+from hf_pdyn.policy.allocation_curve import COUNT, FIRST, STEP, PowerMoments
+from hf_pdyn.tensors.power_sums import part_size, power_sums
+from hf_pdyn.tensors.sharding import Piece
+
+
+@dataclass(frozen=True)
+class Found:
+    """M by scope; a scope without finite values is left out. reason: why there is none, None where there are some."""
+
+    moments: dict[Scope, PowerMoments]
+    reason: str | None
+
+
+class PowerMomentsReader:
+    """Takes M from what `statistics` watches, as it stands after a step.
+
+    Groups count with their learning rate relative to the largest, as they do in the whole update.
+
+    Args:
+        statistics: of the optimizer.
+        per_layer: also by layer, not by pathway and component alone.
+    """
+
+    def __init__(self, statistics: StepStatistics, *, per_layer: bool) -> None:
+        self._statistics = statistics
+        self._per_layer = per_layer
+        self._scopes = [scope for scope in statistics.scopes if per_layer or scope.layer is None]
+
+    @torch.no_grad()
+    def read(self) -> Found:
+        """M of all scopes. Waits for the device; where parameters are sharded, every process must come to it."""
+        reasons: set[str] = set()
+        sums = self._sums(reasons)
+        return self._found(self._statistics.add_up(sums), reasons)
+
+    def lost(self) -> None:
+        """Take part in `read` of the other processes with nothing: this one cannot measure."""
+        self._statistics.add_up(self._nothing() * math.nan)
+
+    def _sums(self, reasons: set[str]) -> Tensor:
+        """This process's share, shape (len(scopes), COUNT)."""
+        column = {scope: i for i, scope in enumerate(self._scopes)}
+        sums = self._nothing()
+        for scopes, own in self._cells().items():
+            pairs = self._pairs(own, reasons)
+            first = next(pairs, None)
+            if first is not None:
+                row = power_sums(chain([first], pairs), first=FIRST, step=STEP, count=COUNT)
+                sums[[column[scope] for scope in scopes if scope in column]] += row.to(sums)
+        return sums
+
+    def _cells(self) -> dict[tuple[Scope, ...], list[Piece]]:
+        """The pieces that enter the same scopes: what is small is summed in one go."""
+        cells: dict[tuple[Scope, ...], list[Piece]] = {}
+        for piece, scopes in self._statistics.scopes_of.items():
+            wanted = tuple(scope for scope in scopes if self._per_layer or scope.layer is None)
+            cells.setdefault(wanted, []).append(piece)
+        return cells
+
+    def _pairs(self, pieces: Sequence[Piece], reasons: set[str]) -> Iterator[tuple[Tensor, Tensor]]:
+        optimizer = self._statistics.optimizer
+        group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
+        largest = _largest_lr(optimizer)
+        for piece in pieces:
+            group = group_of[piece.holder]
+            moments = moments_of(optimizer, group, piece)
+            if not isinstance(moments, Moments):
+                reasons.add(moments)
+                continue
+            rate = relative_lr(group, largest)
+            for w, x in moments.weighted(part_size(moments.exp_avg.device)):
+                yield w.mul_(rate * rate * self._statistics.share(piece)), x
+
+    def _nothing(self) -> Tensor:
+        return self._statistics.zeros(len(self._scopes), COUNT)
+
+    def _found(self, sums: Tensor, reasons: set[str]) -> Found:
+        logs = sums.cpu().log()
+        moments = {
+            scope: PowerMoments(tuple(row.tolist()))
+            for scope, row in zip(self._scopes, logs, strict=True)
+            if row.isfinite().all()
+        }
+        reason = None if moments else "; ".join(sorted(reasons)) or "no moment is finite"
+        return Found(moments, reason)
+
+
+def _largest_lr(optimizer: Optimizer) -> Any:
+    rates = [group_lr(group) for group in optimizer.param_groups]
+    tensors = [rate for rate in rates if isinstance(rate, Tensor)]
+    if not tensors:
+        return max(rates)
+    return torch.stack([torch.as_tensor(rate).to(tensors[0]) for rate in rates]).max()
