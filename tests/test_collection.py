@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MARKS, TESTS
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -64,3 +66,11 @@ def test_what_would_differ_is_seen(tmp_path: Path) -> None:
 def test_the_content_of_bytes_is_no_id(request: pytest.FixtureRequest) -> None:
     make_id = request.config.hook.pytest_make_parametrize_id
     assert make_id(config=request.config, val=b"\x1f\x8b", argname="content") == "content"
+
+
+@pytest.mark.parametrize("place", sorted({place for places in MARKS.values() for place in places}))
+def test_a_mark_finds_its_tests(place: str) -> None:
+    path, _, name = place.partition("::")
+    found = TESTS / path
+    assert found.exists()
+    assert f"def {name}(" in found.read_text() if name else True
