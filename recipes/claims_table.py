@@ -11,6 +11,7 @@ from _common.entry_point import RecipeError, run_recipe
 from hf_pdyn.common.atomic import replacing
 from papers import PAPERS, paper
 from papers._claims import verdict
+from papers._claims.history import Standing
 from papers._claims.verdict import Verdict
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
@@ -27,10 +28,12 @@ def table(found: list[Verdict]) -> str:
     """A line each, and one for every part; empty without any."""
     lines = []
     for one in found:
-        lines.append(
-            _line(f"{one.number}. {one.claim} ({one.size}, {one.seeds} seeds)", one.paper, one.measured, one.verdict)
-        )
-        lines += [_line(f"{one.number}. {name}", "", part.measured, part.verdict) for name, part in one.parts.items()]
+        note = "" if one.standing is Standing.BEFORE else f"; {one.standing}"
+        name = f"{one.number}. {one.claim} ({one.size}, {one.seeds} seeds)"
+        lines.append(_line(name, one.paper, one.measured, f"{one.verdict}{note}"))
+        lines += [
+            _line(f"{one.number}. {name}", "", part.measured, str(part.verdict)) for name, part in one.parts.items()
+        ]
     return HEADER + "".join(lines) if lines else ""
 
 

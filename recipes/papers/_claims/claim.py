@@ -1,11 +1,15 @@
 """How every claim is checked: run what is missing, draw, judge."""
 
+import dataclasses
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from . import history
 from .options import Option, Options, parse
 from .processes import is_main_process
-from .rows import Configuration, Row, Rows
+from .rows import Configuration, Row, Rows, time_of
 from .sweep import Work, run_all
 from .verdict import Verdict
 
@@ -15,13 +19,14 @@ class Claim:
     """One claim of a paper.
 
     module: `__name__` of the claim's own, which says the paper and the name. doc: that module's text, for --help.
-    configurations: full ones, of all runs. run: does one. judge: by the rule that its verdict names. draw: writes
-    `figure.png`, in the paper's layout. rows: of the folder that holds the rows, where several claims share them.
-    options: those of its own.
+    rule: how a verdict follows from rows, with the bound below which an effect is none; fixed before the first run.
+    configurations: full ones, of all runs. run: does one. judge: by the rule. draw: writes `figure.png`, in the paper's
+    layout. rows: of the folder that holds the rows, where several claims share them. options: those of its own.
     """
 
     module: str
     doc: str
+    rule: str
     configurations: Callable[[Options], Sequence[Configuration]]
     run: Work
     judge: Callable[[Sequence[Row], Options], Verdict]
@@ -39,14 +44,36 @@ class Claim:
         """The name of the paper's package."""
         return self.module.split(".")[-2]
 
+    @property
+    def rule_file(self) -> Path:
+        """The file whose commits date the rule."""
+        return Path(str(sys.modules[self.module].__file__)).parent / "rules" / f"{self.name}.txt"
+
     def check(self, given: Options) -> None:
         """Do all of it; `verdict.json` is written last."""
         directory = given.output_dir / (self.rows or self.name)
         rows = run_all(self.configurations(given), self.run, Rows(directory / "rows.jsonl"), given, self.name)
         if is_main_process():
             self.draw(rows, given)
-            self.judge(rows, given).write(given.directory)
+            self.judged(rows, given).write(given.directory)
+
+    def judged(self, rows: Sequence[Row], given: Options) -> Verdict:
+        """The verdict on rows, with all that it follows from."""
+        commit, standing = history.standing(self.rule, self.rule_file, map(time_of, rows))
+        return dataclasses.replace(
+            self.judge(rows, given),
+            rule=" ".join(self.rule.split()),
+            rule_commit=commit,
+            standing=standing,
+            size=given.size,
+            seeds=given.seeds,
+            options=dict(given.own),
+        )
 
     def main(self, words: Sequence[str]) -> None:
-        """Check it with the options of a command line."""
-        self.check(parse(self.paper, self.name, self.doc, self.options, words))
+        """Check it with the options of a command line; with `--rule` alone, print the rule and keep it."""
+        if list(words) == ["--rule"]:
+            print(" ".join(self.rule.split()))
+            history.keep(self.rule, self.rule_file)
+        else:
+            self.check(parse(self.paper, self.name, self.doc, self.options, words))

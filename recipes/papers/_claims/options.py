@@ -71,7 +71,10 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
     claim: names the folder of its outputs, in that of the paper. doc: its module's text. own: what it declares.
     """
     parser = argparse.ArgumentParser(
-        f"claim.py {claim}", description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"claim.py {claim}",
+        description=doc,
+        epilog=f"claim.py {claim} --rule prints the rule of the verdict, and keeps it where its commit dates it.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes on two cores, no network (the default)")

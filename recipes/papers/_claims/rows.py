@@ -5,6 +5,7 @@ import os
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.environment import installed_versions
 from hf_pdyn.common.json_values import finite_or_none
 
+from .history import code_commit
 from .processes import world_size
 
 Configuration = dict[str, Any]
@@ -25,7 +27,11 @@ Result = dict[str, Any]
 """What came out of a run; plain data."""
 
 Row = dict[str, Any]
-"""`configuration`, `result`, `seconds`, `versions`, `hardware`."""
+"""`configuration`, `result`, `time` (UTC, of its start), `seconds`, `commit` (of the code), `versions`, `hardware`.
+
+The oldest rows have no `time` and `commit` but `recorded_in`: the commit that brought the row into the repository, and
+the time of that, which is later than the run's.
+"""
 
 
 class Rows:
@@ -51,7 +57,9 @@ class Rows:
         row = {
             "configuration": configuration,
             "result": finite_or_none(result),
+            "time": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
+            "commit": code_commit(),
             "versions": versions(),
             "hardware": hardware(device),
         }
@@ -102,6 +110,12 @@ def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:
     """Those whose configuration has these values, by seed."""
     found = [row for row in rows if where.items() <= row["configuration"].items()]
     return sorted(found, key=lambda row: row["configuration"]["seed"])
+
+
+def time_of(row: Row) -> datetime | None:
+    """When it was run, or recorded where that is not known; None where neither is."""
+    time = row.get("time") or row.get("recorded_in", {}).get("time")
+    return None if time is None else datetime.fromisoformat(time)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Means, spreads and trends over seeds, and the rules by which they become verdicts."""
+"""Effects and trends over seeds, and the rules by which they become outcomes."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,24 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-CONFIRMED, NOT_CONFIRMED, INCONCLUSIVE = "confirmed", "not confirmed", "inconclusive"
+from .outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 
-MONOTONE = 0.9
-FLAT = 0.5
 CONFIDENCE = 0.95
 
-CLEARLY = (
-    f"Clearly: by more than half the width of the {CONFIDENCE:.0%} confidence interval of the mean difference, paired "
-    "by seed (Student's t)."
-)
-ABOVE_RULE = (
-    f"confirmed where it is above zero, clearly; not confirmed where its mean is not; else inconclusive. {CLEARLY}"
-)
-TREND_RULE = (
-    "Of a trend: confirmed where the means over seeds go the claimed way with Spearman's correlation of at least "
-    f"{MONOTONE} and both ends differ that way, clearly; not confirmed where that correlation is below {FLAT}, or the "
-    f"ends differ the other way, clearly; else, and where a run has no such number, inconclusive. {CLEARLY}"
-)
+EFFECT_RULE = f"""Of an effect, with the {CONFIDENCE:.0%} confidence interval of its mean over seeds (Student's t),
+paired by seed: no effect where the interval lies within the bound on both sides of zero; else confirmed where it lies
+on the claimed side of zero, opposite where it lies on the other, and inconclusive where it holds zero or a run has no
+number."""
+TREND_RULE = """A trend is the change from the first setting to the last along each seed's own least-squares line,
+judged as an effect."""
+AGREEMENT_RULE = f"""A mean over seeds agrees with an expected number where its {CONFIDENCE:.0%} confidence interval
+(Student's t) lies within the tolerance of it: then confirmed; no effect where the interval lies within the tolerance
+of zero; else opposite where no part of it is within the tolerance, and inconclusive where one is or a run has no
+number."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +35,10 @@ class Mean:
         return f"{self.mean:.3g} ± {self.spread:.2g}"
 
     @property
-    def interval(self) -> float:
-        """Half the width of the confidence interval of the mean."""
-        return float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.spread / math.sqrt(self.n)
+    def interval(self) -> tuple[float, float]:
+        """The confidence interval of the mean."""
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, self.n - 1)) * self.spread / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
 
 
 def mean_of(values: Sequence[float | None] | np.ndarray) -> Mean:
@@ -55,53 +52,41 @@ def means_by_p(exponents: Sequence[float], values: Iterable[Sequence[float]]) ->
     return {f"p={p:g}": str(mean_of(of_p)) for p, of_p in zip(exponents, values, strict=True)}
 
 
-@dataclass(frozen=True)
-class Trend:
-    """How a quantity moves with x. correlation: Spearman's, of its means. change: from the first x to the last."""
+def trend(x: Sequence[float], by_x: Sequence[Sequence[float]] | np.ndarray) -> Mean:
+    """The change from the first x to the last along each seed's least-squares line, over seeds.
 
-    correlation: float
-    change: Mean
+    x: settings in order, as numbers between which a straight line makes sense (logarithms of learning rates). by_x: of
+    shape (x, seeds); NaN is a run that has no such number.
+    """
+    values, settings = np.asarray(by_x, float), np.asarray(x, float)
+    centred = settings - settings.mean()
+    slopes = centred @ values / (centred @ centred)
+    return mean_of(slopes * (settings[-1] - settings[0]))
 
-    def verdict(self, direction: int) -> str:
-        """By TREND_RULE; `direction` is the claimed one, +1 rises, -1 falls."""
-        correlation, change = direction * self.correlation, direction * self.change.mean
-        if math.isnan(correlation):
-            return INCONCLUSIVE
-        if correlation >= MONOTONE and change > self.change.interval:
-            return CONFIRMED
-        if correlation < FLAT or change < -self.change.interval:
-            return NOT_CONFIRMED
+
+def effect(found: Mean, bound: float, *, direction: int = +1) -> Outcome:
+    """By EFFECT_RULE. direction: the claimed side of zero, +1 or -1. bound: above zero."""
+    low, high = sorted(direction * end for end in found.interval)
+    if math.isnan(low):
         return INCONCLUSIVE
+    if -bound <= low and high <= bound:
+        return NO_EFFECT
+    return CONFIRMED if low > 0 else OPPOSITE if high < 0 else INCONCLUSIVE
 
 
-def trend(by_x: Sequence[Sequence[float]] | np.ndarray) -> Trend:
-    """Of values by x in ascending order, by seed: shape (x, seeds). NaN is a run that has no such number."""
-    values = np.asarray(by_x, float)
-    means = values.mean(axis=1)
-    if not np.isfinite(means).all():
-        correlation = math.nan
-    elif np.ptp(means) == 0:
-        correlation = 0.0
-    else:
-        correlation = float(stats.spearmanr(np.arange(len(means)), means).statistic)
-    return Trend(correlation, mean_of(values[-1] - values[0]))
+def difference(found: Mean, bound: float) -> Outcome:
+    """Of an effect claimed in no direction: by EFFECT_RULE, and confirmed on either side of zero."""
+    outcome = effect(found, bound)
+    return CONFIRMED if outcome is OPPOSITE else outcome
 
 
-def differs(difference: Mean) -> bool:
-    """Whether a mean difference, paired by seed, is away from zero, clearly."""
-    return abs(difference.mean) > difference.interval
-
-
-def above_zero(difference: Mean) -> str:
-    """By ABOVE_RULE."""
-    if difference.mean <= 0:
-        return NOT_CONFIRMED
-    return CONFIRMED if differs(difference) else INCONCLUSIVE
-
-
-def all_of(verdicts: Iterable[str]) -> str:
-    """A claim of several parts: confirmed if all are, not confirmed if one is not."""
-    found = set(verdicts)
-    if found == {CONFIRMED}:
+def agreement(found: Mean, expected: float, tolerance: float) -> Outcome:
+    """By AGREEMENT_RULE."""
+    low, high = found.interval
+    if math.isnan(low):
+        return INCONCLUSIVE
+    if expected - tolerance <= low and high <= expected + tolerance:
         return CONFIRMED
-    return NOT_CONFIRMED if NOT_CONFIRMED in found else INCONCLUSIVE
+    if -tolerance <= low and high <= tolerance:
+        return NO_EFFECT
+    return OPPOSITE if high < expected - tolerance or low > expected + tolerance else INCONCLUSIVE

@@ -9,6 +9,9 @@ from typing import Any
 from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.json_values import finite_or_none
 
+from .history import Standing
+from .outcome import Identity, Outcome
+
 FILE = "verdict.json"
 
 
@@ -16,7 +19,7 @@ FILE = "verdict.json"
 class Part:
     """What else the same runs can tell."""
 
-    verdict: str
+    verdict: Outcome | Identity
     measured: str
 
 
@@ -24,21 +27,25 @@ class Part:
 class Verdict:
     """One claim.
 
-    rule: how `verdict` follows from the numbers, fixed before they were there. measured: a sentence for the table.
-    parts: by name. figures: all numbers behind it, with spreads. reason: why it came out this way, as far as known.
+    measured: a sentence for the table. reason: why it came out this way, as far as known. parts: by name. figures: all
+    numbers behind it, with spreads. The rest says how it was judged, and is filled in by the claim: by which rule; in
+    which commit the rule became what it is, and whether that was before the rows; size, seeds, and options of the runs.
     """
 
     number: int
     claim: str
     paper: str
-    rule: str
     measured: str
-    verdict: str
-    seeds: int
-    size: str
+    verdict: Outcome | Identity
     reason: str = ""
     parts: dict[str, Part] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
+    rule: str = ""
+    rule_commit: str | None = None
+    standing: Standing = Standing.UNDATED
+    size: str = ""
+    seeds: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
 
     def write(self, directory: Path) -> None:
         """Write it whole, and print it."""
@@ -50,10 +57,17 @@ class Verdict:
             print(f"  {name}: {part.verdict} ({part.measured})")
         if self.reason:
             print(f"  reason:   {self.reason}")
+        print(f"  judged:   {self.standing}{f', {self.rule_commit}' if self.rule_commit else ''}")
         print(f"  written to {directory}")
 
 
 def read(directory: Path) -> Verdict:
     """The verdict of a claim's directory."""
     content = json.loads((directory / FILE).read_text("utf-8"))
-    return Verdict(**content | {"parts": {name: Part(**part) for name, part in content["parts"].items()}})
+    parts = {name: Part(_read(part["verdict"]), part["measured"]) for name, part in content["parts"].items()}
+    judged = {"verdict": _read(content["verdict"]), "parts": parts, "standing": Standing(content["standing"])}
+    return Verdict(**content | judged)
+
+
+def _read(verdict: str | dict[str, float]) -> Outcome | Identity:
+    return Outcome(verdict) if isinstance(verdict, str) else Identity(**verdict)

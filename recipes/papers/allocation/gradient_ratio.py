@@ -18,26 +18,28 @@ import numpy as np
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, CONFIRMED, OPPOSITE, Outcome, all_of
 from papers._claims.rows import Result, Row, chosen
-from papers._claims.statistics import CONFIRMED
 from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import (
+    BOUND,
     EXPONENTS,
+    FACTOR,
     PAPERS_RATES,
     by_p,
+    falls_by_layer,
     final_ratio,
     has_died,
     last_ratios,
     layer_ratios,
     layers,
+    log_trend,
     short,
 )
 
-RULE = (
-    "confirmed where the last epoch's G_w/G_b falls with p at both of the paper's learning rates. "
-    f"{statistics.TREND_RULE}"
-)
+RULE = f"""The logarithm of the last epoch's G_w/G_b falls with p at both of the paper's learning rates. Bound: a
+factor of {FACTOR:g}. {ALL_RULE} {statistics.TREND_RULE} {statistics.EFFECT_RULE}"""
 
 
 def train_accuracy(result: Result) -> float | None:
@@ -48,37 +50,31 @@ def train_accuracy(result: Result) -> float | None:
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
     rates = _fixed_p.learning_rates(given)
-    trends = {lr: statistics.trend(by_p(rows, final_ratio, lr=lr)) for lr in rates}
-    of_layers = {lr: _fixed_p.trends_of_layers(rows, lr=lr) for lr in rates}
-    moving = {
-        (lr, direction): [layer for layer, found in of_layers[lr].items() if found.verdict(direction) == CONFIRMED]
-        for lr in rates
-        for direction in (-1, +1)
-    }
+    trends = {lr: log_trend(by_p(rows, final_ratio, lr=lr)) for lr in rates}
+    falls = {lr: statistics.effect(trends[lr], BOUND, direction=-1) for lr in rates}
+    of_layers = {lr: falls_by_layer(rows, lr=lr) for lr in rates}
     ends = {lr: [statistics.mean_of(by_p(rows, final_ratio, lr=lr)[i]) for i in (0, -1)] for lr in rates}
-    told = "; ".join(f"{ends[lr][0]} to {ends[lr][1]} at lr={lr:g} ({trends[lr].verdict(-1)})" for lr in rates)
+    told = "; ".join(f"{ends[lr][0]} to {ends[lr][1]} at lr={lr:g} ({falls[lr]})" for lr in rates)
     own = "; ".join(
-        f"{len(moving[lr, -1])} of {len(of_layers[lr])} fall and {_named(moving[lr, +1])} at lr={lr:g}" for lr in rates
+        f"{len(_layers_that(found, CONFIRMED))} of {len(found)} fall and {_named(_layers_that(found, OPPOSITE))} at "
+        f"lr={lr:g}"
+        for lr, found in of_layers.items()
     )
     return Verdict(
         number=4,
         claim="Fixed p: G_w/G_b falls with p",
         paper="565 to 42 at lr=0.01 and 374 to 18 at lr=0.1, from p=-0.4 to 0.3, monotone; some layers the other way",
-        rule=RULE,
         measured=f"{told}. Layers: {own}",
-        verdict=statistics.all_of(trends[lr].verdict(-1) for lr in PAPERS_RATES),
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(falls[lr] for lr in PAPERS_RATES),
         reason=_learned(rows, rates),
         figures={
             f"lr={lr:g}": {
                 "G_w/G_b": statistics.means_by_p(EXPONENTS, by_p(rows, final_ratio, lr=lr)),
-                "correlation": trends[lr].correlation,
-                "change": str(trends[lr].change),
+                "trend of log G_w/G_b": str(trends[lr]),
                 "train accuracy": statistics.means_by_p(EXPONENTS, by_p(rows, train_accuracy, lr=lr)),
                 "dead networks": int(by_p(rows, has_died, lr=lr).sum()),
-                "layers that fall": moving[lr, -1],
-                "layers that rise": moving[lr, +1],
+                "layers that fall": _layers_that(of_layers[lr], CONFIRMED),
+                "layers that rise": _layers_that(of_layers[lr], OPPOSITE),
             }
             for lr in rates
         },
@@ -94,6 +90,10 @@ def _learned(rows: Sequence[Row], rates: Sequence[float]) -> str:
         "p also sets the size of updates, and so how far training comes: train accuracy after the last epoch, from "
         f"p=-0.4 to 0.3, is {told}. {dead} networks of {len(rows)} died, and have no ratio."
     )
+
+
+def _layers_that(falls: dict[str, Outcome], wanted: Outcome) -> list[str]:
+    return [layer for layer, outcome in falls.items() if outcome is wanted]
 
 
 def _named(rising: list[str]) -> str:
@@ -157,4 +157,6 @@ def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
     axes.figure.colorbar(image, ax=axes)
 
 
-CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)
+CLAIM = Claim(
+    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS
+)

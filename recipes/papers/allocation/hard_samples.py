@@ -19,18 +19,18 @@ from hf_pdyn.measure.sample_loss import jaccard
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Row, chosen
 from papers._claims.training import SPLITS
 from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES
 
-RULE = (
-    "Of a set at a learning rate, by how much Jaccard's index of runs with p=-0.4 and p=0.3 (and different seeds) is "
-    "below that of two runs with p=-0.4, and below that of two runs with p=0.3: confirmed where both, at both of the "
-    f"paper's learning rates, in both sets, are {statistics.ABOVE_RULE.removeprefix('confirmed where it is ')} Over "
-    "pairs of seeds; as these have seeds in common, the interval is that of as many values as there are seeds."
-)
+BOUND = 0.05
+RULE = f"""In both sets, at both of the paper's learning rates: Jaccard's index of runs with p=-0.4 and p=0.3 (and
+different seeds) is below that of two runs with p=-0.4, and below that of two runs with p=0.3. Over pairs of seeds; as
+these have seeds in common, the interval is that of as many values as there are seeds. Bound: {BOUND:g}. {ALL_RULE}
+{statistics.EFFECT_RULE}"""
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Migration:
     below: tuple[statistics.Mean, statistics.Mean]
 
     @property
-    def verdict(self) -> str:
+    def outcome(self) -> Outcome:
         """By RULE, of one set at one learning rate."""
-        return statistics.all_of(map(statistics.above_zero, self.below))
+        return all_of(statistics.effect(below, BOUND) for below in self.below)
 
 
 def hard_sets(rows: Sequence[Row], lr: float, split: str) -> dict[tuple[float, int], list[int]]:
@@ -91,7 +91,7 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
     found = {(lr, split): migration(rows, lr, split) for lr in _fixed_p.learning_rates(given) for split in SPLITS}
     told = "; ".join(
-        f"{split} at lr={lr:g} {one.apart.mean:.2f} ({one.small.mean:.2f}, {one.large.mean:.2f}: {one.verdict})"
+        f"{split} at lr={lr:g} {one.apart.mean:.2f} ({one.small.mean:.2f}, {one.large.mean:.2f}: {one.outcome})"
         for (lr, split), one in found.items()
     )
     return Verdict(
@@ -99,12 +99,9 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         claim="Hard samples migrate with p",
         paper="Jaccard's index of p=-0.4 and p=0.3 is 0.35 on the test set and 0.125 on the train set (lr=0.01); no "
         "control",
-        rule=RULE,
         measured=f"Jaccard's index of p=-0.4 and p=0.3 (of two seeds with p=-0.4, with p=0.3): {told}; by chance "
         f"{by_chance(rows, 'test'):.2f}",
-        verdict=statistics.all_of(found[lr, split].verdict for lr in PAPERS_RATES for split in SPLITS),
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(found[lr, split].outcome for lr in PAPERS_RATES for split in SPLITS),
         reason="Runs that have learned little agree on their hard samples hardly more than by chance, whatever p is; "
         f"and a tenth of this train set is {len(rows[0]['result']['hard']['train'])} samples.",
         figures={
@@ -150,4 +147,6 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)
+CLAIM = Claim(
+    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS
+)

@@ -7,6 +7,7 @@ decay's.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
@@ -21,12 +23,11 @@ from papers.allocation._fixed_p import PAPERS_RATES, by_p, final_ratio
 
 EXPONENTS = (-0.4, 0.0, 0.3)
 SCHEDULES = ("cosine", "constant")
-RULE = (
-    "rise: log of the last epoch's G_w/G_b over that at half of training. Confirmed where, at both of the paper's "
-    "learning rates and for every p, it is clearly above zero under cosine decay, and clearly above that under a "
-    "constant learning rate; not confirmed where, in the mean over p and learning rates, it is not above both; else "
-    f"inconclusive. {statistics.CLEARLY}"
-)
+FACTOR = 1.05
+BOUND = math.log(FACTOR)
+RULE = f"""The rise is the logarithm of the last epoch's G_w/G_b over that at half of training, mean over p. At both
+of the paper's learning rates it is above zero under cosine decay, and above that under a constant learning rate.
+Bound: a factor of {FACTOR:g}. {ALL_RULE} {statistics.EFFECT_RULE}"""
 
 
 def configurations(given: Options) -> list[Configuration]:
@@ -60,25 +61,21 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     rates = _fixed_p.learning_rates(given)
     cosine = {lr: rises(rows, lr, "cosine") for lr in rates}
     more = {lr: cosine[lr] - rises(rows, lr, "constant") for lr in rates}
-    judged = [values for lr in PAPERS_RATES for values in (*cosine[lr], *more[lr])]
-    means = [float(np.mean([found[lr] for lr in PAPERS_RATES])) for found in (cosine, more)]
-    if all(statistics.above_zero(statistics.mean_of(values)) == statistics.CONFIRMED for values in judged):
-        outcome = statistics.CONFIRMED
-    else:
-        outcome = statistics.NOT_CONFIRMED if min(means) <= 0 else statistics.INCONCLUSIVE
+    outcomes = {
+        lr: [statistics.effect(statistics.mean_of(found[lr].mean(0)), BOUND) for found in (cosine, more)]
+        for lr in rates
+    }
     factors = ", ".join(
-        f"{np.exp(cosine[lr].mean()):.2f} x at lr={lr:g} (constant {np.exp(rises(rows, lr, 'constant').mean()):.2f} x)"
+        f"{np.exp(cosine[lr].mean()):.2f} x at lr={lr:g} ({outcomes[lr][0]}; constant "
+        f"{np.exp(rises(rows, lr, 'constant').mean()):.2f} x, more than that: {outcomes[lr][1]})"
         for lr in rates
     )
     return Verdict(
         number=7,
         claim="Learning-rate decay raises G_w/G_b late in training",
         paper="under cosine decay both gradients fall, the bias's faster, so that G_w/G_b often rises late",
-        rule=RULE,
         measured=f"from half of training to its end G_w/G_b changes by {factors}, mean over p",
-        verdict=outcome,
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(outcome for lr in PAPERS_RATES for outcome in outcomes[lr]),
         reason=_both_gradients(rows),
         figures={
             f"lr={lr:g}": {
@@ -140,4 +137,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)
+CLAIM = Claim(__name__, __doc__, RULE, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)

@@ -15,34 +15,32 @@ import numpy as np
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
-from papers._claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
 from papers._claims.verdict import Part, Verdict
 from papers.allocation import _fixed_p, dynamic_p
 from papers.allocation._fixed_p import (
+    BOUND,
     EXPONENTS,
+    FACTOR,
     MATCHED_RATES,
     by,
     by_p,
     final_ratio,
+    log_trend,
     mean_layer_ratio,
     short,
     update_ratio,
 )
 
-RULE = (
-    "raw or matched, an effect is there where its trend is confirmed at one learning rate or more; not there where it "
-    "is so at none, and not confirmed at more than half of them; else open. Dynamic p raises accuracy by the rule of "
-    "claim 8. Of an effect that is there raw: p's own if there when matched, the learning rate in disguise if not, "
-    "else open. Confirmed where all of these are p's own; not confirmed where all are in disguise; else, and where "
-    f"none is there raw, inconclusive. {statistics.TREND_RULE}"
-)
-RULES = {
-    "step sizes alone": "confirmed where every effect that is in disguise, or open, has a confirmed trend over "
-    "learning rates with p = 0 too; not confirmed where none has; else inconclusive",
-    "prediction 1": "confirmed where, matched, the mean log of weight over bias-like update norm differs clearly "
-    "between p=-0.4 and p=0.3 at every learning rate; not confirmed where it does at none; else inconclusive",
-}
+RULE = f"""Every effect, the logarithm of whose quantity has a trend over p, is judged raw and matched: confirmed
+where its trend is at one learning rate or more, else opposite where it is at one, else no effect where it is none at
+more than half of them, else inconclusive. Bound: a factor of {FACTOR:g}. Dynamic p raises accuracy by the rule of
+claim 8. The verdict is that of all effects that are confirmed raw, as they are matched: confirmed is p's own, no
+effect or opposite the learning rate in disguise, else open; inconclusive where none is confirmed raw. Parts. step
+sizes alone: with p = 0, every effect that is in disguise or open has a confirmed trend over logarithms of learning
+rates. prediction 1: matched, the mean log of weight over bias-like update norm moves with p, either way, at every
+learning rate; the same bound. {ALL_RULE} {statistics.TREND_RULE} {statistics.EFFECT_RULE}"""
 SWEPT_RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """With p = 0."""
 
@@ -96,25 +94,28 @@ def dynamic(rows: Sequence[Row], scale: str) -> list[Row]:
     return [row for row in chosen(rows, update_scale=scale) if "strategy" in row["configuration"]]
 
 
-def trends(rows: Sequence[Row], given: Options, effect: str, scale: str) -> dict[float, statistics.Trend]:
+def trends(rows: Sequence[Row], given: Options, effect: str, scale: str) -> dict[float, Outcome]:
     """Of an effect over p, by learning rate."""
-    _, value = TRENDS[effect]
-    return {lr: statistics.trend(by_p(fixed(rows, scale), value, lr=lr)) for lr in rates(given, scale)}
+    direction, value = TRENDS[effect]
+    return {
+        lr: statistics.effect(log_trend(by_p(fixed(rows, scale), value, lr=lr)), BOUND, direction=direction)
+        for lr in rates(given, scale)
+    }
 
 
-def is_there(rows: Sequence[Row], given: Options, effect: str, scale: str) -> str:
-    """Confirmed where it is, not confirmed where it is not, inconclusive where that is open, by RULE."""
+def outcome(rows: Sequence[Row], given: Options, effect: str, scale: str) -> Outcome:
+    """Of an effect over all learning rates, by RULE."""
     if effect == DYNAMIC:
-        return dynamic_p.verdict_on_gains(dynamic(rows, scale))
-    direction, _ = TRENDS[effect]
-    return some_of([found.verdict(direction) for found in trends(rows, given, effect, scale).values()])
+        return dynamic_p.outcome_of_gains(dynamic(rows, scale))
+    return some_of(list(trends(rows, given, effect, scale).values()))
 
 
-def some_of(verdicts: Sequence[str]) -> str:
-    """Confirmed where one is, else not confirmed where most are not."""
-    if CONFIRMED in verdicts:
-        return CONFIRMED
-    return NOT_CONFIRMED if verdicts.count(NOT_CONFIRMED) > len(verdicts) / 2 else INCONCLUSIVE
+def some_of(outcomes: Sequence[Outcome]) -> Outcome:
+    """By RULE, of one effect at several learning rates."""
+    for strong in (CONFIRMED, OPPOSITE):
+        if strong in outcomes:
+            return strong
+    return NO_EFFECT if outcomes.count(NO_EFFECT) > len(outcomes) / 2 else INCONCLUSIVE
 
 
 def by_learning_rate(rows: Sequence[Row], effect: str) -> np.ndarray:
@@ -124,98 +125,93 @@ def by_learning_rate(rows: Sequence[Row], effect: str) -> np.ndarray:
     return by("lr", swept, value, p=0.0)
 
 
-def kind(raw: str, matched: str) -> str:
+def kind(raw: Outcome, matched: Outcome) -> str:
     """What an effect is, by RULE."""
-    if raw == CONFIRMED:
-        return {CONFIRMED: OWN, NOT_CONFIRMED: DISGUISE, INCONCLUSIVE: OPEN}[matched]
-    found = "not there" if raw == NOT_CONFIRMED else "not clearly there"
-    return f"{found}, but there when matched" if matched == CONFIRMED else found
+    if raw is CONFIRMED:
+        return {CONFIRMED: OWN, INCONCLUSIVE: OPEN}.get(matched, DISGUISE)
+    return f"raw {raw}, matched {matched}"
 
 
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
-    """By RULE, and by RULES for the rest."""
+    """By RULE."""
     there = {
-        effect: (is_there(rows, given, effect, "raw"), is_there(rows, given, effect, "adam"))
+        effect: (outcome(rows, given, effect, "raw"), outcome(rows, given, effect, "adam"))
         for effect in (*TRENDS, DYNAMIC)
     }
     kinds = {effect: kind(*found) for effect, found in there.items()}
-    of_raw = frozenset(kinds[effect] for effect, (raw, _) in there.items() if raw == CONFIRMED)
+    of_raw = [matched for raw, matched in there.values() if raw is CONFIRMED]
     return Verdict(
         number=9,
         claim="The effects of p remain once the update scale is matched",
         paper="does not ask; prediction 1 says they should",
-        rule=f"{RULE} {' '.join(f'{name}: {rule}.' for name, rule in RULES.items())}",
         measured="; ".join(f"{effect}: {found}" for effect, found in kinds.items()),
-        verdict={frozenset([OWN]): CONFIRMED, frozenset([DISGUISE]): NOT_CONFIRMED}.get(of_raw, INCONCLUSIVE),
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(of_raw) if of_raw else INCONCLUSIVE,
         reason=_layers_apart(rows, given),
         parts={
+            **{f"{effect} when matched": Part(matched, f"{raw} raw") for effect, (raw, matched) in there.items()},
             "step sizes alone": _step_sizes(rows, [e for e, found in kinds.items() if found in (DISGUISE, OPEN)]),
             "prediction 1": _prediction_1(rows),
-            **{f"{name} of claim 8, matched": part for name, part in dynamic_p.parts(dynamic(rows, "adam")).items()},
+            **{f"claim 8 matched, {name}": part for name, part in dynamic_p.parts(dynamic(rows, "adam")).items()},
         },
         figures=_figures(rows, given),
     )
 
 
+def over_learning_rates(rows: Sequence[Row], effect: str) -> Outcome:
+    """Whether an effect's quantity goes the same way with the learning rate, where p is 0."""
+    direction, _ = TRENDS[effect]
+    found = statistics.trend(np.log(SWEPT_RATES), np.log(by_learning_rate(rows, effect)))
+    return statistics.effect(found, BOUND, direction=direction)
+
+
 def _step_sizes(rows: Sequence[Row], effects: Sequence[str]) -> Part:
-    swept = {
-        effect: statistics.trend(by_learning_rate(rows, effect)).verdict(direction)
-        for effect, (direction, _) in TRENDS.items()
-    }
+    swept = {effect: over_learning_rates(rows, effect) for effect in TRENDS}
     asked = [swept[effect] for effect in effects if effect in swept]
-    if asked and set(asked) == {CONFIRMED}:
-        verdict = CONFIRMED
-    else:
-        verdict = NOT_CONFIRMED if asked and CONFIRMED not in asked else INCONCLUSIVE
     told = "; ".join(f"{effect}: {found}" for effect, found in swept.items())
-    return Part(verdict, f"p = 0, lr from {SWEPT_RATES[0]:g} to {SWEPT_RATES[-1]:g}: {told}")
+    return Part(
+        all_of(asked) if asked else INCONCLUSIVE, f"p = 0, lr from {SWEPT_RATES[0]:g} to {SWEPT_RATES[-1]:g}: {told}"
+    )
 
 
 def _prediction_1(rows: Sequence[Row]) -> Part:
-    changes = {lr: statistics.trend(by_p(fixed(rows, "adam"), update_ratio, lr=lr)).change for lr in MATCHED_RATES}
-    differ = [statistics.differs(change) for change in changes.values()]
-    verdict = CONFIRMED if all(differ) else INCONCLUSIVE if any(differ) else NOT_CONFIRMED
-    told = ", ".join(f"{change} at lr={lr:g}" for lr, change in changes.items())
-    return Part(verdict, f"change of log of weight over bias-like update norm from p=-0.4 to 0.3, matched: {told}")
+    moves = {lr: statistics.trend(EXPONENTS, by_p(fixed(rows, "adam"), update_ratio, lr=lr)) for lr in MATCHED_RATES}
+    told = ", ".join(f"{found} at lr={lr:g}" for lr, found in moves.items())
+    return Part(
+        all_of(statistics.difference(found, BOUND) for found in moves.values()),
+        f"change of log of weight over bias-like update norm from p=-0.4 to 0.3, matched: {told}",
+    )
 
 
 def _layers_apart(rows: Sequence[Row], given: Options) -> str:
     """Which layers go their own way, which a ratio of all of them hides."""
     told = []
     for scale, name in (("raw", "raw"), ("adam", "matched")):
-        of_rates = [_fixed_p.trends_of_layers(fixed(rows, scale), lr=lr) for lr in rates(given, scale)]
-        for direction, word in ((-1, "falls"), (+1, "rises")):
-            layers = [layer for layer in of_rates[0] if _mostly(of_rates, layer, direction)]
+        of_rates = [_fixed_p.falls_by_layer(fixed(rows, scale), lr=lr) for lr in rates(given, scale)]
+        for wanted, word in ((CONFIRMED, "falls"), (OPPOSITE, "rises")):
+            layers = [layer for layer in of_rates[0] if _mostly([found[layer] for found in of_rates], wanted)]
             told.append(f"{name}, it {word} in {', '.join(map(short, layers)) or 'none'}")
     return f"Layers' own G_w/G_b, with p, at more than half of the learning rates: {'; '.join(told)}."
 
 
-def _mostly(of_rates: Sequence[dict[str, statistics.Trend]], layer: str, direction: int) -> bool:
-    return sum(found[layer].verdict(direction) == CONFIRMED for found in of_rates) > len(of_rates) / 2
+def _mostly(outcomes: Sequence[Outcome], wanted: Outcome) -> bool:
+    return outcomes.count(wanted) > len(outcomes) / 2
 
 
 def _figures(rows: Sequence[Row], given: Options) -> dict[str, object]:
     found: dict[str, object] = {}
-    for effect, (direction, value) in TRENDS.items():
+    for effect, (_, value) in TRENDS.items():
         for scale in ("raw", "adam"):
-            for lr in rates(given, scale):
-                found[f"{effect}, {scale}, lr={lr:g}"] = _summary(by_p(fixed(rows, scale), value, lr=lr), direction)
-        found[f"{effect}, p=0 over lr"] = _summary(by_learning_rate(rows, effect), direction)
+            for lr, outcome_ in trends(rows, given, effect, scale).items():
+                found[f"{effect}, {scale}, lr={lr:g}"] = _summary(by_p(fixed(rows, scale), value, lr=lr), outcome_)
+        found[f"{effect}, p=0 over lr"] = _summary(by_learning_rate(rows, effect), over_learning_rates(rows, effect))
     for scale in ("raw", "adam"):
         gains = {name: str(dynamic_p.gain(dynamic(rows, scale), name)) for name in dynamic_p.STRATEGIES[1:]}
         found[f"{DYNAMIC}, {scale}"] = gains
     return found
 
 
-def _summary(values: np.ndarray, direction: int) -> dict[str, object]:
-    trend = statistics.trend(values)
-    return {
-        "from first to last": [str(statistics.mean_of(values[i])) for i in (0, -1)],
-        "correlation": trend.correlation,
-        "verdict": trend.verdict(direction),
-    }
+def _summary(values: np.ndarray, outcome_: Outcome) -> dict[str, object]:
+    return {"from first to last": [str(statistics.mean_of(values[i])) for i in (0, -1)], "outcome": outcome_}
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
@@ -261,5 +257,5 @@ def _draw_gains(axes: figures.Axes, rows: Sequence[Row]) -> None:
 
 
 CLAIM = Claim(
-    __name__, __doc__, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.OPTIONS, *dynamic_p.OPTIONS)
+    __name__, __doc__, RULE, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.OPTIONS, *dynamic_p.OPTIONS)
 )

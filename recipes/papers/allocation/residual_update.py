@@ -16,17 +16,16 @@ from hf_pdyn.theory import minimal_model
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import Identity
 from papers._claims.rows import Configuration, Result, Row
 from papers._claims.verdict import Verdict
 
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.25, 0.3, 0.5, 1.0)
 STEPS = 50
 TOLERANCE = 1e-12
-RULE = (
-    f"confirmed where the largest error of {STEPS} steps, relative to the largest residual before or after the step, "
-    f"is below {TOLERANCE:g} (float64 rounds to 1.1e-16, and a residual is a sum of up to 33 products) for every p "
-    "and seed; else not confirmed"
-)
+RULE = f"""An identity, for which the largest error of {STEPS} steps, relative to the largest residual before or after
+the step, must be below {TOLERANCE:g} for every p and seed (float64 rounds to 1.1e-16, and a residual is a sum of up
+to 33 products)."""
 
 
 def configurations(given: Options) -> list[Configuration]:
@@ -72,12 +71,9 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     return Verdict(
         number=1,
         claim="Minimal model: r+ = r - (lr/n) X Q_w X^T r - (lr/n) q_b 11^T r",
-        paper="an identity, for any p (Eqs. 16, 26); with momentum, m_hat stands for the gradients",
-        rule=RULE,
+        paper="holds for any p (Eqs. 16, 26); with momentum, m_hat stands for the gradients",
         measured=f"largest relative error {largest:.1e} over {len(rows)} trainings of {STEPS} steps",
-        verdict=statistics.CONFIRMED if largest < TOLERANCE else statistics.NOT_CONFIRMED,
-        seeds=given.seeds,
-        size=given.size,
+        verdict=Identity(largest, TOLERANCE),
         figures={"largest_error": largest, "weight_share": {str(p): str(share) for p, share in _shares(rows).items()}},
     )
 
@@ -110,4 +106,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw)
+CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw)

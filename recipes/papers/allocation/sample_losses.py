@@ -15,17 +15,17 @@ from hf_pdyn.common.atomic import replacing
 from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Row
 from papers._claims.training import TABLE_2
 from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p
-from papers.allocation._fixed_p import EXPONENTS, PAPERS_RATES, by_p
+from papers.allocation._fixed_p import BOUND, EXPONENTS, FACTOR, PAPERS_RATES, by_p
 
 FALL, RISE = ("p50",), ("p95", "p99")
-RULE = (
-    "confirmed where, at both of the paper's learning rates, the test losses' median falls and their 95th and 99th "
-    f"percentile rise with p. {statistics.TREND_RULE}"
-)
+RULE = f"""At both of the paper's learning rates, the logarithm of the test losses' median falls with p, and those of
+their 95th and 99th percentile rise. Bound: a factor of {FACTOR:g}. {ALL_RULE} {statistics.TREND_RULE}
+{statistics.EFFECT_RULE}"""
 
 # Table 2 as printed, in percent for accuracy and L > 5.
 PAPER: dict[tuple[float, float], tuple[float, ...]] = {
@@ -53,18 +53,20 @@ def losses(rows: Sequence[Row], lr: float, name: str, split: str = "test", **whe
     return by_p(rows, lambda result: result["table_2"][split][name], lr=lr, **where)
 
 
-def trends(rows: Sequence[Row], lr: float) -> dict[str, tuple[statistics.Trend, str]]:
-    """Of each quantile, its trend and the verdict on it."""
-    found = {name: statistics.trend(losses(rows, lr, name)) for name in (*FALL, *RISE)}
-    return {name: (trend, trend.verdict(-1 if name in FALL else +1)) for name, trend in found.items()}
+def outcomes(rows: Sequence[Row], lr: float) -> dict[str, Outcome]:
+    """Of each quantile."""
+    found = {name: _fixed_p.log_trend(losses(rows, lr, name)) for name in (*FALL, *RISE)}
+    return {
+        name: statistics.effect(trend, BOUND, direction=-1 if name in FALL else +1) for name, trend in found.items()
+    }
 
 
-def told(by_lr: dict[float, dict[str, tuple[statistics.Trend, str]]], rows: Sequence[Row]) -> str:
-    """Both ends of every quantile, with its verdict."""
+def told(by_lr: dict[float, dict[str, Outcome]], rows: Sequence[Row]) -> str:
+    """Both ends of every quantile, with its outcome."""
     parts = []
     for lr, found in by_lr.items():
         ends = {name: losses(rows, lr, name).mean(1) for name in found}
-        quantiles = [f"{name} {ends[name][0]:.3g} to {ends[name][-1]:.3g} ({found[name][1]})" for name in found]
+        quantiles = [f"{name} {ends[name][0]:.3g} to {ends[name][-1]:.3g} ({found[name]})" for name in found]
         parts.append(f"at lr={lr:g} {', '.join(quantiles)}")
     return "; ".join(parts)
 
@@ -72,17 +74,14 @@ def told(by_lr: dict[float, dict[str, tuple[statistics.Trend, str]]], rows: Sequ
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
     _write_table(rows, given)
-    by_lr = {lr: trends(rows, lr) for lr in _fixed_p.learning_rates(given)}
+    by_lr = {lr: outcomes(rows, lr) for lr in _fixed_p.learning_rates(given)}
     return Verdict(
         number=5,
         claim="Sample losses: medians fall and tails rise with p",
         paper="from p=-0.4 to 0.3, p50 0.22 to 0.003 and p95 4.2 to 6.6 at lr=0.01; 0.075 to 0.001 and 4.4 to 8.5 "
         "at lr=0.1",
-        rule=RULE,
         measured=told(by_lr, rows),
-        verdict=statistics.all_of(verdict for lr in PAPERS_RATES for _, verdict in by_lr[lr].values()),
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(outcome for lr in PAPERS_RATES for outcome in by_lr[lr].values()),
         reason=_tails(rows),
         figures={
             f"lr={lr:g}": {
@@ -143,4 +142,6 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)
+CLAIM = Claim(
+    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS
+)

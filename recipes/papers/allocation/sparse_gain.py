@@ -21,8 +21,9 @@ from papers._claims import figures, statistics
 from papers._claims.claim import Claim
 from papers._claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
 from papers._claims.options import Options
+from papers._claims.outcome import ALL_RULE, Identity, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
-from papers._claims.verdict import Verdict
+from papers._claims.verdict import Part, Verdict
 
 EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3, 0.5)
 EPS_CASES = {"eps 0.01": 0.01, "eps 0.1": 0.1, "eps 1": 1.0}
@@ -30,12 +31,11 @@ EPS_CASES = {"eps 0.01": 0.01, "eps 0.1": 0.1, "eps 1": 1.0}
 CASES = ("noise", *EPS_CASES, "correlated")
 LEVELS, COPIES = 12, 8
 BATCH = 64
-CLOSE, FAR, ZERO = 0.1, 0.25, 0.01
-RULE = (
-    f"confirmed where, under noise, every fitted slope lies within {CLOSE:.0%} of -p (for p=0, below {ZERO:g}); not "
-    f"confirmed where one is off by more than {FAR:.0%}; else inconclusive. The other cases show where it "
-    "breaks, and have no part in the verdict"
-)
+CLOSE = 0.1
+TOLERANCE = 1e-12
+RULE = f"""Under noise, for every p but 0: the fitted slope over -p agrees with 1. Tolerance: {CLOSE:g}. {ALL_RULE}
+{statistics.AGREEMENT_RULE} The other cases show where it breaks, and have no part in the verdict. For p=0 all gains
+are 1, an identity, for which the largest slope must be below {TOLERANCE:g}."""
 
 
 def activations(levels: int = LEVELS, copies: int = COPIES) -> torch.Tensor:
@@ -103,15 +103,8 @@ def _expected_slope(case: str, p: float, eps: float) -> float:
 
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
-    off = [
-        abs(slope.mean + p) / (abs(p) if p else ZERO / CLOSE)
-        for p in EXPONENTS
-        for slope in [_slopes(rows, "noise", p)]
-    ]
-    if max(off) <= CLOSE:
-        outcome = statistics.CONFIRMED
-    else:
-        outcome = statistics.NOT_CONFIRMED if max(off) > FAR else statistics.INCONCLUSIVE
+    of_noise = {p: np.array([row["result"]["slope"] for row in _of(rows, "noise", p)]) for p in EXPONENTS}
+    ratios = [statistics.mean_of(slopes / -p) for p, slopes in of_noise.items() if p]
     told = {case: ", ".join(f"{_slopes(rows, case, p).mean:.3f}" for p in EXPONENTS) for case in CASES}
     errors = [row["result"]["slope_error"] for row in rows]
     spreads = [_slopes(rows, case, p).spread for case in CASES for p in EXPONENTS]
@@ -120,14 +113,12 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         number=3,
         claim="Sparse inputs: gain ~ (activation probability)^-p",
         paper="the slope of log gain against log probability is -p, where eps does not dominate (Eq. 30)",
-        rule=RULE,
         measured=f"slopes for p = {ps}: {told['noise']}; with eps as large as the second moment at pi=0.01 "
         f"{told['eps 0.01']}, at pi=0.1 {told['eps 0.1']}, at pi=1 {told['eps 1']}; with "
         f"inputs that correlate with the residual {told['correlated']}; errors of fits up to {max(errors):.2g}, spread "
         f"over seeds up to {max(spreads):.2g}",
-        verdict=outcome,
-        seeds=given.seeds,
-        size=given.size,
+        verdict=all_of(statistics.agreement(ratio, 1.0, CLOSE) for ratio in ratios),
+        parts={"p = 0": Part(Identity(float(np.abs(of_noise[0.0]).max()), TOLERANCE), "all gains are 1")},
         reason="Second moments have a term in pi^2 where an input correlates with the residual, so the slope goes "
         "towards -2p; eps halves it at the probability whose second moment it equals, and flattens it towards 0 below. "
         "Both follow `theory.minimal_model.sparse_gain_slope`.",
@@ -186,4 +177,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, configurations, run, judge, draw)
+CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw)

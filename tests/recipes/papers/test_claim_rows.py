@@ -1,12 +1,14 @@
 import json
 import math
 import multiprocessing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from _common.entry_point import RecipeError
-from papers._claims.rows import Rows, hardware, versions
+from papers._claims.history import code_commit
+from papers._claims.rows import Rows, hardware, time_of, versions
 
 ONE, OTHER = {"p": 0.1, "seed": 0}, {"p": 0.2, "seed": 0}
 
@@ -27,6 +29,21 @@ def test_rows_are_found_again_by_their_configuration(tmp_path: Path) -> None:
     row = again.of(ONE)
     assert row["versions"] == versions() and row["hardware"] == hardware("cpu") and row["seconds"] == 0.25
     assert {"torch", "transformers", "hf-pdyn", "python"} <= row["versions"].keys()
+    assert row["commit"] == code_commit()
+
+
+def test_a_row_has_the_time_at_which_its_run_began(tmp_path: Path) -> None:
+    """To the second, as it is told."""
+    row = Rows(tmp_path / "rows.jsonl").add(ONE, {}, 3600.0, "cpu")
+    since = datetime.now(UTC) - time_of(row)
+    assert timedelta(hours=1) <= since < timedelta(hours=1, minutes=1)
+    assert row["time"].endswith("+00:00")
+
+
+def test_the_oldest_rows_have_the_time_at_which_they_were_recorded() -> None:
+    row = {"recorded_in": {"commit": "772eaec", "time": "2026-11-25T10:54:01+00:00"}}
+    assert time_of(row) == datetime(2026, 11, 25, 10, 54, 1, tzinfo=UTC)
+    assert time_of({}) is None
 
 
 def test_a_number_that_is_not_finite_is_missing(tmp_path: Path) -> None:

@@ -1,67 +1,96 @@
 import math
 
+import numpy as np
 import pytest
 
 from papers._claims import statistics
-from papers._claims.statistics import CONFIRMED, INCONCLUSIVE, NOT_CONFIRMED
+from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
+from papers._claims.statistics import Mean
 
-CLEAR = [[10.0, 10.1, 9.9], [8.0, 8.1, 7.9], [5.0, 5.1, 4.9]]
-NOISY = [[10.0, 4.0, 13.0], [9.0, 5.0, 12.0], [8.9, 6.0, 11.0]]
-BENT = [[5.0, 5.1, 4.9], [9.0, 9.1, 8.9], [4.0, 4.1, 3.9]]
-
-
-@pytest.mark.parametrize(
-    ("by_x", "direction", "expected"),
-    [
-        (CLEAR, -1, CONFIRMED),
-        (CLEAR, +1, NOT_CONFIRMED),
-        (CLEAR[::-1], +1, CONFIRMED),
-        (NOISY, -1, INCONCLUSIVE),  # falls in the mean, but by less than seeds differ
-        (BENT, -1, INCONCLUSIVE),  # rho = 0.5
-        ([[1.0, 1.0, 1.0]] * 3, -1, NOT_CONFIRMED),
-        ([*CLEAR[:2], [math.nan, 5.0, 5.0]], -1, INCONCLUSIVE),  # a diverged run
-    ],
-)
-def test_verdict_on_a_trend(by_x: list[list[float]], direction: int, expected: str) -> None:
-    assert statistics.trend(by_x).verdict(direction) == expected
+HALF = 4.302653 / math.sqrt(3)
+"""Half the interval of three values whose spread is 1: Student's t of 0.975 and two degrees of freedom."""
 
 
-def test_trend_is_paired_by_seed() -> None:
-    found = statistics.trend([[1.0, 11.0, 21.0], [2.0, 12.0, 22.1]])
-    assert found.change.mean == pytest.approx(31 / 30)
-    assert found.change.spread == pytest.approx(math.sqrt(((1 / 30) ** 2 * 2 + (2 / 30) ** 2) / 2))
-    assert found.verdict(+1) == CONFIRMED
+def mean(low: float, high: float) -> Mean:
+    """The mean of three seeds whose confidence interval that is."""
+    return Mean((low + high) / 2, (high - low) / 2 / HALF, 3)
 
 
-def test_mean_and_its_error() -> None:
+def test_mean_and_its_interval() -> None:
     found = statistics.mean_of([1.0, 2.0, 6.0])
     assert (found.mean, found.n) == (3.0, 3)
     assert found.spread == pytest.approx(math.sqrt(7))
-    assert found.interval == pytest.approx(4.302653 * math.sqrt(7 / 3))  # Student's t of 0.975 and two degrees
-    assert statistics.differs(statistics.Mean(1.0, 0.4, 3)) and not statistics.differs(statistics.Mean(1.0, 0.41, 3))
+    assert found.interval == pytest.approx((3 - HALF * math.sqrt(7), 3 + HALF * math.sqrt(7)))
+
+
+INTERVALS = [
+    (0.2, 0.8, CONFIRMED),
+    (0.01, 0.8, CONFIRMED),  # away from zero, and perhaps beyond the bound
+    (0.01, 0.09, NO_EFFECT),  # away from zero, and surely within it
+    (-0.09, 0.09, NO_EFFECT),
+    (-0.09, -0.01, NO_EFFECT),
+    (-0.09, 0.2, INCONCLUSIVE),
+    (-0.8, 0.8, INCONCLUSIVE),
+    (-0.8, -0.01, OPPOSITE),
+    (-0.8, -0.2, OPPOSITE),
+    (0.0, 0.0, NO_EFFECT),
+    (0.5, 0.5, CONFIRMED),
+    (math.nan, math.nan, INCONCLUSIVE),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), INTERVALS)
+def test_effect(low: float, high: float, expected: Outcome) -> None:
+    assert statistics.effect(mean(low, high), 0.1) is expected
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), INTERVALS)
+def test_an_effect_claimed_the_other_way_is_mirrored(low: float, high: float, expected: Outcome) -> None:
+    assert statistics.effect(mean(-high, -low), 0.1, direction=-1) is expected
+
+
+@pytest.mark.parametrize(("low", "high", "expected"), INTERVALS)
+def test_a_difference_has_no_direction(low: float, high: float, expected: Outcome) -> None:
+    found = statistics.difference(mean(low, high), 0.1)
+    assert found is (CONFIRMED if expected is OPPOSITE else expected)
 
 
 @pytest.mark.parametrize(
-    ("difference", "expected"),
+    ("low", "high", "expected"),
     [
-        (statistics.Mean(1.0, 0.1, 3), CONFIRMED),
-        (statistics.Mean(1.0, 1.0, 3), INCONCLUSIVE),
-        (statistics.Mean(0.0, 0.0, 3), NOT_CONFIRMED),
-        (statistics.Mean(-1.0, 5.0, 3), NOT_CONFIRMED),
-        (statistics.Mean(math.nan, math.nan, 3), INCONCLUSIVE),
+        (1.95, 2.05, CONFIRMED),
+        (1.95, 2.2, INCONCLUSIVE),
+        (1.0, 3.0, INCONCLUSIVE),
+        (1.7, 1.8, OPPOSITE),  # clearly another number
+        (2.2, 9.0, OPPOSITE),
+        (-3.0, -2.0, OPPOSITE),
+        (-0.05, 0.09, NO_EFFECT),
+        (math.nan, math.nan, INCONCLUSIVE),
     ],
 )
-def test_above_zero(difference: statistics.Mean, expected: str) -> None:
-    assert statistics.above_zero(difference) == expected
+def test_agreement(low: float, high: float, expected: Outcome) -> None:
+    assert statistics.agreement(mean(low, high), 2.0, 0.1) is expected
 
 
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        ([CONFIRMED, CONFIRMED], CONFIRMED),
-        ([CONFIRMED, INCONCLUSIVE], INCONCLUSIVE),
-        ([INCONCLUSIVE, NOT_CONFIRMED, CONFIRMED], NOT_CONFIRMED),
-    ],
-)
-def test_a_claim_of_several_parts(parts: list[str], expected: str) -> None:
-    assert statistics.all_of(parts) == expected
+def test_a_trend_is_the_change_along_every_seeds_line() -> None:
+    """Against NumPy's fit of every seed alone, at settings that are not equally far apart."""
+    x = [-0.4, 0.0, 0.1, 0.3]
+    by_x = np.array([[1.0, 2.0, 0.5], [3.0, 2.5, 0.0], [2.0, 4.0, 1.0], [5.0, 4.5, 2.0]])
+    slopes = [np.polyfit(x, of_seed, 1)[0] for of_seed in by_x.T]
+    found = statistics.trend(x, by_x)
+    assert found.mean == pytest.approx(0.7 * np.mean(slopes))
+    assert found.spread == pytest.approx(0.7 * np.std(slopes, ddof=1))
+    assert found.n == 3
+
+
+def test_a_trend_is_of_seeds_not_of_their_mean() -> None:
+    """Seeds that start apart and move alike have a clear trend; that of seeds which move apart is none."""
+    alike = [[1.0, 11.0, 21.0], [2.0, 12.0, 22.1]]
+    assert statistics.effect(statistics.trend([0, 1], alike), 0.1) is CONFIRMED
+    apart = [[1.0, 11.0, 21.0], [9.0, 6.0, 23.0]]
+    assert statistics.effect(statistics.trend([0, 1], apart), 0.1) is INCONCLUSIVE
+
+
+def test_a_diverged_run_leaves_no_trend() -> None:
+    found = statistics.trend([0, 1, 2], [[10.0, 10.1, 9.9], [8.0, 8.1, 7.9], [math.nan, 5.1, 4.9]])
+    assert statistics.effect(found, 0.1, direction=-1) is INCONCLUSIVE

@@ -82,5 +82,5 @@ def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
     assert f"residual_update: {48 - finished} of 48 runs to do" in resumed.stdout
     assert path.read_text().splitlines()[:finished] == before
     assert len(Rows(path)) == path.read_text().count("\n") == 48
-    assert "verdict:  confirmed" in resumed.stdout
+    assert "verdict:  identity (" in resumed.stdout
     assert (tmp_path / "residual_update" / "figure.png").stat().st_size > 10_000

@@ -1,13 +1,17 @@
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import claims_table
 import pytest
 
 import papers
-from papers._claims import statistics, verdict
+from papers._claims import verdict
+from papers._claims.history import Standing
+from papers._claims.outcome import CONFIRMED, Identity, Outcome
 from papers._claims.verdict import Part, Verdict
 from tests.recipes.papers.conftest import PAPERS
 
@@ -15,16 +19,18 @@ ROOT = PAPERS.parents[1]
 CLAIMS = [(paper, claim) for paper in papers.PAPERS for claim in papers.paper(paper).CLAIMS]
 
 
-def example(number: int = 1) -> Verdict:
-    return Verdict(
-        number, "a | b", "paper", "rule", "measured", statistics.CONFIRMED, 3, "quick", parts={"x": Part("no", "3")}
-    )
+def example(number: int = 1, **judged: Any) -> Verdict:
+    parts = {"x": Part(Identity(0.0, 1e-9), "3")}
+    return Verdict(number, "a | b", "paper", "measured", CONFIRMED, parts=parts, size="quick", seeds=3, **judged)
 
 
-def test_verdict_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    example().write(tmp_path / "claim")
-    assert verdict.read(tmp_path / "claim") == example()
-    assert "verdict:  confirmed" in capsys.readouterr().out
+@pytest.mark.parametrize("outcome", [*Outcome, Identity(1e-16, 1e-12)])
+def test_verdict_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[str], outcome: Outcome | Identity) -> None:
+    one = dataclasses.replace(example(rule="rule", standing=Standing.AFTER, rule_commit="abc"), verdict=outcome)
+    one.write(tmp_path / "claim")
+    assert verdict.read(tmp_path / "claim") == one
+    told = capsys.readouterr().out
+    assert f"verdict:  {outcome}\n" in told and "judged:   rule after rows, abc\n" in told
 
 
 def table(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -34,8 +40,8 @@ def table(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_tables_by_number_into_a_document(tmp_path: Path) -> None:
-    example(10).write(tmp_path / "allocation" / "a")
-    example(2).write(tmp_path / "allocation" / "b")
+    example(10, standing=Standing.BEFORE).write(tmp_path / "allocation" / "a")
+    example(2, standing=Standing.AFTER).write(tmp_path / "allocation" / "b")
     document = tmp_path / "index.md"
     document.write_text(
         "before\n<!-- allocation: begin -->\nold\n<!-- allocation: end -->\n"
@@ -45,9 +51,9 @@ def test_tables_by_number_into_a_document(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     title, _, *lines = done.stdout.splitlines()
     assert title == "Information allocation dynamics in neural network optimization"
-    assert lines[2] == r"| 2. a \| b (quick, 3 seeds) | paper | measured | confirmed |"
-    assert lines[3] == "| 2. x |  | 3 | no |"
-    assert lines[4].startswith("| 10. ")
+    assert lines[2] == r"| 2. a \| b (quick, 3 seeds) | paper | measured | confirmed; rule after rows |"
+    assert lines[3] == "| 2. x |  | 3 | identity (largest error 0.0e+00, tolerance 1e-09) |"
+    assert lines[4] == r"| 10. a \| b (quick, 3 seeds) | paper | measured | confirmed |"
     put = "\n".join(lines[:6])
     assert document.read_text() == (
         f"before\n<!-- allocation: begin -->\n{put}\n<!-- allocation: end -->\n"
@@ -82,14 +88,22 @@ def test_a_claim_is_found_in_its_paper(paper: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("paper", "name"), CLAIMS)
+def test_a_rule_is_kept(paper: str, name: str) -> None:
+    """`recipes/claim.py NAME --rule` keeps it."""
+    claim = papers.claim(name)
+    assert claim.rule_file == PAPERS / paper / "rules" / f"{name}.txt"
+    assert claim.rule_file.read_text().split() == claim.rule.split()
+
+
+@pytest.mark.parametrize(("paper", "name"), CLAIMS)
 def test_what_was_run_is_judged_and_drawn(paper: str, name: str) -> None:
     """A claim whose rule is committed may still have to be run."""
     rows = PAPERS / paper / "results" / (papers.claim(name).rows or name) / "rows.jsonl"
     if not rows.exists():
         pytest.skip("not run yet")
     found = verdict.read(PAPERS / paper / "results" / name)
-    assert found.verdict in (statistics.CONFIRMED, statistics.NOT_CONFIRMED, statistics.INCONCLUSIVE)
     assert found.seeds >= 3
+    assert found.rule == " ".join(papers.claim(name).rule.split())
     assert (PAPERS / paper / "results" / name / "figure.png").exists()
 
 
