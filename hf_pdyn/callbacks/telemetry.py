@@ -23,6 +23,7 @@ from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
+from hf_pdyn.measure.implicit_bias import why_no_coefficient
 from hf_pdyn.measure.mirror_time import time_of_step, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
@@ -40,13 +41,13 @@ class TelemetryCallback(RememberingCallback):
     with `logging_first_step`. Means over these steps: `pdyn/D_w` and `pdyn/D_b` (gradient norms before clipping,
     IAD Eq. 31), `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
-    `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`. Of these means: `pdyn/G_w_over_G_b_invariant` (in which the
-    growth of scale-invariant weights does not show), and `pdyn/by_label/weight/attention/grad_share` and
+    `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`, `pdyn/implicit_bias` (the coefficient of N_p: penalised where
+    positive, protected where negative; see `measure.implicit_bias`). Of these means: `pdyn/G_w_over_G_b_invariant` (in
+    which the growth of scale-invariant weights does not show), and `pdyn/by_label/weight/attention/grad_share` and
     `.../update_share`, the part that each component has of the squared norm of the whole gradient or update. Of the
-    last step: `pdyn/p`, `pdyn/weight_decay`.
-    Since the start: `pdyn/a_t` (the time variable of time-dependent mirror flows, see `mirror_time`),
-    `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and
-    schedules move, weight_decay and a_t are those of the group that decays most.
+    last step: `pdyn/p`, `pdyn/weight_decay`. Since the start: `pdyn/a_t` (the time variable of time-dependent mirror
+    flows, see `mirror_time`), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that
+    control and schedules move, weight_decay and a_t are those of the group that decays most.
 
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
@@ -81,6 +82,12 @@ class TelemetryCallback(RememberingCallback):
         self._settings: dict[str, float] = {}
         self._undecided = []
         self._start_measuring()
+        reason = next(filter(None, map(self._why_no_coefficient, self.run.groups)), None)
+        if reason is not None and state.is_world_process_zero:
+            logger.warning("pdyn/implicit_bias is left out: %s.", reason)
+
+    def _why_no_coefficient(self, group: dict[str, Any]) -> str | None:
+        return why_no_coefficient(unwrap_optimizer(self.run.optimizer), group)
 
     @never_fatal
     def _start_measuring(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
@@ -30,9 +30,9 @@ from hf_pdyn.integrations.deepspeed import (
     zero_pieces,
 )
 from hf_pdyn.measure import implicit_bias
+from hf_pdyn.measure.moments import step_count
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
 from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
-from hf_pdyn.optim.equation import usable_eps
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
@@ -229,11 +229,13 @@ class StepStatistics:
         pieces = request.summed if request is not None else [piece for piece in self._pieces if _has_gradient(piece)]
         if not pieces:
             # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
-            sums = self._full(0.0, len(SUMS), len(self.scopes)) if self._shards.sharded else None
-        elif request is not None and request.rows is not None:
-            sums = self._sum_by_scope(request.summed, request.rows)
+            sums = self._full(0.0, 1 + len(MEASURED), len(self.scopes)) if self._shards.sharded else None
         else:
-            sums = self._sum_by_scope(pieces, self._rows(pieces, measuring))
+            answer = None if request is None else request.rows
+            rows = self._rows(pieces, measuring) if answer is None else answer
+            if measuring:
+                rows = torch.cat([rows, implicit_bias.coefficient_sums(self._optimizer, pieces).to(rows)], dim=1)
+            sums = self._sum_by_scope(pieces, rows)
         if sums is None:
             return None
         squares, measured = sums[0], sums[1:] if measuring else None
@@ -269,13 +271,13 @@ class StepStatistics:
         return clip_factor(local(total), clip.max_norm)
 
     def _measured(self, piece: Piece, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The values of MEASURED for one piece, 0-d tensors; NaN where this optimizer has none."""
+        """The values of SUMS but the first for one piece, 0-d tensors; NaN where this optimizer has none."""
         grad = _gradient(piece)
         device, dtype = grad.device, norms.accumulator_dtype(grad.device)
         if self._factor is not None:
             grad = grad / self._factor.to(device=device, dtype=grad.dtype)
         missing = torch.full((), math.nan, device=device)
-        p, eps = _exponent(self._optimizer, group)
+        p, eps = implicit_bias.exponent(self._optimizer, group)
         v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
         before, after = self._before.get(piece.holder), local(piece.holder.detach())
         return {
@@ -353,22 +355,10 @@ def _beside(value: Tensor | float, like: Tensor) -> Tensor:
     return torch.full((), value, device=like.device, dtype=like.dtype)
 
 
-def _exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | None, float]:
-    """(p, eps) that `optimizer` applies to `group`: its own, or those of the Padam it equals."""
-    if "p" in group:
-        return group["p"], usable_eps(group["eps"])
-    if isinstance(optimizer, (Adam, AdamW)):  # their eps stands outside the root
-        return 0.5, group["eps"] ** 2
-    return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)
-
-
 def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Piece) -> Tensor | None:
     """v_hat of a piece from an Adam-like optimizer's state; None for others."""
     v = state.get("max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
     if v is None or "betas" not in group or "step" not in state:
         return None
-    # In float32, 1 - beta2^t has lost five digits when t is small.
-    step = torch.as_tensor(state["step"])
-    step = step.to(norms.accumulator_dtype(step.device))
-    v_hat = piece.of(local(v)) / (1 - group["betas"][1] ** step)
+    v_hat = piece.of(local(v)) / (1 - group["betas"][1] ** step_count(state["step"]))
     return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

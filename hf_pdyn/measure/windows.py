@@ -21,11 +21,11 @@ from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.optim.clipping import clip_factor
 from hf_pdyn.optim.step_work import SUMS
 
-QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p")
+QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p", "implicit_bias")
 """What a measured step adds to the gradient norms."""
 
-MEASURED = SUMS[1:]
-"""The additive forms of QUANTITIES."""
+MEASURED = (*SUMS[1:], "coefficient", "moved")
+"""The additive forms of QUANTITIES: what a step sums, and what `implicit_bias.coefficient_sums` does."""
 
 _ALWAYS_DEFINED = [MEASURED.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]
 
@@ -99,7 +99,7 @@ class _Totals:
             (self.steps, "grad_norm_clipped", self.grad_norm_clipped),
             *((self.measured_steps, name, sums) for name, sums in self.quantities.items()),
         ):
-            may_be_negative = name == "N_p"  # beyond p = 1
+            may_be_negative = name in ("N_p", "implicit_bias")  # N_p is beyond p = 1
             if not isinstance(sums, list) or not all(
                 value is None or (is_number(value) and (value >= 0 or may_be_negative)) for value in sums
             ):
@@ -218,6 +218,7 @@ class Window:
             "v_hat_mean": column["v_hat_sum"] / column["numel"],
             "one_norm": column["one_norm"],
             "N_p": column["N_p"],
+            "implicit_bias": column["coefficient"] / column["moved"],
         }
         for name in QUANTITIES:
             totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), means[name])

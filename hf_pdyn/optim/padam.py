@@ -53,7 +53,8 @@ class Padam(Optimizer):
         update_scale: `"raw"` is Eq. 18 untouched. `"adam"` multiplies every update by one scalar
             c_t = RMS(update at p=1/2) / RMS(update), both over *all* parameters: the learning rate
             keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
-            for all groups, since one each would undo the allocation.
+            for all groups, since one each would undo the allocation. `last_scale` is c_t of the last step, a 0-d
+            tensor; None where nothing was matched.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
             Padam implementations (see `equation.update_directions`), and is never fused.
         nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
@@ -103,6 +104,7 @@ class Padam(Optimizer):
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.nonfinite = nonfinite
         self.step_was_skipped = False
+        self.last_scale: Tensor | None = None
         self._request: StepSums | None = None
         self._dispatch: StepDispatch | None = None
         self._updates = UpdateList()
@@ -170,6 +172,7 @@ class Padam(Optimizer):
         self.__dict__.setdefault("fused", None)
         self.__dict__.setdefault("capturable", False)
         self.step_was_skipped = False
+        self.last_scale = None
         self._request = None
         self._dispatch = None
         self._updates = UpdateList()
@@ -197,6 +200,7 @@ class Padam(Optimizer):
             self._dispatch = StepDispatch(params, foreach=self.foreach, fused=self.fused)
         # At p=1/2 everywhere there is nothing to match.
         matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
+        self.last_scale = None
         try:
             updates = self._updates_of(request)
             self._dispatch.step(updates, request, self._matching_scale if matched else None)
@@ -303,7 +307,8 @@ class Padam(Optimizer):
             weighted = torch.stack(torch._foreach_mul(list(squares.to(sums)), weights))
             sums = torch.where(weighted.isfinite().all(dim=1, keepdim=True), weighted, 0).sum(dim=0)
         raw, adam = shards.add_up(sums)
-        return torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
+        self.last_scale = torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
+        return self.last_scale
 
     def _relative_lrs(self, groups: list[Mapping[str, Any]], like: Tensor) -> list[Any]:
         """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""

@@ -187,6 +187,14 @@ _UPDATES = (
         _by_pathway("pdyn/N_p"),
         "The p-update's implicit bias lowers N_p or, at Adam's betas for p > 0.005, protects it.",
     ),
+    _Scalars(
+        "implicit_bias",
+        "Implicit bias",
+        "coefficient of N_p",
+        _by_pathway("pdyn/implicit_bias"),
+        "Above 0, N_p is penalised; below, it is protected, less so in small batches than this says.",
+        logarithmic=False,
+    ),
 )
 _DECAY = (
     _Scalars(

@@ -18,7 +18,7 @@ from hf_pdyn.report import theme, vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.recorded_run import RecordedRun, printable
-from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, partial_notes
+from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, notes
 
 _DECISIONS_OF_A_RUN = 200
 
@@ -44,7 +44,7 @@ def page(runs: Sequence[RecordedRun]) -> str:
         sections=parts,
         thinned=thinned,
         columns=final_values(runs),
-        partial_notes=partial_notes(runs),
+        notes=notes(runs),
         settings=settings,
         differences=sum(setting.differs for setting in settings),
         decisions=decisions,

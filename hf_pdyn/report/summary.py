@@ -54,22 +54,49 @@ def final_values(runs: Sequence[RecordedRun]) -> list[Column]:
     return [column for column in columns if any(map(_says_something(column), column.values))]
 
 
-def partial_notes(runs: Sequence[RecordedRun]) -> list[str]:
-    """A sentence for the runs whose last record covers part of a logging interval: which record final means are of."""
+def notes(runs: Sequence[RecordedRun]) -> list[str]:
+    """Sentences on the final values: which record means are of, and what the implicit bias does to the gradient."""
+    return [*_for_runs(runs, _partial_note), *_for_runs(runs, _bias_note)]
+
+
+def _for_runs(runs: Sequence[RecordedRun], note: Callable[[RecordedRun], str | None]) -> list[str]:
+    """Each sentence once, with the names of its runs where there are several."""
     sentences: dict[str, list[str]] = {}
     for run in runs:
-        covered = run.series(STEPS).steps
-        complete = [step for step in covered if step not in run.partial_records]
-        if complete and covered[-1] > complete[-1]:
-            steps = run.partial_records[covered[-1]]
-            sentence = (
-                f"Norms and their ratios are means of the record at step {complete[-1]:,}; the last one, at step "
-                f"{covered[-1]:,}, covers {steps:,} step{'s' if steps > 1 else ''} only"
-            )
+        sentence = note(run)
+        if sentence is not None:
             sentences.setdefault(sentence, []).append(run.name)
     if len(runs) == 1:
         return [f"{sentence}." for sentence in sentences]
     return [f"{sentence} ({', '.join(names)})." for sentence, names in sentences.items()]
+
+
+def _partial_note(run: RecordedRun) -> str | None:
+    """Which record final means are of, for a run whose last record covers part of a logging interval."""
+    covered = run.series(STEPS).steps
+    complete = [step for step in covered if step not in run.partial_records]
+    if not complete or covered[-1] <= complete[-1]:
+        return None
+    steps = run.partial_records[covered[-1]]
+    return (
+        f"Norms and their ratios are means of the record at step {complete[-1]:,}; the last one, at step "
+        f"{covered[-1]:,}, covers {steps:,} step{'s' if steps > 1 else ''} only"
+    )
+
+
+def _bias_note(run: RecordedRun) -> str | None:
+    """The sign of the implicit bias in words."""
+    whose = {"weights'": "pdyn/implicit_bias/weight", "bias-like parameters'": "pdyn/implicit_bias/bias_like"}
+    coefficients = {name: run.last(metric) for name, metric in whose.items()}
+    acts = {name: "penalises" if value > 0 else "protects" for name, value in coefficients.items() if value}
+    if not acts:
+        return None
+    if len(set(acts.values())) == 1:
+        said = f"{next(iter(acts.values()))} the perturbed norm N_p of the {' and the '.join(acts)} gradient"
+    else:
+        (name, act), (other, opposite) = acts.items()
+        said = f"{act} the perturbed norm N_p of the {name} gradient and {opposite} that of the {other}"
+    return f"In the end, the implicit bias {said}"
 
 
 def _says_something(column: Column) -> Callable[[float | None], bool]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hf_pdyn.report.recorded_run import RecordedRun
-from hf_pdyn.report.summary import configuration, final_values, partial_notes
+from hf_pdyn.report.summary import configuration, final_values, notes
 
 _SIDE_BY_SIDE = 4
 _WIDEST = 40
@@ -38,7 +38,7 @@ def _final_values(runs: Sequence[RecordedRun]) -> Table:
     """A column a run; of many runs, a row a run."""
     columns = final_values(runs)
     table = Table(title="Final values", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
-    table.caption = Text("\n".join(partial_notes(runs))) if partial_notes(runs) else None
+    table.caption = Text("\n".join(notes(runs))) if notes(runs) else None
     if len(runs) <= _SIDE_BY_SIDE:
         table.add_column("")
         for run in runs:

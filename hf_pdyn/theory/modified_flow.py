@@ -79,7 +79,28 @@ def implicit_bias(
     return unflatten(bias, params)
 
 
-def memory_coefficient(b: Number, steps_done: int | None = None) -> Number:
+def bias_coefficient(
+    share: Number,
+    *,
+    lr: Number,
+    betas: tuple[Number, Number],
+    p: Number,
+    steps_done: Number | None = None,
+) -> Number:
+    """What multiplies d_j N_p in `implicit_bias`: (h/2) {C_beta(n) - 2 p C_rho(n) share}.
+
+    Args:
+        share: (d_j E)^2 / ((d_j E)^2 + eps), in [0, 1]; or a mean of it, which gives the mean of the coefficients.
+        lr: h, the same in all steps.
+        betas: beta and rho, each in [0, 1).
+        p: the exponent, any finite number.
+        steps_done: n; None is the limit n -> infinity.
+    """
+    c_beta, c_rho = (memory_coefficient(b, steps_done) for b in betas)
+    return lr / 2 * (c_beta - 2 * p * c_rho * share)
+
+
+def memory_coefficient(b: Number, steps_done: Number | None = None) -> Number:
     """C_b(n) = sum_k w^b_{n,k} (2 (n-k) + 1), from 1 at n = 0 to (1+b) / (1-b) as n -> infinity (None).
 
     The gradient of n-k steps ago was taken n-k steps away, and the middle of step n is half a step on; the sum is twice
@@ -89,13 +110,24 @@ def memory_coefficient(b: Number, steps_done: int | None = None) -> Number:
     limit = (1 + b) / (1 - b)
     if steps_done is None:
         return limit
-    if steps_done < 0:
+    if not isinstance(steps_done, Tensor) and steps_done < 0:
         raise ValueError(f"steps_done counts steps, got {steps_done}. Pass 0 before the first, None for the limit.")
     power = b ** (steps_done + 1)
     return limit - 2 * (steps_done + 1) * power / (1 - power)
 
 
-def neutral_exponent(betas: tuple[Number, Number], steps_done: int | None = None) -> Number:
+def momentum_coefficient(momentum: Number, *, nesterov: bool = False) -> Number:
+    """C of torch's SGD as n -> infinity: C_beta with beta = momentum, smaller with Nesterov's momentum.
+
+    SGD follows the flow of E + (h/2) C N_0 in the time h = lr (1-dampening) / (1-momentum) a step, with the sum C of
+    `memory_coefficient`. Nesterov's momentum weighs the newest gradient by 1 - mu^2 and that of k steps ago by
+    (1-mu) mu^(k+1), which has the mean age mu^2 / (1-mu).
+    """
+    _check_betas(momentum)
+    return 1 + 2 * momentum**2 / (1 - momentum) if nesterov else memory_coefficient(momentum)
+
+
+def neutral_exponent(betas: tuple[Number, Number], steps_done: Number | None = None) -> Number:
     """p*(n) = C_beta(n) / (2 C_rho(n)), where the bias changes sign for small eps.
 
     The p-update penalises N_p if p < p* and hinders its decrease if p > p*.
@@ -228,10 +260,10 @@ def _gradient_and_bias(
     p: Number,
     steps_done: int | None,
 ) -> tuple[Tensor, Tensor]:
-    c_beta, c_rho = (memory_coefficient(b, steps_done) for b in betas)
     g, hessian = _gradient(loss, params)
     S = g.square() + eps  # noqa: N806
-    return g, lr / 2 * (c_beta - 2 * p * c_rho * g.square() / S) * hessian(g * S**-p)
+    coefficient = bias_coefficient(g.square() / S, lr=lr, betas=betas, p=p, steps_done=steps_done)
+    return g, coefficient * hessian(g * S**-p)
 
 
 def _gradient(loss: Loss[ParamsT], params: ParamsT) -> tuple[Tensor, Callable[[Tensor], Tensor]]:

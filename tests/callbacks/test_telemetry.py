@@ -24,6 +24,7 @@ from hf_pdyn import (
 from hf_pdyn.callbacks.base import TrainingRun
 from hf_pdyn.report.recorded_run import MEAN
 from hf_pdyn.run_dir.tables import LAYERS, read_table
+from hf_pdyn.theory.modified_flow import bias_coefficient
 from tests.synchronisation import meta_guard
 from tests.training import arguments, gpt2, saved_state, token_blocks, trainer, training_logs
 
@@ -172,6 +173,38 @@ def test_other_optimizers_have_the_exponent_they_equal(tmp_path: Path) -> None:
     # p=0: N_p is half the squared norm of the one measured step; D_w is a mean over two.
     assert sgd["pdyn/N_p/weight"] == pytest.approx(sgd["pdyn/D_w"] ** 2 / 2, rel=0.5)
     assert not {"pdyn/v_hat_mean/weight", "pdyn/p"} & set(sgd)
+    assert adamw["pdyn/implicit_bias/weight"] < 0 < sgd["pdyn/implicit_bias/weight"]
+
+
+def test_the_implicit_bias_of_pathways_and_layers(tmp_path: Path) -> None:
+    """The formula at the measured step, where v_hat >> eps: all 12 have been, and the last has the lr of its record."""
+    run = trainer(
+        tmp_path,
+        optim_args="p=0.3,p.norm=-0.2,eps=1e-30",
+        adam_beta2=0.95,
+        callbacks=[TelemetryCallback(per_layer=True)],
+    )
+    run.train()
+    (last,) = training_logs(run.state.log_history)[-1:]
+    lr = 1e-3 / 12  # the last step's, of a schedule that falls linearly to 0
+    coefficient = {p: bias_coefficient(1.0, lr=lr, betas=(0.9, 0.95), p=p, steps_done=11) for p in (0.3, -0.2)}
+    assert last["pdyn/implicit_bias/weight"] == pytest.approx(coefficient[0.3], rel=1e-6)
+    table, _ = read_table(tmp_path, LAYERS)
+    rows = [row for row in table.to_pylist() if row["name"] == "implicit_bias" and row["step"] == 12]
+    bias_like = {row["layer"]: row["value"] for row in rows if row["part"] == "bias_like"}
+    expected = {layer: coefficient[-0.2 if ".ln_" in layer else 0.3] for layer in bias_like}
+    # The gradient of attention's key biases is rounding alone, and not far above the root of eps.
+    assert bias_like == pytest.approx(expected, rel=1e-4)
+    # A mean over the elements of both kinds of groups.
+    assert coefficient[0.3] < last["pdyn/implicit_bias/bias_like"] < coefficient[-0.2]
+
+
+def test_an_optimizer_without_an_implicit_bias_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = trainer(tmp_path, optim="rmsprop", callbacks=[TelemetryCallback()])
+    run.train()
+    said = [record.message for record in caplog.records if "implicit_bias" in record.message]
+    assert len(said) == 1 and said[0].startswith("pdyn/implicit_bias is left out: RMSprop is no p-update")
+    assert not any("implicit_bias" in name for record in run.state.log_history for name in record)
 
 
 def test_settings_and_cumulative_decay(tmp_path: Path) -> None:

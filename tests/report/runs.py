@@ -138,6 +138,7 @@ def _log_record(step: int, progress: float, rng: random.Random, learning_rate: f
     }
     for name in ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p"):
         record |= {f"pdyn/{name}/{pathway}": rng.uniform(1, 2) for pathway in ("weight", "bias_like")}
+    record |= {"pdyn/implicit_bias/weight": -rng.uniform(1, 2), "pdyn/implicit_bias/bias_like": rng.uniform(1, 2)}
     if spectra:
         record |= {
             f"pdyn/spectrum/{part}/{name}": rng.uniform(1, 5)
