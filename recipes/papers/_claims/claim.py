@@ -9,7 +9,7 @@ from pathlib import Path
 from . import history
 from .options import Option, Options, parse
 from .processes import is_main_process
-from .rows import Configuration, Row, Rows, time_of
+from .rows import Configuration, Row, SharedRows, time_of
 from .sweep import Work, run_all
 from .verdict import Verdict
 
@@ -21,7 +21,7 @@ class Claim:
     module: `__name__` of the claim's own, which says the paper and the name. doc: that module's text, for --help.
     rule: how a verdict follows from rows, with the bound below which an effect is none; fixed before the first run.
     configurations: full ones, of all runs. run: does one. judge: by the rule. draw: writes `figure.png`, in the paper's
-    layout. rows: of the folder that holds the rows, where several claims share them. options: those of its own.
+    layout. folder_of: names the folder that holds a run's row, where claims share runs. options: those of its own.
     """
 
     module: str
@@ -31,7 +31,7 @@ class Claim:
     run: Work
     judge: Callable[[Sequence[Row], Options], Verdict]
     draw: Callable[[Sequence[Row], Options], None]
-    rows: str | None = None
+    folder_of: Callable[[Configuration], str] | None = None
     options: tuple[Option, ...] = ()
 
     @property
@@ -51,11 +51,14 @@ class Claim:
 
     def check(self, given: Options) -> None:
         """Do all of it; `verdict.json` is written last."""
-        directory = given.output_dir / (self.rows or self.name)
-        rows = run_all(self.configurations(given), self.run, Rows(directory / "rows.jsonl"), given, self.name)
+        rows = run_all(self.configurations(given), self.run, self.rows(given), given, self.name)
         if is_main_process():
             self.draw(rows, given)
             self.judged(rows, given).write(given.directory)
+
+    def rows(self, given: Options) -> SharedRows:
+        """Those that are there, of its own and other claims."""
+        return SharedRows(given.output_dir, self.folder_of or (lambda _: self.name), self.configurations(given))
 
     def judged(self, rows: Sequence[Row], given: Options) -> Verdict:
         """The verdict on rows, with all that it follows from."""

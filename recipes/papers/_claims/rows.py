@@ -3,8 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ class Rows:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.write(json.dumps(row, allow_nan=False, separators=(",", ":")) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._by_key[_key(configuration)] = row
@@ -104,6 +104,34 @@ class Rows:
                 if mend:
                     with replacing(self.path) as partial:
                         partial.write_text("".join(lines[:-1]), encoding="utf-8")
+
+
+class SharedRows:
+    """The rows of configurations that lie in several folders, where other claims find them too."""
+
+    def __init__(
+        self, directory: Path, folder_of: Callable[[Configuration], str], configurations: Iterable[Configuration]
+    ) -> None:
+        self.path = directory
+        self._folder_of = folder_of
+        folders = sorted({folder_of(configuration) for configuration in configurations})
+        self._rows = {folder: Rows(directory / folder / "rows.jsonl") for folder in folders}
+
+    def of(self, configuration: Configuration) -> Row | None:
+        """As `Rows.of`."""
+        return self._rows[self._folder_of(configuration)].of(configuration)
+
+    def add(self, configuration: Configuration, result: Result, seconds: float, device: str) -> Row:
+        """As `Rows.add`."""
+        return self._rows[self._folder_of(configuration)].add(configuration, result, seconds, device)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """As `Rows.locked`, of all files."""
+        with ExitStack() as stack:
+            for rows in self._rows.values():
+                stack.enter_context(rows.locked())
+            yield
 
 
 def chosen(rows: Iterable[Row], **where: Any) -> list[Row]:

@@ -14,13 +14,15 @@ from tqdm.auto import tqdm
 
 from .options import Options
 from .processes import from_main_process, is_main_process
-from .rows import Configuration, Result, Row, Rows
+from .rows import Configuration, Result, Row, Rows, SharedRows
 
 Work = Callable[[Configuration, Options], Result]
 """Takes a configuration, returns its result; at the top level of a module, since other processes import it."""
 
 
-def run_all(configurations: Sequence[Configuration], work: Work, rows: Rows, options: Options, title: str) -> list[Row]:
+def run_all(
+    configurations: Sequence[Configuration], work: Work, rows: Rows | SharedRows, options: Options, title: str
+) -> list[Row]:
     """The rows of all configurations, in their order; those that are missing are run, `options.jobs` at a time."""
     with rows.locked() if is_main_process() else nullcontext():
         # Of processes that train together, the main one has read the file under its lock.
@@ -36,7 +38,7 @@ def run_all(configurations: Sequence[Configuration], work: Work, rows: Rows, opt
         return [row for configuration in configurations if (row := rows.of(configuration)) is not None]
 
 
-def _run(missing: Sequence[Configuration], work: Work, rows: Rows, options: Options, title: str) -> None:
+def _run(missing: Sequence[Configuration], work: Work, rows: Rows | SharedRows, options: Options, title: str) -> None:
     with ExitStack() as stack:
         progress = stack.enter_context(tqdm(total=len(missing), desc=title, unit="run", disable=not is_main_process()))
         if options.jobs == 1:

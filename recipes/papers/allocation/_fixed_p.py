@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import set_seed
@@ -16,7 +17,6 @@ from papers._claims.outcome import Outcome
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 
-ROWS = "networks"
 CONVOLUTION, NORMALIZATION = ".convolution", ".normalization"
 OPTIONS = (DATA_DIR,)
 EXPONENTS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
@@ -30,6 +30,7 @@ FACTOR = 1.1
 BOUND = math.log(FACTOR)
 """Of an effect on the logarithm of G_w/G_b or of a loss: less than a factor of 1.1 from p = -0.4 to 0.3 is none. The
 paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails."""
+CURVES = ("D_w", "D_b", "G_w_over_G_b", "update_w", "update_b")
 MATCHED_RATES = (0.001, 0.003, 0.01)
 """With the update scale matched, learning rates mean what they mean to Adam."""
 
@@ -69,14 +70,36 @@ def configurations(
     ]
 
 
+def folder_of(configuration: Configuration) -> str:
+    """The first claim that asks for a run has its row."""
+    if "strategy" in configuration:
+        return "dynamic_p"
+    if configuration["update_scale"] == "adam":
+        return "own_effect"
+    return "gradient_ratio" if configuration["lr_scheduler"] == "cosine" else "lr_decay"
+
+
 def run(configuration: Configuration, given: Options) -> Result:
-    """Train one network."""
+    """Train one network; return what any rule or figure reads."""
     images = images_of(configuration)
     how = Optimization(**{field.name: configuration[field.name] for field in dataclasses.fields(Optimization)})
     set_seed(configuration["seed"])
     model = resnet(RESNET18 if configuration["size"] == "full" else SMALL, images.channels, images.classes)
     result = train(model, images, how, configuration["seed"], given.device)
-    return {name: value for name, value in result.items() if name != "updates"}
+    gradients = {
+        part: {layer: thinned(norms) for layer, norms in by_layer.items()}
+        for part, by_layer in result["gradients"].items()
+    }
+    return {
+        "curves": {name: result["curves"][name] for name in CURVES},
+        "gradients": gradients,
+        **{name: result[name] for name in ("table_2", "hard", "samples")},
+    }
+
+
+def thinned(by_epoch: Sequence[Any]) -> list[Any]:
+    """About ten epochs of a layer's curve, the last among them."""
+    return list(by_epoch[:: -max(len(by_epoch) // 10, 1)][::-1])
 
 
 def images_of(configuration: Configuration) -> Images:
@@ -112,7 +135,7 @@ def has_died(result: Result) -> bool:
 
 
 def layer_ratios(result: Result, layer: str) -> list[float | None]:
-    """G_w/G_b of a convolution and the normalisation that follows it, or of the classifier, over epochs.
+    """G_w/G_b of a convolution and the normalisation that follows it, or of the classifier, over `thinned` epochs.
 
     By Table 1 a normalisation has nothing weight-like, and no ratio of its own. None as in `final_ratio`.
     """

@@ -32,7 +32,7 @@ from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 from papers._claims.verdict import Part, Verdict
-from papers.allocation._fixed_p import ROWS, update_ratio
+from papers.allocation._fixed_p import folder_of, update_ratio
 
 BASELINE = "p = 0.5"
 FALLING = {"p 0.45 to 0.35": "linear:0.45..0.35", "p 0.6 to 0.5": "linear:0.6..0.5"}
@@ -121,7 +121,7 @@ def _fine_tune(how: Optimization, seed: int, given: Options) -> Result:
     set_seed(seed)
     names = tuple(str(i) for i in range(images.classes))
     result = train(with_new_head(model, names), images, how, seed, given.device)
-    return {key: result[key] for key in ("curves", "table_2", "updates")}
+    return {"curves": result["curves"], "updates": {"bias_like": result["updates"]["bias_like"]}}
 
 
 @functools.cache
@@ -340,4 +340,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw, ROWS, OPTIONS)
+CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw, folder_of, OPTIONS)

@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
     with figures.panels(3, len(rates)) as (figure, grid):
         for column, lr in enumerate(rates):
             curves, ends, heat = grid[:, column]
-            _curves(curves, rows, lr, lambda result: result["curves"]["G_w_over_G_b"])
+            _curves(curves, rows, lr, _epochs(rows), lambda result: result["curves"]["G_w_over_G_b"])
             curves.set(title=f"lr = {lr:g}", xlabel="epoch", ylabel="G_w / G_b")
             figures.logarithmic(curves)
             figures.band(ends, EXPONENTS, by_p(rows, final_ratio, lr=lr).T, color="0.2", marker="o", markersize=4)
@@ -123,7 +123,7 @@ def _draw_layers(rows: Sequence[Row], given: Options) -> None:
     with figures.panels(len(names), len(rates), height=2.0, sharex=True) as (figure, grid):
         for (row, name), (column, lr) in itertools.product(enumerate(names), enumerate(rates)):
             axes = grid[row, column]
-            _curves(axes, rows, lr, functools.partial(layer_ratios, layer=name))
+            _curves(axes, rows, lr, _fixed_p.thinned(_epochs(rows)), functools.partial(layer_ratios, layer=name))
             axes.set_title(f"{short(name)}, lr = {lr:g}", fontsize=8)
             figures.logarithmic(axes)
         for axes in grid[-1]:
@@ -134,14 +134,22 @@ def _draw_layers(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "layers.png")
 
 
+def _epochs(rows: Sequence[Row]) -> Sequence[int]:
+    return range(1, len(rows[0]["result"]["curves"]["D_w"]) + 1)
+
+
 def _curves(
-    axes: figures.Axes, rows: Sequence[Row], lr: float, ratios: Callable[[Result], Sequence[float | None]]
+    axes: figures.Axes,
+    rows: Sequence[Row],
+    lr: float,
+    epochs: Sequence[int],
+    ratios: Callable[[Result], Sequence[float | None]],
 ) -> None:
     """A ratio over epochs, by p. A network that died has none, and leaves its seed's mean where it did."""
     for p, colour in zip(EXPONENTS, figures.colours(len(EXPONENTS)), strict=True):
         values = np.array([ratios(row["result"]) for row in chosen(rows, p=p, lr=lr)], float)
         values[~(values > 0)] = np.nan
-        figures.band(axes, np.arange(1, values.shape[1] + 1), values, color=colour, label=f"p = {p:g}")
+        figures.band(axes, epochs, values, color=colour, label=f"p = {p:g}")
 
 
 def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
@@ -158,5 +166,5 @@ def _heat_map(axes: figures.Axes, rows: Sequence[Row], lr: float) -> None:
 
 
 CLAIM = Claim(
-    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS
+    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.folder_of, _fixed_p.OPTIONS
 )

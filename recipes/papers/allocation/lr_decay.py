@@ -137,4 +137,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, RULE, configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS)
+CLAIM = Claim(__name__, __doc__, RULE, configurations, _fixed_p.run, judge, draw, _fixed_p.folder_of, _fixed_p.OPTIONS)

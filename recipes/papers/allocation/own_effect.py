@@ -257,5 +257,13 @@ def _draw_gains(axes: figures.Axes, rows: Sequence[Row]) -> None:
 
 
 CLAIM = Claim(
-    __name__, __doc__, RULE, configurations, run, judge, draw, _fixed_p.ROWS, (*_fixed_p.OPTIONS, *dynamic_p.OPTIONS)
+    __name__,
+    __doc__,
+    RULE,
+    configurations,
+    run,
+    judge,
+    draw,
+    _fixed_p.folder_of,
+    (*_fixed_p.OPTIONS, *dynamic_p.OPTIONS),
 )

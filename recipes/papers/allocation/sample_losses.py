@@ -143,5 +143,5 @@ def draw(rows: Sequence[Row], given: Options) -> None:
 
 
 CLAIM = Claim(
-    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.ROWS, _fixed_p.OPTIONS
+    __name__, __doc__, RULE, _fixed_p.configurations, _fixed_p.run, judge, draw, _fixed_p.folder_of, _fixed_p.OPTIONS
 )

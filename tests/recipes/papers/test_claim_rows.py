@@ -8,7 +8,7 @@ import pytest
 
 from _common.entry_point import RecipeError
 from papers._claims.history import code_commit
-from papers._claims.rows import Rows, hardware, time_of, versions
+from papers._claims.rows import Rows, SharedRows, hardware, time_of, versions
 
 ONE, OTHER = {"p": 0.1, "seed": 0}, {"p": 0.2, "seed": 0}
 
@@ -111,3 +111,22 @@ def test_one_process_at_a_time_adds_rows(tmp_path: Path) -> None:
         other.join()
     with Rows(tmp_path / "rows.jsonl").locked():
         pass
+
+
+def shared(folder: Path) -> SharedRows:
+    return SharedRows(folder, lambda configuration: f"p={configuration['p']}", [ONE, OTHER])
+
+
+def test_rows_of_several_folders(tmp_path: Path) -> None:
+    rows = shared(tmp_path)
+    with rows.locked():
+        rows.add(ONE, {"x": 1.5}, 0.25, "cpu")
+        assert rows.of(ONE)["result"] == {"x": 1.5} and rows.of(OTHER) is None
+        with (
+            pytest.raises(RecipeError, match="in use by another run"),
+            Rows(tmp_path / "p=0.2" / "rows.jsonl").locked(),
+        ):
+            pass
+    shared(tmp_path).add(OTHER, {"x": 2.5}, 0.25, "cpu")
+    assert [shared(tmp_path).of(one)["result"]["x"] for one in (ONE, OTHER)] == [1.5, 2.5]
+    assert len(Rows(tmp_path / "p=0.1" / "rows.jsonl")) == len(Rows(tmp_path / "p=0.2" / "rows.jsonl")) == 1

@@ -90,11 +90,19 @@ def test_a_network(options: Options) -> None:
     configuration = {**first(gradient_ratio, options, p=0.2, lr=0.1), "epochs": 1}
     result = _fixed_p.run(configuration, options)
     assert len(result["curves"]["G_w_over_G_b"]) == 1
+    assert result.keys() == {"curves", "gradients", "table_2", "hard", "samples"}
     layers = gradient_ratio.layers([{"result": result}])
     assert len(layers) == 7  # the stem, two blocks of two convolutions, a shortcut, the classifier
     for layer in layers:
         (ratio,) = gradient_ratio.layer_ratios(result, layer)
         assert ratio is not None and ratio > 0
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"), [(1, [1]), (8, [*range(1, 9)]), (25, [*range(1, 26, 2)]), (40, [*range(4, 41, 4)])]
+)
+def test_layers_keep_about_ten_epochs_and_the_last(epochs: int, kept: list[int]) -> None:
+    assert _fixed_p.thinned(range(1, epochs + 1)) == kept
 
 
 def test_the_papers_network_on_cifar_100(options: Options, tmp_path: Path) -> None:

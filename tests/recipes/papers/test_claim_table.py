@@ -10,7 +10,8 @@ import pytest
 
 import papers
 from papers._claims import verdict
-from papers._claims.history import Standing
+from papers._claims.history import Standing, standing
+from papers._claims.options import parse
 from papers._claims.outcome import CONFIRMED, Identity, Outcome
 from papers._claims.verdict import Part, Verdict
 from tests.recipes.papers.conftest import PAPERS
@@ -98,13 +99,21 @@ def test_a_rule_is_kept(paper: str, name: str) -> None:
 @pytest.mark.parametrize(("paper", "name"), CLAIMS)
 def test_what_was_run_is_judged_and_drawn(paper: str, name: str) -> None:
     """A claim whose rule is committed may still have to be run."""
-    rows = PAPERS / paper / "results" / (papers.claim(name).rows or name) / "rows.jsonl"
-    if not rows.exists():
+    claim, results = papers.claim(name), PAPERS / paper / "results"
+    given = parse(paper, name, "", claim.options, ["--output_dir", str(results)])
+    if None in map(claim.rows(given).of, claim.configurations(given)):
         pytest.skip("not run yet")
     found = verdict.read(PAPERS / paper / "results" / name)
     assert found.seeds >= 3
-    assert found.rule == " ".join(papers.claim(name).rule.split())
+    assert found.rule == " ".join(claim.rule.split())
+    commit, _ = standing(claim.rule, claim.rule_file, [])
+    assert commit in (None, found.rule_commit)  # None: without git's history, or while a rule is being changed
     assert (PAPERS / paper / "results" / name / "figure.png").exists()
+
+
+def test_files_of_rows_are_small() -> None:
+    sizes = {path: path.stat().st_size for path in PAPERS.glob("*/results/*/rows.jsonl")}
+    assert sizes and max(sizes.values()) < 1_000_000, sizes
 
 
 @pytest.mark.parametrize("paper", papers.PAPERS)
