@@ -12,6 +12,7 @@ from hf_pdyn.frontend.registration import register
 
 if TYPE_CHECKING:
     from hf_pdyn.callbacks import (
+        AllocationCallback,
         NonfiniteCallback,
         PControlCallback,
         SampleLossCallback,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from hf_pdyn.run_dir.checkpoints import last_complete_checkpoint
 
 __all__ = [
+    "AllocationCallback",
     "Label",
     "NonfiniteCallback",
     "PControlCallback",
@@ -47,6 +49,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AllocationCallback": "hf_pdyn.callbacks",
     "Label": "hf_pdyn.grouping",
     "NonfiniteCallback": "hf_pdyn.callbacks",
     "PControlCallback": "hf_pdyn.callbacks",

@@ -1,5 +1,6 @@
 """TrainerCallbacks: thin adapters between the Trainer's events and the modules below."""
 
+from hf_pdyn.callbacks.allocation import AllocationCallback
 from hf_pdyn.callbacks.control import PControlCallback
 from hf_pdyn.callbacks.nonfinite import NonfiniteCallback
 from hf_pdyn.callbacks.samples import SampleLossCallback
@@ -9,6 +10,7 @@ from hf_pdyn.callbacks.spectral import SpectralCallback
 from hf_pdyn.callbacks.telemetry import TelemetryCallback
 
 __all__ = [
+    "AllocationCallback",
     "NonfiniteCallback",
     "PControlCallback",
     "SampleLossCallback",

@@ -15,13 +15,15 @@ from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import never_fatal
+from hf_pdyn.common.never_fatal import described, never_fatal
 from hf_pdyn.grouping import how_to_train_bias_like
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
+from hf_pdyn.measure.power_moments import PowerMomentsReader
 from hf_pdyn.measure.step_statistics import StepStatistics
-from hf_pdyn.measure.windows import Window
+from hf_pdyn.measure.windows import Scope, Window
 from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
+from hf_pdyn.policy.allocation_curve import size_factor, total
 from hf_pdyn.policy.intervals import auto_interval, parse_interval, useful_decisions
 from hf_pdyn.run_dir.tables import DECISIONS
 from hf_pdyn.tensors.sharding import agreed, first_param
@@ -29,6 +31,9 @@ from hf_pdyn.tensors.sharding import agreed, first_param
 logger = logging.getLogger(__name__)
 
 _NOTHING = (math.nan, math.nan)
+
+_HARMLESS = 1.05
+"""A decision that multiplies updates by less is not worth a warning."""
 
 _FEWEST_USEFUL = 2
 """Decisions that can change a step, below which a warning says that control has hardly any effect."""
@@ -67,6 +72,7 @@ class PControlCallback(RememberingCallback):
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
         self._window = None
+        self._said_factor = False
         free = self._free_groups()
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
@@ -76,7 +82,7 @@ class PControlCallback(RememberingCallback):
                 "Algorithm 1 steers one training, and the processes of this launch do not average their gradients. "
                 "Call no evaluate() before train(), use eval_on_start; or leave p_control off."
             )
-        statistics = StepStatistics.of(self.run.optimizer, self.run.model)
+        self._statistics = statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         if statistics.unavailable:
             raise ValueError(
                 f"Algorithm 1 cannot read the gradients: {statistics.unavailable}, or leave p_control off."
@@ -152,7 +158,33 @@ class PControlCallback(RememberingCallback):
         self._unlogged.append(self._state)
         self._decisions.add(state, [self._state.to_dict()])
         logger.info("step %d: %s, p %.4g -> %.4g", state.global_step, self._state.branch, before, self._state.p)
+        if self._state.p != before:
+            self._say_what_a_decision_multiplies(state, before)
         self._apply()
+
+    def _say_what_a_decision_multiplies(self, state: TrainerState, before: float) -> None:
+        """Warn, at the first decision that moves p, of what it does to the size of raw updates. For all processes."""
+        said, self._said_factor = self._said_factor, True
+        groups = self.run.groups
+        if said or groups[0]["update_scale"] == "adam" or any(group.get("p_pinned") for group in groups):
+            return
+        factor = self._size_factor(before)
+        if factor is not None and state.is_world_process_zero and not 1 / _HARMLESS < factor < _HARMLESS:
+            warnings.warn(
+                f"Algorithm 1 moved p from {before:g} to {self._state.p:g}, which multiplies every update by "
+                f"{factor:.3g}: most of what a decision does here is a change of the learning rate. Use "
+                "update_scale=adam (--optim_args), which keeps the size of updates, or lower the learning rate.",
+                stacklevel=2,
+            )
+
+    def _size_factor(self, before: float) -> float | None:
+        try:
+            moments = PowerMomentsReader(self._statistics, per_layer=False).read().moments
+            pathways = [moments[scope] for scope in (Scope("weight"), Scope("bias_like")) if scope in moments]
+            return size_factor(total(pathways), before, self._state.p - before) if pathways else None
+        except Exception as error:  # nothing that training needs
+            logger.info("The factor of a decision could not be measured: %s", described(error))
+            return None
 
     @never_fatal
     def _read(self) -> tuple[float, float] | None:

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_pdyn.callbacks import (
+    AllocationCallback,
     NonfiniteCallback,
     PControlCallback,
     SampleLossCallback,
@@ -61,6 +62,14 @@ class PdynArguments:
         default=None,
         metadata={
             "help": "Take update norms, second moments and N_p every so many steps (default: once a log record)."
+        },
+    )
+    allocation: str | None = field(
+        default=None,
+        metadata={
+            "help": "How often to measure what every p would make of the current moments: none, log (every record), a "
+            "number of optimizer steps, or auto (every record that takes no more than a hundredth of the time; the "
+            "default with telemetry)."
         },
     )
     spectra: str = field(
@@ -180,6 +189,10 @@ class PdynArguments:
             callbacks.append(PControlCallback(self._control_config(), interval))
         if self.telemetry != "none":
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
+        allocation = self.allocation or ("auto" if self.telemetry != "none" else "none")
+        if allocation != "none":
+            every = parse_interval("allocation", allocation, "none", "auto", "log")
+            callbacks.append(AllocationCallback(every, per_layer=self.telemetry == "layers"))
         if self.spectra != "none":
             callbacks.append(SpectralCallback(parse_interval("spectra", self.spectra, "none", "epoch")))
         if self.sample_losses:

@@ -45,8 +45,6 @@ def moments_of(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> 
     """The moments of a piece after a step, or why there are none."""
     name = type(optimizer).__name__
     state = optimizer.state.get(piece.holder, {})
-    if not state:
-        return f"{name} has not stepped it yet"
     try:
         m = low_bit.moment(state, "exp_avg")
         v = low_bit.moment(state, "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")

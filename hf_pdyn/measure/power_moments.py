@@ -48,12 +48,15 @@ class PowerMomentsReader:
     def read(self) -> Found:
         """M of all scopes. Waits for the device; where parameters are sharded, every process must come to it."""
         reasons: set[str] = set()
-        sums = self._sums(reasons)
-        return self._found(self._statistics.add_up(sums), reasons)
-
-    def lost(self) -> None:
-        """Take part in `read` of the other processes with nothing: this one cannot measure."""
-        self._statistics.add_up(self._nothing() * math.nan)
+        failure: Exception | None = None
+        try:
+            sums = self._sums(reasons)
+        except Exception as error:  # the others wait for this process's part
+            failure, sums = error, self._nothing() * math.nan
+        sums = self._statistics.add_up(sums)
+        if failure is not None:
+            raise failure
+        return self._found(sums, reasons)
 
     def _sums(self, reasons: set[str]) -> Tensor:
         """This process's share, shape (len(scopes), COUNT)."""

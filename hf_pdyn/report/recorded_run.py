@@ -18,8 +18,8 @@ from hf_pdyn.policy.algorithm1 import BRANCHES
 STEPS = "pdyn/steps"
 """How many optimizer steps a log record of telemetry covers."""
 MEAN = re.compile(
-    r"pdyn/(D_[wb](_clipped)?|G_w_over_G_b|update_ratio|"
-    r"(update_norm|param_norm|v_hat_mean|one_norm|N_p|implicit_bias)/.+)"
+    r"pdyn/(D_[wb](_clipped)?|G_w_over_G_b(_invariant)?|update_ratio|by_label/.+_share"
+    r"|(update_norm|param_norm|v_hat_mean|one_norm|N_p|implicit_bias)/.+)"
 )
 """Metrics that are means over the steps of their record."""
 

@@ -2,6 +2,7 @@
 
     OUTPUT_DIR/pdyn/layers/step-00000200.parquet         rows up to that step, since the file before
     OUTPUT_DIR/pdyn/decisions/step-00000200.parquet
+    OUTPUT_DIR/pdyn/allocation/step-00000200.parquet
     OUTPUT_DIR/pdyn/sample_losses/epoch-0001.parquet
 
 A folder is one data set: `datasets.load_dataset("parquet", data_dir="OUTPUT_DIR/pdyn/layers")`. Files are written
@@ -62,7 +63,18 @@ DECISIONS = _table_kind(
 SAMPLE_LOSSES = _table_kind("sample_losses", split=pa.string(), index=pa.int64(), loss=pa.float64(), correct=pa.bool_())
 """One row a sample, index in its data set. correct: null where nothing is classified."""
 
-TABLE_KINDS = {kind.name: kind for kind in (LAYERS, DECISIONS, SAMPLE_LOSSES)}
+ALLOCATION = _table_kind(
+    "allocation",
+    pathway=pa.string(),
+    component=pa.string(),
+    layer=pa.string(),
+    p=pa.float64(),
+    log_moments=pa.list_(pa.float64()),
+)
+"""log M(s) of a pathway, or of its part of a component or a layer, at `policy.allocation_curve.EXPONENTS`; p is the
+run's."""
+
+TABLE_KINDS = {kind.name: kind for kind in (LAYERS, DECISIONS, SAMPLE_LOSSES, ALLOCATION)}
 
 
 class TableWriter:

@@ -5,6 +5,7 @@ import pytest
 from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pdyn import (
+    AllocationCallback,
     PControlCallback,
     PdynArguments,
     SampleLossCallback,
@@ -17,10 +18,26 @@ from tests.training import arguments
 
 
 def test_the_default_watches_and_steers_nothing() -> None:
-    (telemetry,) = PdynArguments().callbacks()
+    telemetry, allocation = PdynArguments().callbacks()
     assert isinstance(telemetry, TelemetryCallback)
+    assert isinstance(allocation, AllocationCallback) and allocation.every == "auto"
     assert PdynArguments(telemetry="none").callbacks() == []
     assert PdynArguments(telemetry="none", nonfinite="apply").callbacks() == []
+
+
+@pytest.mark.parametrize(
+    ("given", "every"), [("log", "log"), ("20", 20), ("auto", "auto"), (None, None), ("none", None)]
+)
+def test_the_allocation_curve_without_telemetry(given: str | None, every: int | str | None) -> None:
+    found = PdynArguments(telemetry="none", allocation=given).callbacks()
+    assert [callback.every for callback in found] == ([] if every is None else [every])
+
+
+def test_telemetry_without_the_allocation_curve() -> None:
+    (telemetry,) = PdynArguments(allocation="none").callbacks()
+    assert isinstance(telemetry, TelemetryCallback)
+    with pytest.raises(ValueError, match="allocation must be none, auto, log.*'often'"):
+        PdynArguments(allocation="often")
 
 
 def test_options_become_callbacks_beside_training_arguments() -> None:
@@ -30,7 +47,8 @@ def test_options_become_callbacks_beside_training_arguments() -> None:
         "--p_control gradient --p_min 0.1 --p_max 0.55 --p_step 0.03 --p_threshold 1.4 --p_interval 50 "
         "--schedule weight_decay.attention=cosine:0.1..0".split()
     )
-    schedule, control, telemetry = ours.callbacks()
+    schedule, control, telemetry, allocation = ours.callbacks()
+    assert allocation.per_layer
     assert isinstance(schedule, ScheduleCallback)
     assert (schedule.field, schedule.label, schedule.schedule.kind) == ("weight_decay", "attention", "cosine")
     assert isinstance(control, PControlCallback)
@@ -43,19 +61,19 @@ def test_options_become_callbacks_beside_training_arguments() -> None:
 
 @pytest.mark.parametrize(("given", "every"), [("epoch", "epoch"), ("50", 50), (50, 50)])
 def test_spectra_are_measured_when_asked_for(given: str, every: int | str) -> None:
-    _, spectral = PdynArguments(spectra=given).callbacks()
+    *_, spectral = PdynArguments(spectra=given).callbacks()
     assert isinstance(spectral, SpectralCallback)
     assert spectral.every == every
 
 
 def test_shutoff_options() -> None:
-    shutoff, _ = PdynArguments(wd_off="0.6", wd_on="0.9", wd_off_labels=["mlp", "lora_A"]).callbacks()
+    shutoff, *_ = PdynArguments(wd_off="0.6", wd_on="0.9", wd_off_labels=["mlp", "lora_A"]).callbacks()
     assert isinstance(shutoff, WeightDecayShutoffCallback)
     assert (str(shutoff.at), str(shutoff.until), shutoff.labels) == ("0.6", "0.9", ["mlp", "lora_A"])
 
 
 def test_sample_loss_options() -> None:
-    _, samples = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
+    *_, samples = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
     assert isinstance(samples, SampleLossCallback)
     assert (samples.train_probe, samples.test_probe) == (50, 20)
 
@@ -144,5 +162,5 @@ def test_values_of_a_configuration_file(tmp_path: Path) -> None:
     path = tmp_path / "options.yaml"
     path.write_text("wd_off: 0.6\np_control: gradient\np_interval: 50\n")
     (ours,) = HfArgumentParser(PdynArguments).parse_yaml_file(str(path))
-    shutoff, control, _ = ours.callbacks()
+    shutoff, control, *_ = ours.callbacks()
     assert (str(shutoff.at), control.interval) == ("0.6", 50)
