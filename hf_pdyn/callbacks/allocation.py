@@ -82,8 +82,7 @@ class AllocationCallback(RememberingCallback):
         self._p_step = controls[0].config.p_step if controls else ControlConfig.p_step
         if self._statistics.unavailable:
             self._say_why(self._statistics.unavailable, state)
-        # Of what every process holds alike, one of them is enough.
-        elif self._statistics.sharded or state.is_world_process_zero:
+        else:
             self._reader = PowerMomentsReader(self._statistics, per_layer=self.per_layer)
 
     def stop_measuring(self) -> None:
@@ -120,8 +119,7 @@ class AllocationCallback(RememberingCallback):
         skipped = _records_to_skip(cost=ended - begun, training=begun - self._since)
         if self._first:  # it has costs of its own
             self._first, skipped = False, min(skipped, _MOST_AFTER_THE_FIRST)
-        if self._statistics.sharded:
-            (skipped,) = map(int, agreed([skipped], first_param(self.run.groups).device))
+        (skipped,) = map(int, agreed([skipped], first_param(self.run.groups).device))
         self._records_to_skip, self._since = skipped, ended
         return found or {}
 

@@ -151,8 +151,8 @@ def difference(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> Differe
 
 
 def _relative(name: str, value: float, wanted: float) -> float:
-    # A relative change is the difference of two numbers that are each good to the tolerance already.
-    scale = 1.0 if name.endswith("_change") else abs(wanted)
+    # Relative changes and slopes of logarithms are differences of two numbers that are each good to the tolerance.
+    scale = 1.0 if name.endswith(("_change", "_slope")) else abs(wanted)
     return abs(value - wanted) / max(scale, 1e-9)
 
 

@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_pdyn import PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn import AllocationCallback, PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
@@ -47,6 +47,8 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     accumulation = options.get("gradient_accumulation_steps", 1)
     exponents = Exponents()
     callbacks = [TelemetryCallback(every=1, per_layer=True), WeightDecayShutoffCallback("0.5"), exponents]
+    if options.get("optim") != "sgd":  # which has no second moment
+        callbacks.append(AllocationCallback("log"))
     if options.get("optim", "padam") == "padam":
         callbacks.insert(0, PControlCallback(CONTROL, interval=INTERVAL))
     run = trainer(
