@@ -1,6 +1,10 @@
-"""How all figures of claims look, and how they are saved."""
+"""How all figures of claims look, and how they are saved.
 
-from collections.abc import Iterator
+They are read at the width of a README: so wide they are made, whatever the number of panels. A figure has one legend,
+below its panels; panels that are compared have one scale (`sharey`, `sharex`); controls have a background of their own.
+"""
+
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,29 +20,29 @@ from matplotlib.ticker import FuncFormatter
 
 from hf_pdyn.common.atomic import replacing
 
+WIDTH = 8.3
+"""Inches, of 100 pixels where it is read."""
 _STYLE: dict[str, Any] = {
-    "figure.dpi": 110,
+    "figure.dpi": 150,
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9,
     "axes.titleweight": "bold",
     "axes.grid": True,
     "grid.alpha": 0.25,
+    "lines.linewidth": 1.3,
     "legend.frameon": False,
-    "legend.fontsize": 8,
 }
+_CONTROL = "#f1f1f1"
 
 
 @contextmanager
-def panels(
-    rows: int, columns: int, width: float = 4.0, height: float = 3.0, **options: Any
-) -> Iterator[tuple[Figure, Any]]:
-    """A figure of rows x columns panels, (rows, columns) Axes, closed at the end."""
+def panels(rows: int, columns: int, height: float = 2.2, **options: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure of rows x columns panels of that height, (rows, columns) Axes, closed at the end."""
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained", **options
-        )
+        size = (WIDTH, height * rows + 0.4)
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained", **options)
         try:
             yield figure, axes
         finally:
@@ -55,6 +59,20 @@ def band(axes: Axes, x: Any, values: Any, **style: Any) -> None:
     mean, spread = values.mean(0), values.std(0, ddof=1)
     (line,) = axes.plot(x, mean, **style)
     axes.fill_between(x, mean - spread, mean + spread, color=line.get_color(), alpha=0.15, linewidth=0)
+
+
+def legend(figure: Figure, columns: int = 4) -> None:
+    """One for all panels, below them: every label once, in the order of panels."""
+    found = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=columns)
+
+
+def control(panels: Iterable[Axes]) -> None:
+    """Set panels apart that are no part of what the paper claims."""
+    for axes in panels:
+        axes.set_facecolor(_CONTROL)
 
 
 def logarithmic(axes: Axes) -> None:

@@ -1,4 +1,4 @@
-"""The BatchNorm networks of the first paper's classification experiments."""
+"""BatchNorm networks for images."""
 
 from dataclasses import dataclass
 

@@ -78,7 +78,9 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a few minutes on two cores, no network (the default)")
-    size.add_argument("--full", action="store_true", help="the large setting, for a GPU")
+    size.add_argument(
+        "--full", action="store_true", help="the large setting, for a GPU (see above what of it is the paper's)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
     parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="repetitions (default: %(default)s)")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else one)")

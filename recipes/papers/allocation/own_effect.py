@@ -6,6 +6,8 @@ A larger p makes every raw update larger, by orders of magnitude where second mo
 over p is also one over step sizes. Claims 4, 5 and 8 again with update_scale=adam, where one factor for all
 parameters gives every update the size that Adam's has, beside the same sweeps with the raw Eq. 18; and beside p = 0
 over learning rates, which is what step sizes do alone.
+
+The paper's: prediction 1, that the update scale must be matched. Ours: all else.
 """
 
 from collections.abc import Callable, Sequence
@@ -215,45 +217,63 @@ def _summary(values: np.ndarray, outcome_: Outcome) -> dict[str, object]:
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """Each effect over p, raw and matched, and over learning rates with p = 0; what moving p gains; updates."""
+    """Each effect over p, raw and matched, and as a control over learning rates with p = 0; `updates.png`: the rest."""
+    _draw_updates(rows, given)
     titles = {
-        "G_w/G_b falls": "G_w / G_b, last epoch",
-        "G_w/G_b falls by layer (geometric mean)": "mean over layers of G_w / G_b",
+        "G_w/G_b falls": "G_w / G_b",
+        "G_w/G_b falls by layer (geometric mean)": "its mean over layers",
         "median test loss falls": "median test loss",
-        "99th percentile rises": "99th percentile of test losses",
+        "99th percentile rises": "99th percentile",
     }
-    names = {"raw": "Eq. 18, raw", "adam": "update scale matched"}
-    style = {"marker": "o", "markersize": 3}
-    with figures.panels(3, len(titles) + 1, width=3.3, height=2.7) as (figure, grid):
-        for row, scale in enumerate(names):
-            for axes, (effect, title) in zip(grid[row], titles.items(), strict=False):
-                for i, lr in enumerate(rates(given, scale)):
+    with figures.panels(3, len(titles), sharey="col") as (figure, grid):
+        for column, (effect, title) in zip(grid.T, titles.items(), strict=True):
+            for axes, scale in zip(column, SCALES, strict=False):
+                for lr in rates(given, scale):
                     values = by_p(fixed(rows, scale), TRENDS[effect][1], lr=lr).T
-                    figures.band(axes, EXPONENTS, values, color=f"C{i}", label=f"lr = {lr:g}", **style)
-                axes.set(title=title, xlabel="p")
-                figures.logarithmic(axes)
-            grid[row, 0].legend()
-            grid[row, 0].set_ylabel(names[scale])
-            _draw_gains(grid[row, -1], dynamic(rows, scale))
-        for axes, effect in zip(grid[2], titles, strict=False):
-            figures.band(axes, SWEPT_RATES, by_learning_rate(rows, effect).T, color="0.3", **style)
-            axes.set(xlabel="learning rate", xscale="log")
-            figures.logarithmic(axes)
-        grid[2, 0].set_ylabel("p = 0")
-        for i, lr in enumerate(MATCHED_RATES):
-            values = by_p(fixed(rows, "adam"), update_ratio, lr=lr).T
-            figures.band(grid[2, -1], EXPONENTS, values, color=f"C{i}", label=f"lr = {lr:g}", **style)
-        grid[2, -1].set(title="log of weight / bias-like update, matched", xlabel="p")
-        grid[2, -1].title.set_fontsize(8)
+                    figures.band(axes, EXPONENTS, values, color=_colour(lr), **STYLE)
+                axes.set_xlabel("p")
+            figures.band(column[-1], SWEPT_RATES, by_learning_rate(rows, effect).T, color="0.3", **STYLE)
+            column[-1].set(xlabel="learning rate", xscale="log")
+            column[0].set_title(title)
+            figures.logarithmic(column[0])
+        for axes, name in zip(grid[:, 0], (*SCALES.values(), "control: p = 0"), strict=True):
+            axes.set_ylabel(name)
+        figures.control(grid[-1])
+        for lr in DRAWN_RATES:
+            grid[0, 0].plot([], [], color=_colour(lr), label=f"lr = {lr:g}", **STYLE)
+        figures.legend(figure, columns=len(DRAWN_RATES))
         figures.save(figure, given.directory / "figure.png")
 
 
-def _draw_gains(axes: figures.Axes, rows: Sequence[Row]) -> None:
+SCALES = {"raw": "raw", "adam": "matched"}
+STYLE = {"marker": "o", "markersize": 3}
+
+
+DRAWN_RATES = sorted({*_fixed_p.QUICK_RATES, *MATCHED_RATES})
+
+
+def _colour(lr: float) -> object:
+    return figures.colours(len(DRAWN_RATES))[DRAWN_RATES.index(lr)]
+
+
+def _draw_updates(rows: Sequence[Row], given: Options) -> None:
+    """What moving p gains, raw and matched; and how p moves the ratio of updates, matched."""
     strategies = dynamic_p.STRATEGIES[1:]
-    gains = [dynamic_p.gain(rows, strategy) for strategy in strategies]
-    axes.barh(range(len(gains)), [100 * g.mean for g in gains], xerr=[100 * g.spread for g in gains], color="C0")
-    axes.set_yticks(range(len(gains)), strategies, fontsize=6)
-    axes.set_title("best accuracy over p = 0.5, points", fontsize=8)
+    with figures.panels(1, 3, height=2.6) as (figure, (panels,)):
+        for axes, (scale, name) in zip(panels, SCALES.items(), strict=False):
+            gains = [dynamic_p.gain(dynamic(rows, scale), strategy) for strategy in strategies]
+            colours = ["0.6" if strategy in dynamic_p.MATCHED else "C0" for strategy in strategies]
+            errors = [100 * gain.spread for gain in gains]
+            axes.barh(range(len(gains)), [100 * gain.mean for gain in gains], xerr=errors, color=colours)
+            axes.set(title=f"accuracy, {name}", xlabel="points over p = 0.5")
+            axes.set_yticks(range(len(gains)), strategies if scale == "raw" else [], fontsize=8)
+        panels[1].sharex(panels[0])
+        for lr in MATCHED_RATES:
+            values = by_p(fixed(rows, "adam"), update_ratio, lr=lr).T
+            figures.band(panels[2], EXPONENTS, values, color=_colour(lr), label=f"lr = {lr:g}", **STYLE)
+        panels[2].set(title="log update ratio, matched", xlabel="p")
+        figures.legend(figure)
+        figures.save(figure, given.directory / "updates.png")
 
 
 CLAIM = Claim(

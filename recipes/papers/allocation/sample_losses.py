@@ -4,6 +4,8 @@
 
 From the rows of claim 4, which are run first where they are missing. Writes `table_2.md`, our figures beside the
 paper's.
+
+The paper's: as claim 4, with Table 2. Ours: as claim 4.
 """
 
 import math
@@ -123,7 +125,7 @@ def _write_table(rows: Sequence[Row], given: Options) -> None:
 def draw(rows: Sequence[Row], given: Options) -> None:
     """Fig. 4: quantiles of test and clean train losses over p; below, the shares of test losses above 5."""
     rates = _fixed_p.learning_rates(given)
-    with figures.panels(3, len(rates)) as (figure, grid):
+    with figures.panels(3, len(rates), sharex=True, sharey="row") as (figure, grid):
         for column, lr in enumerate(rates):
             *quantiles, tail = grid[:, column]
             for axes, split in zip(quantiles, ("test", "train"), strict=True):
@@ -132,13 +134,18 @@ def draw(rows: Sequence[Row], given: Options) -> None:
                     figures.band(axes, EXPONENTS, values, color=colour, marker="o", markersize=3, label=name)
                     paper = [PAPER[lr, p][TABLE_2.index(name)] for p in EXPONENTS if (lr, p) in PAPER]
                     if paper and split == "test":
-                        axes.plot(EXPONENTS, paper, color=colour, linestyle=":", linewidth=1)
-                axes.set(title=f"lr = {lr:g}", yscale="log", xlabel="p", ylabel=f"{split} loss")
+                        axes.plot(EXPONENTS, paper, color=colour, linestyle=":")
+                axes.set_yscale("log")
             share = 100 * losses(rows, lr, "share_above_5").T
             figures.band(tail, EXPONENTS, share, color="C3", marker="o", markersize=3)
-            tail.set(xlabel="p", ylabel="test losses above 5, %")
-        grid[0, 0].plot([], [], color="0.5", linestyle=":", label="the paper's")
-        grid[0, 0].legend()
+            tail.set_xlabel("p")
+            grid[0, column].set_title(f"lr = {lr:g}")
+            if lr not in PAPERS_RATES:
+                figures.control(grid[:, column])
+        for axes, label in zip(grid[:, 0], ("test loss", "train loss", "test losses above 5, %"), strict=True):
+            axes.set_ylabel(label)
+        grid[0, 0].plot([], [], color="0.5", linestyle=":", label="the paper's, of another network")
+        figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
 
 

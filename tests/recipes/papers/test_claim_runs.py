@@ -105,7 +105,7 @@ def test_layers_keep_about_ten_epochs_and_the_last(epochs: int, kept: list[int])
     assert _fixed_p.thinned(range(1, epochs + 1)) == kept
 
 
-def test_the_papers_network_on_cifar_100(options: Options, tmp_path: Path) -> None:
+def test_resnet_18_on_cifar_100(options: Options, tmp_path: Path) -> None:
     write_cifar100(tmp_path / "cifar", count=6)
     given = dataclasses.replace(options, full=True, own=(("data_dir", str(tmp_path / "cifar")),))
     configuration = first(gradient_ratio, given, p=-0.4, lr=0.1)

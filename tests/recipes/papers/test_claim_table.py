@@ -89,6 +89,13 @@ def test_a_claim_is_found_in_its_paper(paper: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("paper", "name"), CLAIMS)
+def test_a_claim_says_which_settings_are_the_papers(paper: str, name: str) -> None:
+    """In its text, which `--help` prints."""
+    text = papers.claim(name).doc
+    assert 0 < text.find("The paper's: ") < text.find("Ours: ")
+
+
+@pytest.mark.parametrize(("paper", "name"), CLAIMS)
 def test_a_rule_is_kept(paper: str, name: str) -> None:
     """`recipes/claim.py NAME --rule` keeps it."""
     claim = papers.claim(name)
