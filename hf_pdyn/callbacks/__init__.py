@@ -7,12 +7,14 @@ from hf_pdyn.callbacks.samples import SampleLossCallback
 from hf_pdyn.callbacks.schedule import ScheduleCallback
 from hf_pdyn.callbacks.shutoff import WeightDecayShutoffCallback
 from hf_pdyn.callbacks.spectral import SpectralCallback
+from hf_pdyn.callbacks.target import PTargetCallback
 from hf_pdyn.callbacks.telemetry import TelemetryCallback
 
 __all__ = [
     "AllocationCallback",
     "NonfiniteCallback",
     "PControlCallback",
+    "PTargetCallback",
     "SampleLossCallback",
     "ScheduleCallback",
     "SpectralCallback",

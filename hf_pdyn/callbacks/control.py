@@ -8,23 +8,21 @@ import math
 import warnings
 from typing import Any
 
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.callbacks.deciding import DecidingCallback
 from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.never_fatal import described, never_fatal
 from hf_pdyn.grouping import how_to_train_bias_like
-from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.integrations.transformers import processes_train_apart
 from hf_pdyn.measure.power_moments import PowerMomentsReader
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import Scope, Window
 from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.policy.allocation_curve import size_factor, total
-from hf_pdyn.policy.intervals import auto_interval, parse_interval, useful_decisions
 from hf_pdyn.run_dir.tables import DECISIONS
 from hf_pdyn.tensors.sharding import agreed, first_param
 
@@ -35,11 +33,8 @@ _NOTHING = (math.nan, math.nan)
 _HARMLESS = 1.05
 """A decision that multiplies updates by less is not worth a warning."""
 
-_FEWEST_USEFUL = 2
-"""Decisions that can change a step, below which a warning says that control has hardly any effect."""
 
-
-class PControlCallback(RememberingCallback):
+class PControlCallback(DecidingCallback):
     """Moves `p` of a `Padam` by *Information allocation dynamics*, Algorithm 1.
 
     D_w and D_b are means of gradient norms before clipping (with clipping active the clipped ones obey
@@ -50,21 +45,19 @@ class PControlCallback(RememberingCallback):
 
     Args:
         config: range, step and threshold.
-        interval: "auto" for about 20 decisions in the training, at least 10 steps apart; "epoch", as the paper has
-            it; or a number of optimizer steps. In `run.json`, `interval_steps` is what "auto" came to.
-        trainer: see `PdynCallback`.
+        interval, trainer: see `DecidingCallback`.
     """
 
     memory_name = "control"
-    writes = "p"
+    controller = "Algorithm 1"
+    only_observes_first = True
     without_memory = "Algorithm 1 starts, from the checkpoint's p,"
 
     def __init__(
         self, config: ControlConfig | None = None, interval: int | str = "auto", *, trainer: Any | None = None
     ) -> None:
-        super().__init__(trainer=trainer)
+        super().__init__(interval, trainer=trainer)
         self.config = config or ControlConfig()
-        self.interval = parse_interval("interval", interval, "auto", "epoch")
         self.row_buffer = self._decisions = RowBuffer(DECISIONS)
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []
@@ -73,7 +66,8 @@ class PControlCallback(RememberingCallback):
         self.gave_up = False
         self._window = None
         self._said_factor = False
-        free = self._free_groups()
+        self.check_padam()
+        free = self.free_groups()
         self.config.check_start(free[0]["p"])
         self.claim(state, "p")
         self.keep_initial(state, "p")
@@ -93,63 +87,17 @@ class PControlCallback(RememberingCallback):
                 f"only {', '.join(sorted(statistics.pathways)) or 'unlabelled'} parameters. With LoRA, train "
                 f"{how_to_train_bias_like(self.run.model)} too; or leave p_control off."
             )
-        self._interval_steps = self._resolve_interval(state)
+        self.resolve_interval(state)
         self._window = statistics.window()
-        self._steps = 0
         self._state = ControlState(p=free[0]["p"])
         self._unlogged = []
-
-    def _resolve_interval(self, state: TrainerState) -> int | None:
-        """The steps of an interval; None for epochs of unknown length. Says so where hardly any decision is useful."""
-        total = self.run.total_steps
-        if self.interval == "epoch":
-            steps = self.run.steps_per_epoch
-        else:
-            steps = auto_interval(total) if self.interval == "auto" else int(self.interval)
-        if isinstance(self.interval, int) and self.interval > total:
-            raise ValueError(
-                f"An interval must end within training: got {self.interval} steps, training has {total}. Write a "
-                "smaller interval."
-            )
-        if steps is not None and state.is_world_process_zero:
-            useful = useful_decisions(total, steps)
-            logger.info("Algorithm 1 decides every %d optimizer steps; %d decisions can move p", steps, useful)
-            if useful < _FEWEST_USEFUL:
-                warnings.warn(
-                    f"Algorithm 1 {('cannot move p', 'can move p only once')[useful]} in this training: it has {total} "
-                    f"steps, an interval takes {steps}, and the first one only observes. Train longer, or choose "
-                    "shorter intervals (--p_interval).",
-                    stacklevel=2,
-                )
-        return steps
-
-    def resolved(self) -> dict[str, Any]:
-        return {"interval_steps": self._interval_steps}
 
     def stop_measuring(self) -> None:
         """Read nothing from here on; decisions go by what rank 0 reads."""
         self._window = None
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._steps += not step_was_skipped(self.run.optimizer)
-        if self._interval_ends(state):
-            self._decide(state)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if self.interval == "epoch" and self.run.steps_per_epoch is None:
-            self._decide(state)
-        super().on_epoch_end(args, state, control, **kwargs)
-
-    def _interval_ends(self, state: TrainerState) -> bool:
-        if self.interval == "epoch":
-            return self.run.ends_epoch(state.global_step)
-        # Counted apart from the window, which stays empty where measuring failed: every process must come to `agreed`.
-        return self._interval_steps is not None and self._steps >= self._interval_steps
-
-    def _decide(self, state: TrainerState) -> None:
-        self._steps = 0
+    def decide(self, state: TrainerState) -> None:
+        """Read D_w and D_b of the interval, and take one decision of Algorithm 1."""
         weight_norm, bias_norm = agreed(self._read() or _NOTHING, first_param(self.run.groups).device)
         if not (math.isfinite(weight_norm) and math.isfinite(bias_norm)):
             return
@@ -195,23 +143,8 @@ class PControlCallback(RememberingCallback):
         return reading.weight_norm, reading.bias_norm
 
     def _apply(self) -> None:
-        for group in self._free_groups():
+        for group in self.free_groups():
             group["p"] = self._state.p
-
-    def _free_groups(self) -> list[dict[str, Any]]:
-        if any("p" not in group for group in self.run.groups):
-            raise ValueError(
-                "Algorithm 1 moves the exponent p of Padam, got "
-                f"{type(unwrap_optimizer(self.run.optimizer)).__name__}, which has none. Train with --optim padam, or "
-                "leave p_control off."
-            )
-        free = [group for group in self.run.groups if not group.get("p_pinned")]
-        if not free:
-            raise ValueError(
-                "Every parameter group has its own p from optim_args (p.LABEL=...), which control leaves alone: "
-                "nothing is left to control. Drop the overrides or p_control."
-            )
-        return free
 
     def metrics(self, state: TrainerState) -> dict[str, float]:
         decided, self._unlogged = self._unlogged, []

@@ -12,6 +12,7 @@ from hf_pdyn.callbacks import (
     AllocationCallback,
     NonfiniteCallback,
     PControlCallback,
+    PTargetCallback,
     SampleLossCallback,
     ScheduleCallback,
     SpectralCallback,
@@ -30,7 +31,7 @@ from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.policy.schedules import Schedule
 
 _TELEMETRY = ("none", "global", "layers")
-_P_CONTROL = ("none", "gradient")
+_P_CONTROL = ("none", "gradient", "target")
 
 
 class Leader(NamedTuple):
@@ -42,7 +43,11 @@ class Leader(NamedTuple):
 
 
 LEADERS = {
-    "p_control": Leader("none", "--p_control gradient", ("p_min", "p_max", "p_step", "p_threshold", "p_interval")),
+    "p_control": Leader(
+        "none",
+        "--p_control gradient",
+        ("p_min", "p_max", "p_step", "p_threshold", "p_interval", "p_target", "p_target_label"),
+    ),
     "wd_off": Leader(None, "--wd_off 0.5", ("wd_on", "wd_off_labels")),
     "sample_losses": Leader(0, "--sample_losses 1000", ("sample_losses_test",)),
     "telemetry": Leader("none", "--telemetry global", ("telemetry_every",)),
@@ -80,11 +85,26 @@ class PdynArguments:
         },
     )
     p_control: str = field(
-        default="none", metadata={"help": "gradient: Algorithm 1 moves p by the gradients of weights and biases."}
+        default="none",
+        metadata={
+            "help": "gradient: Algorithm 1 moves p by the gradients of weights and biases. target: p follows p_target."
+        },
+    )
+    p_target: str | None = field(
+        default=None,
+        metadata={
+            "help": "What the update shall have: update_ratio=6 (weight over bias-like norm), bias_share=0.1 (of the "
+            "squared norm), lr_factor=2 (Adam's size over its own), or hold for the value at the end of warm-up."
+        },
+    )
+    p_target_label: str | None = field(
+        default=None, metadata={"help": "The pathway or component whose p alone follows p_target, such as norm."}
     )
     p_min: float = field(default=ControlConfig.p_min, metadata={"help": "Smallest p that control may choose."})
     p_max: float = field(default=ControlConfig.p_max, metadata={"help": "Largest p that control may choose."})
-    p_step: float = field(default=ControlConfig.p_step, metadata={"help": "alpha_p: how far one decision moves p."})
+    p_step: float = field(
+        default=ControlConfig.p_step, metadata={"help": "alpha_p: how far one decision moves p (target: at most)."}
+    )
     p_threshold: float = field(
         default=ControlConfig.threshold,
         metadata={"help": "tau_b > 1: a D_b above this multiple of its minimum lowers p."},
@@ -139,6 +159,7 @@ class PdynArguments:
                 raise ValueError(f"{name} must be a number of samples >= 0, got {count!r}.")
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
+        self._check_target()
         moved = [scheduled.field for scheduled in self._schedules()]
         if self.p_control != "none" and "p" in moved:
             raise ValueError(
@@ -169,7 +190,7 @@ class PdynArguments:
                 "nonfinite says what Padam does with a step, got "
                 f"optim={getattr(args.optim, 'value', args.optim)!r}. Set --optim padam, or drop it."
             )
-        if self.p_control != "none":
+        if self.p_control != "none" and self.p_target_label is None:
             self._control_config().check_start(optim_args.settings.get("p", DEFAULT_P))
         if not is_number(args.weight_decay):
             raise ValueError(f"weight_decay must be a number >= 0, got {args.weight_decay!r}. The default is 0.")
@@ -187,6 +208,10 @@ class PdynArguments:
         if self.p_control == "gradient":
             interval = parse_interval("p_interval", self.p_interval, "auto", "epoch")
             callbacks.append(PControlCallback(self._control_config(), interval))
+        if self.p_control == "target" and self.p_target is not None:
+            interval = parse_interval("p_interval", self.p_interval, "auto", "epoch")
+            label = self.p_target_label
+            callbacks.append(PTargetCallback(self.p_target, self._control_config(), label, interval))
         if self.telemetry != "none":
             callbacks.append(TelemetryCallback(self.telemetry_every, per_layer=self.telemetry == "layers"))
         allocation = self.allocation or ("auto" if self.telemetry != "none" else "none")
@@ -217,6 +242,18 @@ class PdynArguments:
             if targets.count(target) > 1:
                 raise ValueError(f"{'.'.join(filter(None, target))} has two schedules. Keep one.")
         return schedules
+
+    def _check_target(self) -> None:
+        by_target = self.p_control == "target"
+        if by_target and self.p_target is None:
+            raise ValueError("p_control=target needs p_target, such as --p_target update_ratio=6 or bias_share=hold.")
+        given = [name for name in ("p_target", "p_target_label") if getattr(self, name) is not None]
+        if given and self.p_control == "gradient":
+            raise ValueError(f"{' and '.join(given)} would have no effect on Algorithm 1: set --p_control target.")
+        if by_target and self.p_threshold != ControlConfig.threshold:
+            raise ValueError("p_threshold would have no effect: it is Algorithm 1's. Set --p_control gradient.")
+        if self.p_target_label is not None:
+            check_choice("p_target_label", self.p_target_label, (*PATHWAYS, *COMPONENTS))
 
     def _check_companions(self) -> None:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

@@ -30,9 +30,6 @@ def auto_interval(total_steps: int) -> int:
     return max(_FEWEST_STEPS, round(total_steps / _DECISIONS))
 
 
-def useful_decisions(total_steps: int, interval: int) -> int:
-    """How many decisions of Algorithm 1 can change a step.
-
-    The first interval has nothing to compare with, and no step follows a decision at the end of training.
-    """
-    return max(0, (total_steps - 1) // interval - 1)
+def useful_decisions(total_steps: int, interval: int, *, only_observes_first: bool) -> int:
+    """How many decisions can change a step: none follows the end of training, and perhaps none the first interval."""
+    return max(0, (total_steps - 1) // interval - only_observes_first)

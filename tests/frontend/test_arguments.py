@@ -8,6 +8,7 @@ from hf_pdyn import (
     AllocationCallback,
     PControlCallback,
     PdynArguments,
+    PTargetCallback,
     SampleLossCallback,
     ScheduleCallback,
     SpectralCallback,
@@ -164,3 +165,26 @@ def test_values_of_a_configuration_file(tmp_path: Path) -> None:
     (ours,) = HfArgumentParser(PdynArguments).parse_yaml_file(str(path))
     shutoff, control, *_ = ours.callbacks()
     assert (str(shutoff.at), control.interval) == ("0.6", 50)
+
+
+def test_control_by_target() -> None:
+    ours = PdynArguments(p_control="target", p_target="bias_share=hold", p_target_label="norm", p_step=0.1)
+    target, *_ = ours.callbacks()
+    assert isinstance(target, PTargetCallback)
+    assert (str(target.target), target.label, target.config.p_step) == ("bias_share=hold", "norm", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"p_control": "target"}, "needs p_target"),
+        ({"p_target": "lr_factor=2"}, "no effect: set --p_control"),
+        ({"p_control": "gradient", "p_target": "lr_factor=2"}, "no effect on Algorithm 1"),
+        ({"p_control": "target", "p_target": "lr_factor=2", "p_threshold": 1.5}, "p_threshold"),
+        ({"p_control": "target", "p_target": "lr_factor=2", "p_target_label": "norms"}, "norms.*norm"),
+        ({"p_control": "target", "p_target": "lr=2"}, "lr_factor.*'lr'"),
+    ],
+)
+def test_what_no_control_by_target_can_mean(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        PdynArguments(**options)

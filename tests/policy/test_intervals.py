@@ -24,4 +24,4 @@ def test_about_twenty_decisions_of_ten_steps_at_least(steps: int, interval: int)
 )
 def test_the_first_decision_and_one_at_the_end_move_no_step(steps: int, interval: int, useful: int) -> None:
     moved = list(range(2 * interval, steps, interval))
-    assert useful_decisions(steps, interval) == len(moved) == useful
+    assert useful_decisions(steps, interval, only_observes_first=True) == len(moved) == useful
