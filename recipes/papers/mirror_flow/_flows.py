@@ -15,8 +15,9 @@ RELATIVE_ERROR, ABSOLUTE_ERROR = 1e-12, 1e-14
 
 
 class Flow(NamedTuple):
-    """A simulated flow at T times. x, mu: (T, n). a: (T, 1)."""
+    """A simulated flow at T times. w: (T, ...). x, mu: (T, n). a: (T, 1)."""
 
+    w: Tensor
     x: Tensor
     mu: Tensor
     a: Tensor
@@ -31,11 +32,10 @@ def simulate(
     alpha: Callable[[float], float],
     times: Sequence[float],
     weight: Callable[[float], float] = lambda a: 1.0,
-    method: str = "DOP853",
 ) -> Flow:
     """The flow from w0 at `times`, the first of which is its start.
 
-    grad_f: of x. mu is -integral of weight(a) grad f, and a is -integral of alpha. method: of scipy's solve_ivp.
+    grad_f: of x. mu is -integral of weight(a) grad f, and a is -integral of alpha.
     """
     n = len(g(w0))
 
@@ -47,12 +47,28 @@ def simulate(
         return np.concatenate([slope.flatten().numpy(), weight(state[-1]) * force.numpy(), [-alpha(t)]])
 
     start = np.concatenate([w0.flatten().numpy(), np.zeros(n + 1)])
-    solved = solve_ivp(velocity, (times[0], times[-1]), start, method, times, rtol=RELATIVE_ERROR, atol=ABSOLUTE_ERROR)
+    solved = solve_ivp(
+        velocity, (times[0], times[-1]), start, "DOP853", times, rtol=RELATIVE_ERROR, atol=ABSOLUTE_ERROR
+    )
     if not solved.success:
         raise ArithmeticError(f"the flow ends at t = {solved.t[-1] if len(solved.t) else times[0]}: {solved.message}")
     states = torch.from_numpy(np.ascontiguousarray(solved.y.T))
-    x = torch.stack([g(w.view(w0.shape)) for w in states[:, : w0.numel()]])
-    return Flow(x, states[:, w0.numel() : -1], states[:, -1:])
+    w = states[:, : w0.numel()].view(-1, *w0.shape)
+    return Flow(w, torch.stack([g(one) for one in w]), states[:, w0.numel() : -1], states[:, -1:])
+
+
+def settled(
+    g: Callable[[Tensor], Tensor], w0: Tensor, *, grad_f: Callable[[Tensor], Tensor], within: float, until: float
+) -> Flow:
+    """The flow without regularisation at times that double, until no entry of grad f is larger than `within`."""
+    pieces = [simulate(g, lambda w: w.sum(), w0, grad_f=grad_f, alpha=lambda t: 0.0, times=[0.0, 1.0])]
+    length = 1.0
+    while float(grad_f(pieces[-1].x[-1]).abs().max()) > within and length < until:
+        last = pieces[-1]
+        piece = simulate(g, lambda w: w.sum(), last.w[-1], grad_f=grad_f, alpha=lambda t: 0.0, times=[0.0, length])
+        pieces.append(piece._replace(mu=last.mu[-1] + piece.mu))
+        length *= 2
+    return Flow(*(torch.stack([piece[i][-1] for piece in pieces]) for i in range(4)))
 
 
 def start(of: MirrorMap) -> Tensor:

@@ -35,13 +35,13 @@ from papers._claims.options import Options
 from papers._claims.outcome import Identity, Outcome
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
-from papers.mirror_flow._flows import Flow, least, simulate, start
+from papers.mirror_flow._flows import Flow, least, settled, simulate, start
 
 TOLERANCE = 1e-8
 END_TOLERANCE = 1e-6
 BOUND = 0.05
 A_VALUES = (0.0, -0.1, -0.2, -0.3, -0.4, -0.5)
-SWITCHED_OFF, END = 2.0, 1000.0
+SWITCHED_OFF, END, SETTLED = 2.0, 5000.0, 1e-11
 POWERS = {"u^4-v^4": 2, "u^6-v^6": 3, "u^14-v^14": 7}
 FLOWS = ("m*w", "m*w, half", "u^2-v^2, half", *POWERS, "log u-log v", "quadratic forms")
 """half: with half the sum of squares as h, which is what the weight decay of optimizers is the gradient of."""
@@ -116,10 +116,10 @@ def _flow(name: str, end: float, generator: torch.Generator) -> Result:
         return Z.mT @ (Z @ x - y)
 
     on = simulate(of.g, of.h, start(of), grad_f=grad_f, alpha=alpha, times=np.linspace(0, SWITCHED_OFF, 21))
-    # From where it was switched off, in a run of its own: the solver's error grows where alpha jumps.
-    w, a = of.w(on.mu[-1], float(on.a[-1])), float(on.a[-1])
-    off = simulate(of.g, of.h, w, grad_f=grad_f, alpha=lambda t: 0.0, times=np.linspace(0, end, 11))
-    flow = Flow(torch.cat([on.x, off.x]), torch.cat([on.mu, on.mu[-1] + off.mu]), torch.cat([on.a, a + off.a]))
+    # In a run of its own, as the solver's error grows where alpha jumps.
+    off = settled(of.g, on.w[-1], grad_f=grad_f, within=SETTLED, until=end)
+    a = float(on.a[-1])
+    flow = Flow(*(torch.cat(parts) for parts in zip(on, off._replace(mu=on.mu[-1] + off.mu, a=a + off.a), strict=True)))
     mu = torch.stack([of.gradient(x, float(at)) for x, at in zip(flow.x, flow.a, strict=True)])
     return {
         "gradient_error": _relative(mu, flow.mu),
