@@ -8,6 +8,9 @@ these, as a mirror flow needs, only where both arrive at the same x. Products of
 weight decay. They have a law of their own (ours), which is checked along flows. With it comes a range that does
 shrink: under a pull of at most G and decay of strength alpha, x is held where G / alpha is below a threshold. Quick
 and full are the same.
+
+The paper's: the condition, and what it says of products and powers. Ours: the further pairs, the flows in two orders,
+and all numbers.
 """
 
 import math
@@ -288,7 +291,7 @@ def _ratios(rows: Sequence[Row], k: int) -> list[float]:
 
 def draw(rows: Sequence[Row], given: Options) -> None:
     """How far the order takes x apart; where pulls win over decay; and what that means for x over time."""
-    with figures.panels(1, 3, width=2.52, height=3.0, width_ratios=(1.5, 1, 1)) as (figure, ((order, held, range_),)):
+    with figures.panels(1, 3, height=3.0, width_ratios=(1.5, 1, 1)) as (figure, ((order, held, range_),)):
         for place, (name, pair) in enumerate(PAIRS.items()):
             found = np.maximum(_apart_of(rows, name), 1e-17)
             order.plot(found, [place] * len(found), "o", color="C0" if pair.commutes else "C3", markersize=4, alpha=0.6)

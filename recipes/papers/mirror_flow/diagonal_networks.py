@@ -7,6 +7,8 @@ on m*w*z under weight decay, in the paper's sizes: 100,000 steps with decay and 
 optimizers make of it, a gradient of decay times the parameter. Beside the paper's settings: m*w from a small start
 without decay, where R_a is the same (ours); the end of m*w as R_a has it, by the formulas that hold and as printed; and
 many short runs of m*w*z, to see where the paper's 1.58 comes from. Quick and full are the same.
+
+The paper's: sizes, steps, learning rate, decays, starts. Ours: seeds, and what stands beside.
 """
 
 import functools
@@ -328,7 +330,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, object]:
 def draw(rows: Sequence[Row], given: Options) -> None:
     """Figs. 5 and 6: distance and ratio over steps. Apart from these, what the draws of m*w*z end with."""
     steps = np.array(rows[0]["result"]["steps"]) / 1000
-    with figures.panels(2, 3, width=2.52, height=2.4, sharex=True, sharey="row") as (figure, grid):
+    with figures.panels(2, 3, height=2.4, sharex=True, sharey="row") as (figure, grid):
         for column, name in enumerate(FACTORS):
             for row, quantity in enumerate(("distance", "ratio")):
                 axes, values = grid[row, column], of_network(rows, name, quantity)
@@ -346,7 +348,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         grid[1, 0].set_ylabel("L1 / L2 norm")
         grid[0, 1].legend(loc="lower left")
         figures.save(figure, given.directory / "figure.png")
-    with figures.panels(1, len(DRAW_DECAYS), width=3.78, height=2.4, sharex=True, sharey=True) as (figure, (panels,)):
+    with figures.panels(1, len(DRAW_DECAYS), height=2.4, sharex=True, sharey=True) as (figure, (panels,)):
         bins = np.arange(-0.025, 2.5, 0.05)
         for axes, decay in zip(panels, DRAW_DECAYS, strict=True):
             for start, style in zip(
