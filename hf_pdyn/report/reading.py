@@ -14,7 +14,7 @@ import pyarrow as pa
 from hf_pdyn.common.atomic import read_regular
 from hf_pdyn.report.recorded_run import RecordedRun, by_content, is_finite, is_number, printable, whole_number
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, TableKind, read_table
+from hf_pdyn.run_dir.tables import ALLOCATION, DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, TableKind, read_table
 
 _STATE = "trainer_state.json"
 
@@ -96,6 +96,7 @@ def _read(path: Path, name: str) -> RecordedRun:
         layers=table(LAYERS),
         decisions=table(DECISIONS),
         sample_losses=table(SAMPLE_LOSSES),
+        allocation=table(ALLOCATION),
         problems=tuple(map(printable, problems)),
     )
 

@@ -54,6 +54,7 @@ class RecordedRun:
     layers: pa.Table
     decisions: pa.Table
     sample_losses: pa.Table
+    allocation: pa.Table
     problems: tuple[str, ...]
 
     def series(self, name: str) -> Series:

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hf_pdyn.policy.algorithm1 import BRANCHES
+from hf_pdyn.policy.allocation_curve import EXPONENTS
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, SAMPLE_LOSSES, TableKind, TableWriter
+from hf_pdyn.run_dir.tables import ALLOCATION, DECISIONS, LAYERS, SAMPLE_LOSSES, TableKind, TableWriter
 
 LAYER_NAMES = ("transformer.h.0.attn", "transformer.h.2.attn", "transformer.h.10.attn")
 
@@ -33,7 +34,7 @@ def make_run(
     info: bool = True,
     remainder: int = 0,
 ) -> Path:
-    """A run with everything: log records, layers, spectra, decisions, sample losses, configuration.
+    """A run with everything: log records, layers, spectra, decisions, allocation curves, sample losses, configuration.
 
     remainder: steps after the last logging step, which the Trainer's closing record covers.
     """
@@ -56,6 +57,7 @@ def make_run(
     covered = steps + ([total] if remainder else [])
     _write_records(directory, LAYERS, [row for step in covered for row in _layer_rows(step, layers, rng, spectra)])
     _write_records(directory, DECISIONS, [_decision(step, i, rng) for i, step in enumerate(steps)])
+    _write_records(directory, ALLOCATION, [row for i, step in enumerate(steps) for row in _curves(step, i)])
     losses = [
         {
             "step": step,
@@ -181,6 +183,25 @@ def _decision(step: int, index: int, rng: random.Random) -> dict[str, Any]:
         "bias_change": None if first else -0.1,
         "bias_norm_min": 0.02,
     }
+
+
+def log_moments(level: float, spread: float, size: float = 0.0) -> list[float]:
+    """log M of log-normal v_hat whose logarithms have this mean and spread, exactly."""
+    return [size - s * level + (s * spread) ** 2 / 2 for s in EXPONENTS]
+
+
+def _curves(step: int, index: int) -> list[dict[str, Any]]:
+    """Those of pathways and of one component, all of which change over time."""
+    row = {"step": step, "epoch": step / 40, "layer": None, "p": 0.4 + 0.02 * (index % 3)}
+    own = {
+        ("weight", None): log_moments(-16 - 0.1 * index, 1.5, -8),
+        ("weight", "attention"): log_moments(-15, 1.5, -9),
+        ("bias_like", None): log_moments(-12, 1.0, -10),
+    }
+    return [
+        {**row, "pathway": pathway, "component": component, "log_moments": values}
+        for (pathway, component), values in own.items()
+    ]
 
 
 def _write_records(directory: Path, kind: TableKind, rows: list[dict[str, Any]]) -> None:

@@ -46,13 +46,13 @@ def reported(run: Path) -> tuple[str, ...]:
 
 
 @settings(max_examples=40)
-@given(which=st.integers(0, 4), share=st.floats(0, 1))
+@given(which=st.integers(0, 5), share=st.floats(0, 1))
 def test_a_file_that_is_cut_off(whole: Path, which: int, share: float) -> None:
     report_on(whole, lambda content: content[: int(share * len(content))], which)
 
 
 @settings(max_examples=80)
-@given(which=st.integers(0, 4), seed=st.integers(0, 2**32), flips=st.sampled_from([1, 3, 30]))
+@given(which=st.integers(0, 5), seed=st.integers(0, 2**32), flips=st.sampled_from([1, 3, 30]))
 def test_a_file_with_flipped_bits(whole: Path, which: int, seed: int, flips: int) -> None:
     def flipped(content: bytes) -> bytes:
         changed, rng = bytearray(content), random.Random(seed)

@@ -11,7 +11,7 @@ from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.summary import configuration
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.run_dir.tables import DECISIONS, LAYERS, TableWriter
+from hf_pdyn.run_dir.tables import ALLOCATION, DECISIONS, LAYERS, TABLE_KINDS, TableWriter
 from tests.report.runs import cut_off, make_run, run_id_of, start, write_state
 
 
@@ -21,7 +21,7 @@ def test_a_whole_run_has_no_problems(tmp_path: Path) -> None:
     assert run.finished and run.status == "finished (step 120 of 120)"
     assert run.series("loss").steps == tuple(range(10, 121, 10))
     assert len(run.series("eval_loss")) == 3 and len(run.series("no such")) == 0
-    assert len(run.layers) and len(run.decisions) and len(run.sample_losses)
+    assert len(run.layers) and len(run.decisions) and len(run.sample_losses) and len(run.allocation)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_after_a_resume_a_checkpoint_may_be_ahead_of_the_saved_state(tmp_path: P
     assert run.step == 8 and run.finished is False
 
 
-@pytest.mark.parametrize("name", ["trainer_state.json", "pdyn/run.json", "layers", "decisions", "sample_losses"])
+@pytest.mark.parametrize("name", ["trainer_state.json", "pdyn/run.json", *TABLE_KINDS])
 def test_a_damaged_file_is_a_problem_and_the_rest_is_read(tmp_path: Path, name: str) -> None:
     path = make_run(tmp_path / "run")
     damaged = path / name if name.endswith("json") else next((path / "pdyn" / name).iterdir())
@@ -146,6 +146,7 @@ def test_a_damaged_file_is_a_problem_and_the_rest_is_read(tmp_path: Path, name: 
     assert (len(run.history) > 0) == (name != "trainer_state.json")
     assert (len(run.layers) > 0) == (name != LAYERS.name)
     assert (len(run.decisions) > 0) == (name != DECISIONS.name)
+    assert (len(run.allocation) > 0) == (name != ALLOCATION.name)
     assert bool(run.starts) == (name != "pdyn/run.json")
 
 
