@@ -13,6 +13,7 @@ from hf_pdyn.frontend.registration import register
 if TYPE_CHECKING:
     from hf_pdyn.callbacks import (
         AllocationCallback,
+        FindingsCallback,
         NonfiniteCallback,
         PControlCallback,
         PTargetCallback,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AllocationCallback",
+    "FindingsCallback",
     "Label",
     "NonfiniteCallback",
     "PControlCallback",
@@ -53,6 +55,7 @@ __all__ = [
 _HOMES = {
     "AllocationCallback": "hf_pdyn.callbacks",
     "Label": "hf_pdyn.grouping",
+    "FindingsCallback": "hf_pdyn.callbacks",
     "NonfiniteCallback": "hf_pdyn.callbacks",
     "PControlCallback": "hf_pdyn.callbacks",
     "PTargetCallback": "hf_pdyn.callbacks",

@@ -1,4 +1,4 @@
-"""The `hf-pdyn` command: `run` a script with the plugin, show `groups` before training, `report` on runs after it."""
+"""The `hf-pdyn` command: `run` a script with the plugin, show `groups` before it, `report` on and `explain` runs."""
 
 # torch and transformers take seconds to import: `groups` and `run` alone do it.
 
@@ -18,8 +18,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from hf_pdyn._version import __version__
+from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.extras import explained
+from hf_pdyn.policy.findings import KINDS
 from hf_pdyn.report.conversion import images
+from hf_pdyn.report.explain import explain
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page
 from hf_pdyn.report.reading import read_runs
@@ -72,7 +75,17 @@ def _build_parser() -> argparse.ArgumentParser:
     report.set_defaults(command=write_report)
     compare = commands.add_parser("compare", help="print final values of runs and the settings that differ")
     compare.set_defaults(command=show_comparison)
-    for command in (report, compare):
+    explaining = commands.add_parser("explain", help="say in words what p is for a model, and what is wrong with a run")
+    explaining.set_defaults(command=show_explanation)
+    explaining.add_argument("--baseline", metavar="RUN_DIR", help="a run to be told from")
+    explaining.add_argument(
+        "--fail_on",
+        nargs="+",
+        metavar="FINDING",
+        default=[],
+        help=f"exit with status 1 if one of these is found: any, {', '.join(KINDS)}",
+    )
+    for command in (report, compare, explaining):
         command.add_argument("runs", nargs="+", metavar="RUN_DIR", help="output_dir of a Trainer with our callbacks")
     report.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
     report.add_argument("--png", type=Path, metavar="DIR", help="write every chart as an image too")
@@ -101,6 +114,32 @@ def show_comparison(options: argparse.Namespace) -> None:
         # A number that is cut off is worse than a line that the terminal wraps.
         needed = console.measure(part, options=unlimited).maximum
         Console(width=max(console.width, needed)).print(part)
+
+
+def show_explanation(options: argparse.Namespace) -> None:
+    """Print sentences and findings of every run; exits with status 1 for a finding that was asked for."""
+    for kind in options.fail_on:
+        check_choice("--fail_on", kind, ("any", *KINDS))
+    runs = read_runs(options.runs)
+    baseline = None if options.baseline is None else read_runs([options.baseline])[0]
+    _say_problems(runs)
+    console = Console(markup=False, highlight=False)
+    failed = False
+    for run in runs:
+        if len(runs) > 1:
+            console.print(f"{run.name}:")
+        explained = explain(run, baseline)
+        for sentence in explained.sentences or [
+            "No allocation curve was recorded: --allocation log, or telemetry with padam."
+        ]:
+            console.print(sentence)
+        for finding in explained.findings:
+            console.print(f"- {finding.kind}: {finding}")
+        if not explained.findings:
+            console.print("Nothing was found that needs a word.")
+        failed |= any("any" in options.fail_on or finding.kind in options.fail_on for finding in explained.findings)
+    if failed:
+        sys.exit(1)
 
 
 def _say_problems(runs: Sequence[RecordedRun]) -> None:

@@ -2,6 +2,7 @@
 
 from hf_pdyn.callbacks.allocation import AllocationCallback
 from hf_pdyn.callbacks.control import PControlCallback
+from hf_pdyn.callbacks.findings import FindingsCallback
 from hf_pdyn.callbacks.nonfinite import NonfiniteCallback
 from hf_pdyn.callbacks.samples import SampleLossCallback
 from hf_pdyn.callbacks.schedule import ScheduleCallback
@@ -12,6 +13,7 @@ from hf_pdyn.callbacks.telemetry import TelemetryCallback
 
 __all__ = [
     "AllocationCallback",
+    "FindingsCallback",
     "NonfiniteCallback",
     "PControlCallback",
     "PTargetCallback",

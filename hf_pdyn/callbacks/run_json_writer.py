@@ -56,19 +56,7 @@ class RunJsonWriter:
             noted = run_json.write_start(
                 run_dir,
                 state.global_step,
-                {
-                    "max_steps": state.max_steps,
-                    "versions": installed_versions(run_json.LIBRARIES),
-                    "model": describe_model(model, optimizer.param_groups),
-                    "optimizer": type(unwrap_optimizer(optimizer)).__name__,
-                    "callbacks": [
-                        {"name": type(callback).__name__, **constructor_arguments(callback), **callback.resolved()}
-                        for callback in callbacks
-                    ],
-                    "device": str(args.device),
-                    "processes": args.world_size,
-                    "training_arguments": args.to_dict(),
-                },
+                describe_start(args, state, model, optimizer, callbacks),
                 run_id,
             )
             self._run_dir = run_dir
@@ -83,6 +71,29 @@ class RunJsonWriter:
         run_dir, self._run_dir = self._run_dir, None
         if run_dir is not None:
             _try(lambda: run_json.write_finish(run_dir, state.global_step))
+
+
+def describe_start(
+    args: TrainingArguments,
+    state: TrainerState,
+    model: nn.Module,
+    optimizer: Optimizer,
+    callbacks: Iterable[PdynCallback],
+) -> dict[str, Any]:
+    """Return the configuration that a training begins with, as run.json has it."""
+    return {
+        "max_steps": state.max_steps,
+        "versions": installed_versions(run_json.LIBRARIES),
+        "model": describe_model(model, optimizer.param_groups),
+        "optimizer": type(unwrap_optimizer(optimizer)).__name__,
+        "callbacks": [
+            {"name": type(callback).__name__, **constructor_arguments(callback), **callback.resolved()}
+            for callback in callbacks
+        ],
+        "device": str(args.device),
+        "processes": args.world_size,
+        "training_arguments": args.to_dict(),
+    }
 
 
 def _rows_to_keep(known: str | None, resumed: str | None, step: int) -> dict[str, int]:
@@ -122,6 +133,8 @@ def describe_model(model: nn.Module, groups: Iterable[Mapping[str, Any]] = ()) -
         by_label[label] = by_label.get(label, 0) + _size(params[name])
     described["parameters"] = sum(map(_size, params.values()))
     described["trainable_parameters"] = sum(by_label.values())
+    trained = {str(param.dtype).removeprefix("torch.") for param in params.values() if param.requires_grad}
+    described["trainable_dtypes"] = sorted(trained)
     return described | {"trainable_parameters_by_label": dict(sorted(by_label.items()))}
 
 

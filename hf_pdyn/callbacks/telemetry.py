@@ -42,12 +42,14 @@ class TelemetryCallback(RememberingCallback):
     IAD Eq. 31), `pdyn/D_w_clipped`, `pdyn/D_b_clipped`, `pdyn/G_w_over_G_b`. Means over its measured steps, each
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
     `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`, `pdyn/implicit_bias` (the coefficient of N_p: penalised where
-    positive, protected where negative; see `measure.implicit_bias`). Of these means: `pdyn/G_w_over_G_b_invariant` (in
-    which the growth of scale-invariant weights does not show), and `pdyn/by_label/weight/attention/grad_share` and
-    `.../update_share`, the part that each component has of the squared norm of the whole gradient or update. Of the
-    last step: `pdyn/p`, `pdyn/weight_decay`. Since the start: `pdyn/a_t` (the time variable of time-dependent mirror
-    flows, see `mirror_time`), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that
-    control and schedules move, weight_decay and a_t are those of the group that decays most.
+    positive, protected where negative; see `measure.implicit_bias`), `pdyn/eps_share` (the mean of
+    eps / (v_hat + eps): near 1, eps rules the denominator and p is a learning rate). Of these means:
+    `pdyn/G_w_over_G_b_invariant` (in which the growth of scale-invariant weights does not show), and
+    `pdyn/by_label/weight/attention/grad_share` and `.../update_share`, the part that each component has of the squared
+    norm of the whole gradient or update. Of the last step: `pdyn/p`, `pdyn/weight_decay`. Since the start: `pdyn/a_t`
+    (the time variable of time-dependent mirror flows, see `mirror_time`), `pdyn/skipped_steps`,
+    `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and schedules move, weight_decay and a_t are
+    those of the group that decays most.
 
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that

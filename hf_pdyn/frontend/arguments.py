@@ -10,6 +10,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hf_pdyn.callbacks import (
     AllocationCallback,
+    FindingsCallback,
     NonfiniteCallback,
     PControlCallback,
     PTargetCallback,
@@ -222,6 +223,8 @@ class PdynArguments:
             callbacks.append(SpectralCallback(parse_interval("spectra", self.spectra, "none", "epoch")))
         if self.sample_losses:
             callbacks.append(SampleLossCallback(self.sample_losses, self.sample_losses_test))
+        if self.telemetry != "none":
+            callbacks.append(FindingsCallback())
         return callbacks
 
     def _control_config(self) -> ControlConfig:

@@ -100,11 +100,11 @@ def why_no_coefficient(optimizer: Optimizer, group: Mapping[str, Any]) -> str | 
 
 
 def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece]) -> Tensor:
-    """Sum the coefficients of each piece's elements, after a step; shape (len(pieces), 2), beside their number.
+    """Of each piece after a step: sums of its elements' coefficients and of eps / (v_hat + eps), and their number.
 
-    NaN where `why_no_coefficient` has a reason, and before a first step. Elements whose gradient has always been zero
-    (rows of an embedding that no token has used) do not count: their part of dN_p is zero. Reads v once and waits for
-    no device.
+    Shape (len(pieces), 3). NaN where `why_no_coefficient` has a reason, and before a first step. Elements whose
+    gradient has always been zero (rows of an embedding that no token has used) do not count: their part of dN_p is
+    zero. Reads v once and waits for no device.
     """
     groups = {param: group for group in optimizer.param_groups for param in group["params"]}
     reasons = {id(group): why_no_coefficient(optimizer, group) for group in optimizer.param_groups}
@@ -113,7 +113,7 @@ def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece]) -> Tensor:
         group, device = groups[piece.holder], piece.holder.device
         sums = _sums(optimizer, group, piece) if reasons[id(group)] is None else None
         rows.append(
-            torch.full((2,), math.nan, device=device, dtype=accumulator_dtype(device)) if sums is None else sums
+            torch.full((3,), math.nan, device=device, dtype=accumulator_dtype(device)) if sums is None else sums
         )
     return torch.stack([row.to(rows[0]) for row in rows])
 
@@ -122,7 +122,7 @@ def _sums(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> Tenso
     if isinstance(optimizer, SGD):
         held = piece.of(local_reals(piece.holder.detach()))
         moved = torch.full((), held.numel(), device=held.device, dtype=accumulator_dtype(held.device))
-        return torch.stack([_of_momentum(group) * moved, moved])
+        return torch.stack([_of_momentum(group) * moved, torch.full_like(moved, math.nan), moved])
     state = optimizer.state.get(piece.holder, {})
     t = step_count(state.get("step", 0))
     if "exp_avg_sq" not in state or (not isinstance(t, Tensor) and t < 1):
@@ -135,7 +135,7 @@ def _sums(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> Tenso
     if scale is not None:
         lr = scale.to(v.device) * lr
     coefficient = bias_coefficient(shares / moved, lr=lr, betas=betas, p=p, steps_done=t - 1)
-    return torch.stack([torch.where(moved > 0, coefficient * moved, 0.0), moved])
+    return torch.stack([torch.where(moved > 0, coefficient * moved, 0.0), (moved - shares).clamp(min=0), moved])
 
 
 def _of_momentum(group: Mapping[str, Any]) -> Any:

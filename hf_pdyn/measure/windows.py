@@ -21,10 +21,10 @@ from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.optim.clipping import clip_factor
 from hf_pdyn.optim.step_work import SUMS
 
-QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p", "implicit_bias")
+QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p", "implicit_bias", "eps_share")
 """What a measured step adds to the gradient norms."""
 
-MEASURED = (*SUMS[1:], "coefficient", "moved")
+MEASURED = (*SUMS[1:], "coefficient", "ruled_by_eps", "moved")
 """The additive forms of QUANTITIES: what a step sums, and what `implicit_bias.coefficient_sums` does."""
 
 _ALWAYS_DEFINED = [MEASURED.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]
@@ -219,6 +219,7 @@ class Window:
             "one_norm": column["one_norm"],
             "N_p": column["N_p"],
             "implicit_bias": column["coefficient"] / column["moved"],
+            "eps_share": column["ruled_by_eps"] / column["moved"],
         }
         for name in QUANTITIES:
             totals.quantities[name] = _add_in_order(totals.quantities.get(name, []), means[name])

@@ -17,10 +17,12 @@ from hf_pdyn._version import __version__
 from hf_pdyn.report import theme, vega
 from hf_pdyn.report.charts import Section, sections
 from hf_pdyn.report.conversion import vl_convert
+from hf_pdyn.report.explain import explain
 from hf_pdyn.report.recorded_run import RecordedRun, printable
 from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, notes
 
 _DECISIONS_OF_A_RUN = 200
+_RUNS_IN_WORDS = 8
 
 
 class Choices(NamedTuple):
@@ -36,6 +38,7 @@ def page(runs: Sequence[RecordedRun]) -> str:
     settings = configuration(runs)
     decisions = [{"run": run.name, **row} for run in runs for row in run.decided[-_DECISIONS_OF_A_RUN:]]
     charts = [chart for section in parts for chart in section.charts]
+    explanations = [explained for explained in map(explain, runs) if explained.sentences or explained.findings]
     return _template().render(
         title=_title(runs),
         version=__version__,
@@ -45,6 +48,8 @@ def page(runs: Sequence[RecordedRun]) -> str:
         thinned=thinned,
         columns=final_values(runs),
         notes=notes(runs),
+        explanations=explanations[:_RUNS_IN_WORDS],
+        explanations_left_out=len(explanations[_RUNS_IN_WORDS:]),
         settings=settings,
         differences=sum(setting.differs for setting in settings),
         decisions=decisions,

@@ -14,12 +14,13 @@ import pyarrow as pa
 
 from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.policy.algorithm1 import BRANCHES
+from hf_pdyn.report.allocation import Curves, curves
 
 STEPS = "pdyn/steps"
 """How many optimizer steps a log record of telemetry covers."""
 MEAN = re.compile(
     r"pdyn/(D_[wb](_clipped)?|G_w_over_G_b(_invariant)?|update_ratio|by_label/.+_share"
-    r"|(update_norm|param_norm|v_hat_mean|one_norm|N_p|implicit_bias)/.+)"
+    r"|(update_norm|param_norm|v_hat_mean|one_norm|N_p|implicit_bias|eps_share)/.+)"
 )
 """Metrics that are means over the steps of their record."""
 
@@ -96,6 +97,11 @@ class RecordedRun:
         return tuple(
             row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES
         )
+
+    @cached_property
+    def allocation_curves(self) -> tuple[Curves, ...]:
+        """The allocation curves of pathways and components, by step."""
+        return curves(self.allocation)
 
     @cached_property
     def starts(self) -> tuple[dict[str, Any], ...]:

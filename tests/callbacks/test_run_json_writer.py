@@ -238,6 +238,10 @@ def test_an_adapter_is_described_by_its_model() -> None:
 def test_a_callback_keeps_each_argument_under_its_name(name: str) -> None:
     """The convention that `constructor_arguments` goes by; `trainer` says who delivers events and is no setting."""
     cls = getattr(callbacks, name)
-    required = {"ScheduleCallback": ("p", "linear:0.5..0.4"), "WeightDecayShutoffCallback": (0.5,)}
+    required = {
+        "ScheduleCallback": ("p", "linear:0.5..0.4"),
+        "WeightDecayShutoffCallback": (0.5,),
+        "PTargetCallback": ("update_ratio=6",),
+    }
     names = [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "trainer")]
     assert list(constructor_arguments(cls(*required.get(name, ())))) == names

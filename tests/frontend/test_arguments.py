@@ -6,6 +6,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from hf_pdyn import (
     AllocationCallback,
+    FindingsCallback,
     PControlCallback,
     PdynArguments,
     PTargetCallback,
@@ -19,7 +20,8 @@ from tests.training import arguments
 
 
 def test_the_default_watches_and_steers_nothing() -> None:
-    telemetry, allocation = PdynArguments().callbacks()
+    telemetry, allocation, findings = PdynArguments().callbacks()
+    assert isinstance(findings, FindingsCallback)
     assert isinstance(telemetry, TelemetryCallback)
     assert isinstance(allocation, AllocationCallback) and allocation.every == "auto"
     assert PdynArguments(telemetry="none").callbacks() == []
@@ -35,8 +37,8 @@ def test_the_allocation_curve_without_telemetry(given: str | None, every: int | 
 
 
 def test_telemetry_without_the_allocation_curve() -> None:
-    (telemetry,) = PdynArguments(allocation="none").callbacks()
-    assert isinstance(telemetry, TelemetryCallback)
+    telemetry, findings = PdynArguments(allocation="none").callbacks()
+    assert isinstance(telemetry, TelemetryCallback) and isinstance(findings, FindingsCallback)
     with pytest.raises(ValueError, match="allocation must be none, auto, log.*'often'"):
         PdynArguments(allocation="often")
 
@@ -48,7 +50,7 @@ def test_options_become_callbacks_beside_training_arguments() -> None:
         "--p_control gradient --p_min 0.1 --p_max 0.55 --p_step 0.03 --p_threshold 1.4 --p_interval 50 "
         "--schedule weight_decay.attention=cosine:0.1..0".split()
     )
-    schedule, control, telemetry, allocation = ours.callbacks()
+    schedule, control, telemetry, allocation, _ = ours.callbacks()
     assert allocation.per_layer
     assert isinstance(schedule, ScheduleCallback)
     assert (schedule.field, schedule.label, schedule.schedule.kind) == ("weight_decay", "attention", "cosine")
@@ -62,7 +64,7 @@ def test_options_become_callbacks_beside_training_arguments() -> None:
 
 @pytest.mark.parametrize(("given", "every"), [("epoch", "epoch"), ("50", 50), (50, 50)])
 def test_spectra_are_measured_when_asked_for(given: str, every: int | str) -> None:
-    *_, spectral = PdynArguments(spectra=given).callbacks()
+    *_, spectral, _ = PdynArguments(spectra=given).callbacks()
     assert isinstance(spectral, SpectralCallback)
     assert spectral.every == every
 
@@ -74,7 +76,7 @@ def test_shutoff_options() -> None:
 
 
 def test_sample_loss_options() -> None:
-    *_, samples = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
+    *_, samples, _ = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
     assert isinstance(samples, SampleLossCallback)
     assert (samples.train_probe, samples.test_probe) == (50, 20)
 

@@ -220,8 +220,8 @@ def test_sgd_follows_the_flow_of_its_modified_loss(options: dict[str, Any]) -> N
         of_x, of_buffer = (damping, mu) if not options.get("nesterov") else (1 + mu, mu**2)
         step = torch.tensor([[1 - lr * a * of_x, -lr * of_buffer], [a * damping, mu]], dtype=torch.float64)
         root = torch.linalg.eigvals(step).real.max().item()
-        coefficient, moved = implicit_bias.coefficient_sums(optimizer, [Piece(x)])[0].tolist()
-        assert moved == 1
+        coefficient, ruled_by_eps, moved = implicit_bias.coefficient_sums(optimizer, [Piece(x)])[0].tolist()
+        assert moved == 1 and math.isnan(ruled_by_eps)
         time = lr * damping / (1 - mu)
         errors.append(abs(math.log(root) + time * (a + coefficient * a**2)))
         assert errors[-1] < abs(math.log(root) + time * a) / 5
@@ -300,14 +300,14 @@ def test_elements_without_any_gradient_do_not_count() -> None:
         optimizer = Padam(embedding.parameters(), eps=eps)
         embedding(torch.tensor([1, 5])).square().sum().backward()
         optimizer.step()
-        coefficient, moved = implicit_bias.coefficient_sums(optimizer, [Piece(embedding.weight)])[0].tolist()
+        coefficient, _, moved = implicit_bias.coefficient_sums(optimizer, [Piece(embedding.weight)])[0].tolist()
         assert moved == 8
         assert coefficient / moved == pytest.approx(formula(1), abs=1e-7)
         untouched = nn.Embedding(2, 2)
         optimizer.add_param_group({"params": list(untouched.parameters())})
         untouched.weight.grad = torch.zeros_like(untouched.weight)
         optimizer.step()
-        assert implicit_bias.coefficient_sums(optimizer, [Piece(untouched.weight)]).tolist() == [[0, 0]]
+        assert implicit_bias.coefficient_sums(optimizer, [Piece(untouched.weight)]).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize(

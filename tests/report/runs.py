@@ -72,9 +72,27 @@ def make_run(
         for index in range(samples)
     ]
     _write_records(directory, SAMPLE_LOSSES, losses)
+    _write_records(directory, ALLOCATION, [row for step in steps for row in _allocation_rows(step)])
     if info and finished:
         run_json.write_finish(directory, total)
     return directory
+
+
+def _allocation_rows(step: int) -> list[dict[str, Any]]:
+    """Curves of log-normal second moments: log M(s) is a parabola."""
+    means = {("weight", None): -14.0, ("bias_like", None): -9.0, ("weight", "mlp"): -14.0, ("bias_like", "norm"): -9.0}
+    return [
+        {
+            "step": step,
+            "epoch": step / 40,
+            "pathway": pathway,
+            "component": component,
+            "layer": None,
+            "p": 0.4,
+            "log_moments": [mean - s * mean + s * s * (1 + step / 1000) for s in EXPONENTS],
+        }
+        for (pathway, component), mean in means.items()
+    ]
 
 
 def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_arguments: Any) -> dict[str, Any]:

@@ -1,0 +1,71 @@
+"""A run in sentences: what p is for this model, and what its user should know."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from hf_pdyn.policy import allocation_curve as curve
+from hf_pdyn.policy.allocation_curve import PowerMoments
+from hf_pdyn.policy.findings import Facts, Finding, equals_baseline, findings
+from hf_pdyn.report.allocation import Curves
+from hf_pdyn.report.recorded_run import RecordedRun
+
+_MOMENTS_OF_A_RUN = 3
+"""Of how many steps there is a sentence: the first that was measured, the last, and one between."""
+
+
+def findings_of(run: RecordedRun, baseline: RecordedRun | None = None) -> list[Finding]:
+    """What its user should know, the most serious first; against a baseline, whether there is a difference."""
+    facts = Facts(run.history, run.starts[-1] if run.starts else {}, ended=bool(run.finished))
+    found = findings(facts)
+    if baseline is not None:
+        equal = equals_baseline(run.series("eval_loss").values, baseline.series("eval_loss").values)
+        found += [equal] if equal is not None else []
+    return found
+
+
+def allocation_sentences(run: RecordedRun) -> list[str]:
+    """What p made of the moments, at the beginning, in the middle and in the end of what was measured."""
+    measured = [at for at in run.allocation_curves if {"weight", "bias_like"} & at.pathways.keys()]
+    places = {round(i * (len(measured) - 1) / (_MOMENTS_OF_A_RUN - 1)) for i in range(_MOMENTS_OF_A_RUN)}
+    return [sentence for place in sorted(places) if measured for sentence in _sentence(measured[place])]
+
+
+def _sentence(at: Curves) -> Iterator[str]:
+    weight, bias_like, p = at.pathways.get("weight"), at.pathways.get("bias_like"), at.p
+    whole = curve.total([moments for moments in (weight, bias_like) if moments is not None])
+    if not curve.P_MIN <= p <= curve.P_MAX:
+        yield f"At step {at.step:,}, p = {p:g} lies beyond the allocation curve."
+        return
+    said = [_ratio(weight, bias_like, p)] if weight is not None and bias_like is not None else []
+    if p == curve.ADAM:
+        yield f"At step {at.step:,}, p = 0.5 is Adam's{''.join(f', and {ratio}' for ratio in said)}."
+        return
+    factor = curve.lr_factor(whole, p)
+    size = f"{factor:.2g} times smaller" if factor >= 1 else f"{1 / factor:.2g} times larger"
+    parts = [
+        f"At step {at.step:,}, p = {p:g} makes raw updates {size} than Adam's",
+        f"matched, its direction has cosine {curve.cosine(whole, p):.2f} with Adam's",
+    ]
+    yield f"{'; '.join(parts)}{''.join(f', and {ratio}' for ratio in said)}."
+
+
+def _ratio(weight: PowerMoments, bias_like: PowerMoments, p: float) -> str:
+    ratio, of_adam = (curve.update_ratio(weight, bias_like, at) for at in (p, curve.ADAM))
+    beside = "" if p == curve.ADAM else f" ({of_adam:.2g} at p = 0.5)"
+    return f"weights get {ratio:.2g} times the bias-like update{beside}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A run in words: sentences on p, and findings."""
+
+    run: RecordedRun
+    sentences: list[str]
+    findings: list[Finding]
+
+
+def explain(run: RecordedRun, baseline: RecordedRun | None = None) -> Explanation:
+    """Say what there is to say of a run."""
+    return Explanation(run, allocation_sentences(run), findings_of(run, baseline))

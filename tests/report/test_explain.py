@@ -1,0 +1,100 @@
+"""What is said of a run in words, and the command that says it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hf_pdyn.cli import main
+from hf_pdyn.policy.allocation_curve import lr_factor, total, update_ratio
+from hf_pdyn.report.explain import explain
+from hf_pdyn.report.page import page
+from hf_pdyn.report.reading import read_runs
+from tests.report.runs import make_run
+
+
+def with_records(directory: Path, **changed: Any) -> Path:
+    """Give every record of telemetry these metrics."""
+    path = directory / "trainer_state.json"
+    state = json.loads(path.read_text())
+    for record in state["log_history"]:
+        if "pdyn/D_w" in record:
+            record.update({f"pdyn/{name}": value for name, value in changed.items()})
+    path.write_text(json.dumps(state))
+    return directory
+
+
+def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "a")])
+    sentences = explain(run).sentences
+    assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 70", "At step 120"]
+    last = run.allocation_curves[-1]
+    weight, bias_like = last.pathways["weight"], last.pathways["bias_like"]
+    assert f"{lr_factor(total([weight, bias_like]), 0.4):.2g} times smaller than Adam's" in sentences[-1]
+    ratios = [f"{update_ratio(weight, bias_like, p):.2g}" for p in (0.4, 0.5)]
+    assert f"weights get {ratios[0]} times the bias-like update ({ratios[1]} at p = 0.5)." in sentences[-1]
+
+
+def test_one_measurement_has_one_sentence(tmp_path: Path) -> None:
+    (run,) = read_runs([make_run(tmp_path / "a", records=1)])
+    assert len(explain(run).sentences) == 1
+
+
+def test_a_run_without_the_curve_has_none(tmp_path: Path) -> None:
+    directory = make_run(tmp_path / "a")
+    for file in (directory / "pdyn" / "allocation").iterdir():
+        file.unlink()
+    (run,) = read_runs([directory])
+    assert explain(run).sentences == []
+
+
+def test_findings_of_a_run(tmp_path: Path) -> None:
+    (run,) = read_runs([with_records(make_run(tmp_path / "a"), nonfinite_steps=3)])
+    assert [finding.kind for finding in explain(run).findings] == ["nonfinite"]
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["explain", str(make_run(tmp_path / "a"))])
+    output = capsys.readouterr().out
+    assert "At step 120" in output and "Nothing was found" in output
+
+
+def test_several_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["explain", *(str(make_run(tmp_path / name, seed=i)) for i, name in enumerate("ab"))])
+    output = capsys.readouterr().out.splitlines()
+    assert [line for line in output if line.endswith(":") and len(line) == 2] == ["a:", "b:"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "status"), [(["any"], 1), (["nonfinite"], 1), (["eps_rules", "nonfinite"], 1), (["eps_rules"], None)]
+)
+def test_a_finding_can_fail_a_build(tmp_path: Path, wanted: list[str], status: int | None) -> None:
+    arguments = ["explain", str(with_records(make_run(tmp_path / "a"), nonfinite_steps=3)), "--fail_on", *wanted]
+    if status is None:
+        main(arguments)
+    else:
+        with pytest.raises(SystemExit) as exit_:
+            main(arguments)
+        assert exit_.value.code == status
+
+
+def test_an_unknown_finding_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["explain", str(make_run(tmp_path / "a")), "--fail_on", "clipped"])
+    assert exit_.value.code == 2
+    assert "Did you mean 'always_clipped'" in capsys.readouterr().err
+
+
+def test_against_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, same = (make_run(tmp_path / name, records=24, seed=seed) for name, seed in (("a", 0), ("b", 1)))
+    main(["explain", str(run), "--baseline", str(same)])
+    assert "equals_baseline" in capsys.readouterr().out
+
+
+def test_the_page_begins_with_words(tmp_path: Path) -> None:
+    runs = read_runs([with_records(make_run(tmp_path / "a"), nonfinite_steps=3)])
+    text = page(runs)
+    words, cards = text.index('id="words"'), text.index('id="runs"')
+    assert words < cards
+    assert "At step 120, p = 0.4" in text[words:cards] and "3 steps had a gradient" in text[words:cards]
