@@ -8,6 +8,7 @@ import pytest
 
 from hf_pdyn.cli import main
 from hf_pdyn.policy.allocation_curve import lr_factor, total, update_ratio
+from hf_pdyn.policy.findings import KINDS
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.page import page
 from hf_pdyn.report.reading import read_runs
@@ -90,6 +91,11 @@ def test_against_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     run, same = (make_run(tmp_path / name, records=24, seed=seed) for name, seed in (("a", 0), ("b", 1)))
     main(["explain", str(run), "--baseline", str(same)])
     assert "equals_baseline" in capsys.readouterr().out
+
+
+def test_the_documentation_has_every_finding() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    assert [kind for kind in KINDS if f"| `{kind}` |" not in documented] == []
 
 
 def test_the_page_begins_with_words(tmp_path: Path) -> None:
