@@ -32,8 +32,8 @@ def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path)
     assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 70", "At step 120"]
     last = run.allocation_curves[-1]
     weight, bias_like = last.pathways["weight"], last.pathways["bias_like"]
-    assert f"{lr_factor(total([weight, bias_like]), 0.4):.2g} times smaller than Adam's" in sentences[-1]
-    ratios = [f"{update_ratio(weight, bias_like, p):.2g}" for p in (0.4, 0.5)]
+    assert f"{lr_factor(total([weight, bias_like]), last.p):.2g} times smaller than Adam's" in sentences[-1]
+    ratios = [f"{update_ratio(weight, bias_like, p):.2g}" for p in (last.p, 0.5)]
     assert f"weights get {ratios[0]} times the bias-like update ({ratios[1]} at p = 0.5)." in sentences[-1]
 
 
