@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 from hf_pdyn.report import theme, vega
-from hf_pdyn.report.charts import Chart, sections
+from hf_pdyn.report.chart import Chart
+from hf_pdyn.report.charts import sections
 from hf_pdyn.report.recorded_run import RecordedRun
 
 _WIDTH = 560

@@ -15,7 +15,8 @@ from markupsafe import Markup
 
 from hf_pdyn._version import __version__
 from hf_pdyn.report import theme, vega
-from hf_pdyn.report.charts import Section, sections
+from hf_pdyn.report.chart import Section
+from hf_pdyn.report.charts import sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.recorded_run import RecordedRun, printable
@@ -34,7 +35,7 @@ class Choices(NamedTuple):
 
 def page(runs: Sequence[RecordedRun]) -> str:
     """The report on these runs as HTML. ImportError, with the cure, where vl-convert-python is missing."""
-    parts, thinned = sections(runs)
+    parts, drawing = sections(runs)
     settings = configuration(runs)
     decisions = [{"run": run.name, **row} for run in runs for row in run.decided[-_DECISIONS_OF_A_RUN:]]
     charts = [chart for section in parts for chart in section.charts]
@@ -45,7 +46,7 @@ def page(runs: Sequence[RecordedRun]) -> str:
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
         sections=parts,
-        thinned=thinned,
+        drawing=drawing,
         columns=final_values(runs),
         notes=notes(runs),
         explanations=explanations[:_RUNS_IN_WORDS],
@@ -55,7 +56,7 @@ def page(runs: Sequence[RecordedRun]) -> str:
         decisions=decisions,
         decisions_of_a_run=_DECISIONS_OF_A_RUN,
         decisions_left_out=sum(len(run.decided) for run in runs) - len(decisions),
-        palette=theme.Palette(tuple(run.name for run in runs)),
+        palette=drawing.palette,
         colours=len(theme.COLOURS),
         style=Markup(_file("page.css")),
         library=Markup(_library()),

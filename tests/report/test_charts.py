@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
-from hf_pdyn.report import charts as report_charts
-from hf_pdyn.report import sample_losses as report_sample_losses
-from hf_pdyn.report.charts import Chart, Section, sections
+from hf_pdyn.report import map_charts, sample_charts, sample_losses
+from hf_pdyn.report.chart import Chart, Section
+from hf_pdyn.report.charts import sections
 from hf_pdyn.report.layer_maps import natural
 from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.summary import configuration, final_values
@@ -121,11 +121,11 @@ def test_the_ratio_is_of_update_and_parameter_norm(tmp_path: Path) -> None:
 
 def test_long_runs_are_thinned_and_said_to_be(tmp_path: Path) -> None:
     short = make_run(tmp_path / "short")
-    _, thinned = sections(read_runs([short]))
-    assert not thinned.lines and not thinned.evenly
+    _, drawing = sections(read_runs([short]))
+    assert not drawing.thinned_lines and not drawing.thinned_evenly
     long = make_run(tmp_path / "long", records=1200, every=1, samples=2)
-    found, thinned = sections(read_runs([long]))
-    assert thinned.lines and thinned.evenly
+    found, drawing = sections(read_runs([long]))
+    assert drawing.thinned_lines and drawing.thinned_evenly
     by_key = {chart.key: chart for section in found for chart in section.charts}
     assert len(rows(by_key["loss"])[0]["step"]) <= 1000
     assert len(rows(by_key["layers-weight-grad_norm-run0"])[0]["step"]) == 120
@@ -171,9 +171,9 @@ def test_a_run_without_any_finite_loss_is_drawn(tmp_path: Path) -> None:
 def test_what_charts_need_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = read_runs([make_run(tmp_path / name, seed=seed) for seed, name in enumerate("abc")])
     places = {
-        "hard_samples": report_sample_losses,
-        "layer_quantities": report_charts,
-        "losses_by_epoch": report_charts,
+        "hard_samples": sample_losses,
+        "layer_quantities": map_charts,
+        "losses_by_epoch": sample_charts,
     }
     calls = dict.fromkeys(places, 0)
     for name, module in places.items():
@@ -199,12 +199,12 @@ def test_rows_never_become_python_objects(tmp_path: Path) -> None:
     table = pa.table({**columns, "part": ["weight"] * count, "name": ["grad_norm"] * count})
     run = dataclasses.replace(run, layers=table.select(LAYERS.schema.names).cast(LAYERS.schema))
     tracemalloc.start()
-    found, thinned = sections([run])
+    found, drawing = sections([run])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     (chart,) = (chart for section in found if section.key == "layers" for chart in section.charts)
     row = rows(chart)[1]
-    assert (row["name"], row["step"][-1]) == ("h.1", count // layers - 1) and thinned.evenly
+    assert (row["name"], row["step"][-1]) == ("h.1", count // layers - 1) and drawing.thinned_evenly
     assert row["value"][-1] == pytest.approx(count - layers + 2, rel=1e-4)
     assert peak < 60 * count
 

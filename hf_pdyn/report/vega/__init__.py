@@ -1,0 +1,11 @@
+"""Vega-Lite specifications: the few shapes of chart that a report has, as pure functions of numbers.
+
+Names that come from files are only ever values in the data or a scale's domain, never part of an expression. Every
+specification has the parameter `hidden`, a list of runs, by which charts of several runs are filtered.
+"""
+
+from hf_pdyn.report.vega.basics import VERSION, short, spans_decades
+from hf_pdyn.report.vega.maps import heat_map, matrix
+from hf_pdyn.report.vega.overlaid import Line, bands, decisions, lines
+
+__all__ = ["VERSION", "Line", "bands", "decisions", "heat_map", "lines", "matrix", "short", "spans_decades"]
