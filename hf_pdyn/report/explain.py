@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hf_pdyn.policy import allocation_curve as curve
 from hf_pdyn.policy.allocation_curve import PowerMoments
 from hf_pdyn.policy.findings import Facts, Finding, equals_baseline, findings
-from hf_pdyn.report.allocation import Curves
+from hf_pdyn.report.allocation_curves import AllocationCurves
 from hf_pdyn.report.recorded_run import RecordedRun
+from hf_pdyn.report.thinning import evenly
 
 _MOMENTS_OF_A_RUN = 3
 """Of how many steps there is a sentence: the first that was measured, the last, and one between."""
@@ -27,25 +28,31 @@ def findings_of(run: RecordedRun, baseline: RecordedRun | None = None) -> list[F
 
 def allocation_sentences(run: RecordedRun) -> list[str]:
     """What p made of the moments, at the beginning, in the middle and in the end of what was measured."""
-    measured = [at for at in run.allocation_curves if {"weight", "bias_like"} & at.pathways.keys()]
-    places = {round(i * (len(measured) - 1) / (_MOMENTS_OF_A_RUN - 1)) for i in range(_MOMENTS_OF_A_RUN)}
-    return [sentence for place in sorted(places) if measured for sentence in _sentence(measured[place])]
+    curves = AllocationCurves.of(run.allocation)
+    steps = evenly(curves.steps, _MOMENTS_OF_A_RUN)
+    found = [(step, curves.at(step), curves.p_at(step)) for step in steps]
+    return [
+        sentence
+        for step, moments, p in found
+        if p is not None and {"weight", "bias_like"} & moments.keys()
+        for sentence in _sentence(step, moments, p)
+    ]
 
 
-def _sentence(at: Curves) -> Iterator[str]:
-    weight, bias_like, p = at.pathways.get("weight"), at.pathways.get("bias_like"), at.p
-    whole = curve.total([moments for moments in (weight, bias_like) if moments is not None])
+def _sentence(step: int, moments: Mapping[str, PowerMoments], p: float) -> Iterator[str]:
+    weight, bias_like = moments.get("weight"), moments.get("bias_like")
+    whole = curve.total([part for part in (weight, bias_like) if part is not None])
     if not curve.P_MIN <= p <= curve.P_MAX:
-        yield f"At step {at.step:,}, p = {p:g} lies beyond the allocation curve."
+        yield f"At step {step:,}, p = {p:g} lies beyond the allocation curve."
         return
     said = [_ratio(weight, bias_like, p)] if weight is not None and bias_like is not None else []
     if p == curve.ADAM:
-        yield f"At step {at.step:,}, p = 0.5 is Adam's{''.join(f', and {ratio}' for ratio in said)}."
+        yield f"At step {step:,}, p = 0.5 is Adam's{''.join(f', and {ratio}' for ratio in said)}."
         return
     factor = curve.lr_factor(whole, p)
     size = f"{factor:.2g} times smaller" if factor >= 1 else f"{1 / factor:.2g} times larger"
     parts = [
-        f"At step {at.step:,}, p = {p:g} makes raw updates {size} than Adam's",
+        f"At step {step:,}, p = {p:g} makes raw updates {size} than Adam's",
         f"matched, its direction has cosine {curve.cosine(whole, p):.2f} with Adam's",
     ]
     yield f"{'; '.join(parts)}{''.join(f', and {ratio}' for ratio in said)}."

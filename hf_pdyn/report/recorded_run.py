@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from hf_pdyn.common.json_values import finite_or_none
 from hf_pdyn.policy.algorithm1 import BRANCHES
-from hf_pdyn.report.allocation import Curves, curves
 
 STEPS = "pdyn/steps"
 """How many optimizer steps a log record of telemetry covers."""
@@ -97,11 +96,6 @@ class RecordedRun:
         return tuple(
             row for row in rows if row["step"] is not None and row["p"] is not None and row["branch"] in BRANCHES
         )
-
-    @cached_property
-    def allocation_curves(self) -> tuple[Curves, ...]:
-        """The allocation curves of pathways and components, by step."""
-        return curves(self.allocation)
 
     @cached_property
     def starts(self) -> tuple[dict[str, Any], ...]:

@@ -9,6 +9,7 @@ import pytest
 from hf_pdyn.cli import main
 from hf_pdyn.policy.allocation_curve import lr_factor, total, update_ratio
 from hf_pdyn.policy.findings import KINDS
+from hf_pdyn.report.allocation_curves import AllocationCurves
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.page import page
 from hf_pdyn.report.reading import read_runs
@@ -29,11 +30,12 @@ def with_records(directory: Path, **changed: Any) -> Path:
 def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path) -> None:
     (run,) = read_runs([make_run(tmp_path / "a")])
     sentences = explain(run).sentences
-    assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 70", "At step 120"]
-    last = run.allocation_curves[-1]
-    weight, bias_like = last.pathways["weight"], last.pathways["bias_like"]
-    assert f"{lr_factor(total([weight, bias_like]), last.p):.2g} times smaller than Adam's" in sentences[-1]
-    ratios = [f"{update_ratio(weight, bias_like, p):.2g}" for p in (last.p, 0.5)]
+    assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 60", "At step 120"]
+    curves = AllocationCurves.of(run.allocation)
+    weight, bias_like, last_p = curves.at(120)["weight"], curves.at(120)["bias_like"], curves.p_at(120)
+    assert last_p is not None
+    assert f"{lr_factor(total([weight, bias_like]), last_p):.2g} times smaller than Adam's" in sentences[-1]
+    ratios = [f"{update_ratio(weight, bias_like, p):.2g}" for p in (last_p, 0.5)]
     assert f"weights get {ratios[0]} times the bias-like update ({ratios[1]} at p = 0.5)." in sentences[-1]
 
 
