@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_pdyn.callbacks.console import short_record
 from hf_pdyn.callbacks.memory import INITIAL, check_memory, memory_of
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
@@ -28,6 +29,7 @@ from hf_pdyn.integrations.transformers import (
     processes_train_apart,
     run_directory,
     running_trainer,
+    shorten_console,
     watch_mixed_mesh_clipping,
 )
 from hf_pdyn.optim.padam import Padam
@@ -131,6 +133,7 @@ class PdynCallback(TrainerCallback):
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
             check_not_replaced(optimizer)
+            shorten_console(short_record, self._trainer)
             _unpin(self.run.groups)
             if state.global_step == 0:
                 _start_over(unwrap_optimizer(optimizer), self.run.groups)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerCallback, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from hf_pdyn.integrations import patches
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
@@ -71,6 +71,26 @@ def place_before_reporters(kind: type[TrainerCallback], trainer: Any | None) -> 
     flow = next((i for i, other in enumerate(others) if isinstance(other, DefaultFlowCallback)), -1)
     # A new list: the handler is iterating over the old one, and each callback must get the event once.
     handler.callbacks = [*others[: flow + 1], *moved.values(), *others[flow + 1 :]]
+
+
+def shorten_console(shorten: Callable[[Mapping[str, Any]], dict[str, Any]], trainer: Any | None) -> None:
+    """Have the Trainer's own printer and progress bar show `shorten(record)` of every log record. Idempotent.
+
+    Only the two that the Trainer adds by itself; a subclass of theirs shows what its author wants.
+    """
+    handler = _running(CallbackHandler, trainer)
+    for callback in handler.callbacks if handler is not None else ():
+        if type(callback) in (PrinterCallback, ProgressCallback) and "on_log" not in vars(callback):
+            callback.on_log = _shortened(callback.on_log, shorten)
+
+
+def _shortened(
+    on_log: Callable[..., Any], shorten: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> Callable[..., Any]:
+    def shown(*event: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+        return on_log(*event, logs=None if logs is None else shorten(logs), **kwargs)
+
+    return shown
 
 
 def all_callbacks(callback: TrainerCallback, trainer: Any | None) -> list[TrainerCallback]:
