@@ -58,10 +58,14 @@ def trend(x: Sequence[float], by_x: Sequence[Sequence[float]] | np.ndarray) -> M
     x: settings in order, as numbers between which a straight line makes sense (logarithms of learning rates). by_x: of
     shape (x, seeds); NaN is a run that has no such number.
     """
+    return mean_of(slopes(x, by_x) * (x[-1] - x[0]))
+
+
+def slopes(x: Sequence[float], by_x: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
+    """Those of each seed's least-squares line, (seeds,); x and by_x as in `trend`."""
     values, settings = np.asarray(by_x, float), np.asarray(x, float)
     centred = settings - settings.mean()
-    slopes = centred @ values / (centred @ centred)
-    return mean_of(slopes * (settings[-1] - settings[0]))
+    return np.asarray(centred @ values / (centred @ centred))
 
 
 def effect(found: Mean, bound: float, *, direction: int = +1) -> Outcome:

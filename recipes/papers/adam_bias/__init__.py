@@ -2,5 +2,11 @@
 
 TITLE = "On the implicit bias of Adam"
 ARXIV = "2309.00079"
-CLAIMS: tuple[str, ...] = ()
+CLAIMS = (
+    "flow_order",
+    "steady_state",
+    "bilinear_sides",
+    "sign_flip",
+    "full_batch",
+)
 """By number; a later one may take the rows of an earlier one."""
