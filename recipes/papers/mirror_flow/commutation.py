@@ -8,9 +8,6 @@ these, as a mirror flow needs, only where both arrive at the same x. Products of
 weight decay. They have a law of their own (ours), which is checked along flows. With it comes a range that does
 shrink: under a pull of at most G and decay of strength alpha, x is held where G / alpha is below a threshold. Quick
 and full are the same.
-
-The paper's: the condition, and what it says of products and powers. Ours: the further pairs, the flows in two orders,
-and all numbers.
 """
 
 import math
@@ -291,10 +288,11 @@ def _ratios(rows: Sequence[Row], k: int) -> list[float]:
 
 def draw(rows: Sequence[Row], given: Options) -> None:
     """How far the order takes x apart; where pulls win over decay; and what that means for x over time."""
-    with figures.panels(1, 3, height=3.0, width_ratios=(1.5, 1, 1)) as (figure, ((order, held, range_),)):
+    with figures.panels(1, 3, height=2.6, width_ratios=(1.4, 1, 1)) as (figure, ((order, held, range_),)):
         for place, (name, pair) in enumerate(PAIRS.items()):
             found = np.maximum(_apart_of(rows, name), 1e-17)
-            order.plot(found, [place] * len(found), "o", color="C0" if pair.commutes else "C3", markersize=4, alpha=0.6)
+            colour, label = ("C0", "commute") if pair.commutes else ("C3", "do not commute")
+            order.plot(found, [place] * len(found), "o", color=colour, label=label, markersize=4, alpha=0.6)
         order.set_yticks(range(len(PAIRS)), PAIRS, fontsize=8)
         order.invert_yaxis()
         order.set(xscale="log", title=r"same $\mu$ and a, two orders", xlabel="x apart, relative to x")
@@ -304,11 +302,10 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             ratios = [ratio * threshold(k) for ratio in _ratios(rows, k)]
             range_.plot([k] * len(ratios), ratios, "o", color=colour, markersize=5)
         held.set(yscale="log", ylim=(1e-3, 30), title=rf"x under G = {PULL:g} $\alpha$", xlabel=r"$\alpha t$")
-        held.legend(ncols=2, loc="upper center")
         ks = np.linspace(2.001, 5.2, 200)
         range_.plot(ks, [threshold(float(k)) for k in ks], color="0.5", linewidth=1, zorder=0, label="theory")
         range_.set(title="x escapes above", xlabel="factors k", ylabel=r"G / $\alpha$", xticks=DEPTHS)
-        range_.legend()
+        figures.legend(figure, columns=len(DEPTHS) + 3)
         figures.save(figure, given.directory / "figure.png")
 
 

@@ -3,12 +3,11 @@
     python recipes/claim.py diagonal_networks
 
 Sparse regression, 40 samples of 100 inputs, of which 5 matter, by gradient descent on m under an L1 penalty, on m*w and
-on m*w*z under weight decay, in the paper's sizes: 100,000 steps with decay and as many without. Decay is what
-optimizers make of it, a gradient of decay times the parameter. Beside the paper's settings: m*w from a small start
-without decay, where R_a is the same (ours); the end of m*w as R_a has it, by the formulas that hold and as printed; and
-many short runs of m*w*z, to see where the paper's 1.58 comes from. Quick and full are the same.
-
-The paper's: sizes, steps, learning rate, decays, starts. Ours: seeds, and what stands beside.
+on m*w*z under weight decay, with the paper's sizes and rates: 100,000 steps with decay and as many without. The paper
+does not say how decay is applied; here it is what optimizers make of it, a gradient of decay times the parameter, on
+the mean squared error. Beside the paper's settings: m*w from a small start without decay, where R_a is the same (ours);
+the end of m*w as R_a has it, by the formulas that hold and as printed; and many short runs of m*w*z, to see where the
+paper's 1.58 comes from. Quick and full are the same.
 """
 
 import functools
@@ -330,7 +329,7 @@ def _figures(rows: Sequence[Row]) -> dict[str, object]:
 def draw(rows: Sequence[Row], given: Options) -> None:
     """Figs. 5 and 6: distance and ratio over steps. Apart from these, what the draws of m*w*z end with."""
     steps = np.array(rows[0]["result"]["steps"]) / 1000
-    with figures.panels(2, 3, height=2.4, sharex=True, sharey="row") as (figure, grid):
+    with figures.panels(2, 3, sharex=True, sharey="row") as (figure, grid):
         for column, name in enumerate(FACTORS):
             for row, quantity in enumerate(("distance", "ratio")):
                 axes, values = grid[row, column], of_network(rows, name, quantity)
@@ -346,9 +345,9 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             grid[1, column].set(xlabel="thousand steps", ylim=(0.8, 9))
         grid[0, 0].set_ylabel("distance to x*")
         grid[1, 0].set_ylabel("L1 / L2 norm")
-        grid[0, 1].legend(loc="lower left")
+        figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
-    with figures.panels(1, len(DRAW_DECAYS), height=2.4, sharex=True, sharey=True) as (figure, (panels,)):
+    with figures.panels(1, len(DRAW_DECAYS), sharex=True, sharey=True) as (figure, (panels,)):
         bins = np.arange(-0.025, 2.5, 0.05)
         for axes, decay in zip(panels, DRAW_DECAYS, strict=True):
             for start, style in zip(
@@ -358,7 +357,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             axes.axvline(PRINTED_VALUE, color="C3", linestyle="--", linewidth=1, label=f"{PRINTED_VALUE:g}")
             axes.set(title=f"m w z, decay {decay:g}", xlabel="first parameter at the end", yscale="log")
         panels[0].set_ylabel("draws")
-        panels[0].legend()
+        figures.legend(figure)
         figures.save(figure, given.directory / "draws.png")
 
 

@@ -7,8 +7,6 @@ Gradient flows on f(g(w)) + alpha_t h(w) are simulated with an error of 1e-12 a 
 alpha_t varies with time and ends at 0. Each flow is compared with `hf_pdyn.theory.mirror`, whose formulas hold, and
 with what the paper prints. Then the three effects of Fig. 1 are read off the potentials R_a. Quick and full are the
 same, and take seconds: nothing here is trained.
-
-The paper's: the parametrisations, regularisers and formulas. Ours: all numbers.
 """
 
 import math
@@ -332,26 +330,23 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         "$u^4-v^4$ from x = 0 (Fig. 9b)": mirror.PowerDifference(_f64(0.8), _f64(0.8), 2),
         "log u - log v (Fig. 7)": mirror.LogDifference(_f64(1.5), _f64(1.5)),
     }
-    with figures.panels(2, 3, height=2.6) as (figure, grid):
+    with figures.panels(2, 3, height=2.4) as (figure, grid):
         for axes, (title, of) in zip(grid[0], drawn.items(), strict=True):
             _draw_potentials(axes, of)
             axes.set_title(title)
         grid[0, 0].set_ylabel("$R_a(x)$ - min $R_a$")
-        grid[0, 2].legend(loc="upper center")
-        _draw_shape(grid[1, 0], rows, "type")
-        grid[1, 0].set(title="type of bias", ylabel="exponent of $R_a$ at x = 1", ylim=(0.95, 2.05))
-        _draw_shape(grid[1, 1], rows, "minimum")
-        grid[1, 1].set(title="position", ylabel="|argmin $R_a$|, at a = 0: 1")
-        grid[1, 1].legend()
-        _draw_shape(grid[1, 2], rows, "width")
-        _draw_printed_width(grid[1, 2])
-        grid[1, 2].set(title=r"range of $\mu$", ylabel="width, at a = 0: 1")
-        grid[1, 2].legend()
-        for axes in grid[1]:
+        for axes, shape in zip(grid[1], ("type", "minimum", "width"), strict=True):
+            _draw_shape(axes, rows, shape)
             axes.set(xlabel="-a, which grows with time")
+        _draw_printed_width(grid[1, 2])
+        grid[1, 0].set(title="type of bias", ylabel="exponent of $R_a$ at x = 1", ylim=(0.95, 2.05))
+        grid[1, 1].set(title="position", ylabel="|argmin $R_a$|, at a = 0: 1")
+        grid[1, 2].set(title=r"range of $\mu$", ylabel="width, at a = 0: 1")
+        figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
-    with figures.panels(1, 1, height=2.6) as (figure, ((axes,),)):
+    with figures.panels(1, 1, height=2.3) as (figure, ((axes,),)):
         _draw_errors(axes, rows)
+        figures.legend(figure)
         figures.save(figure, given.directory / "errors.png")
 
 
@@ -387,7 +382,13 @@ def _draw_printed_width(axes: figures.Axes) -> None:
     c = _f64(0.75**-2)
     ends = [as_printed.printed_power_difference_domain(a, c, c) for a in A_VALUES]
     widths = [float((high - low)[0]) for low, high in ends]
-    axes.plot([-a for a in A_VALUES], np.array(widths) / widths[0], "--", color=COLOURS["u^4-v^4"], label="as printed")
+    axes.plot(
+        [-a for a in A_VALUES],
+        np.array(widths) / widths[0],
+        "--",
+        color=COLOURS["u^4-v^4"],
+        label="u^4-v^4, as printed",
+    )
 
 
 def _draw_errors(axes: figures.Axes, rows: Sequence[Row]) -> None:
@@ -403,7 +404,6 @@ def _draw_errors(axes: figures.Axes, rows: Sequence[Row]) -> None:
     axes.set(xscale="log", title="grad $R_a(x_t)$ against -∫ grad f dt along flows", xlabel="largest relative error")
     axes.set_yticks(range(len(FLOWS)), FLOWS)
     axes.invert_yaxis()
-    axes.legend(loc="upper center", ncols=2)
 
 
 CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw)

