@@ -55,6 +55,7 @@ class TrainingRun:
     model: nn.Module
     total_steps: int
     steps_per_epoch: int | None
+    lr_scheduler: object = None
 
     @property
     def groups(self) -> list[dict[str, Any]]:
@@ -108,6 +109,9 @@ class PdynCallback(TrainerCallback):
     def take_up(self, state: TrainerState) -> None:
         """Go on from what the checkpoint of a resumed run remembers; ValueError where that cannot be."""
 
+    def all_have_begun(self, state: TrainerState) -> None:
+        """Check what depends on our other callbacks, now that all have begun; ValueError before the first step."""
+
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         check_optim_args(args)
 
@@ -119,6 +123,7 @@ class PdynCallback(TrainerCallback):
         model: nn.Module | None = None,
         optimizer: Optimizer | None = None,
         train_dataloader: Any = None,
+        lr_scheduler: object = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None and optimizer is not None
@@ -128,7 +133,8 @@ class PdynCallback(TrainerCallback):
             return
         self._training = state
         make_checkpoints_resumable()
-        self.run = TrainingRun(optimizer, model, state.max_steps, _steps_per_epoch(train_dataloader, args))
+        steps_per_epoch = _steps_per_epoch(train_dataloader, args)
+        self.run = TrainingRun(optimizer, model, state.max_steps, steps_per_epoch, lr_scheduler)
         self._run_json_writer = None
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
@@ -155,6 +161,8 @@ class PdynCallback(TrainerCallback):
         self.take_up(state)
         ours = [callback for callback in all_callbacks(self, self._trainer) if isinstance(callback, PdynCallback)]
         if ours[-1] is self:
+            for callback in ours:
+                callback.all_have_begun(state)
             # None has refused: only now is what an earlier run left replaced.
             self._run_json_writer = RunJsonWriter()
             memory = memory_of(state)
@@ -255,6 +263,8 @@ class RememberingCallback(PdynCallback, ABC):
     memory_name: str
     without_memory: str
     """What starts anew in a run resumed from a checkpoint without this callback's memory, as a sentence's subject."""
+    remembers = True
+    """Whether there is anything to remember, with the settings of this instance."""
 
     gave_up = False
     _remembered_at: int | None = None
@@ -284,6 +294,8 @@ class RememberingCallback(PdynCallback, ABC):
 
     def take_up(self, state: TrainerState) -> None:
         memory, step = memory_of(state), state.global_step
+        if not self.remembers:
+            return
         if self.memory_name not in memory:
             if step > 0:
                 warnings.warn(
@@ -317,7 +329,7 @@ class RememberingCallback(PdynCallback, ABC):
             memory_of(state)[self.memory_name] = {"step": state.global_step, **remembered}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._remembered_at != state.global_step and not self._said_it_is_lost:
+        if self.remembers and self._remembered_at != state.global_step and not self._said_it_is_lost:
             self._said_it_is_lost = True
             warnings.warn(
                 f"The checkpoint of step {state.global_step} has no {self.memory_name} state: it was written without "

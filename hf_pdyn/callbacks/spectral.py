@@ -37,6 +37,9 @@ class SpectralCallback(RememberingCallback):
     one of `spectra.QUANTITIES`, and `pdyn/spectrum/step`, the step of the measurement. Each layer's are rows of
     `tables.LAYERS` in the output directory. Products that are zero are missing.
 
+    `measured_at` is how many steps were done at the last measurement, and `latest` has its metrics, on the main process
+    alone.
+
     Args:
         every: "epoch", or a number of optimizer steps.
         trainer: see `PdynCallback`.
@@ -53,6 +56,8 @@ class SpectralCallback(RememberingCallback):
         self._sharded = False
         self._failed: set[type[Product]] = set()
         self._unlogged: dict[str, float] = {}
+        self.measured_at: int | None = None
+        self.latest: dict[str, float] = {}
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
@@ -60,7 +65,8 @@ class SpectralCallback(RememberingCallback):
         self._failed.clear()
         self._find(state)
         # A resumed run has the measurement of its checkpoint's step, if there was one.
-        self._measured_at = state.global_step if state.global_step > 0 else None
+        self.measured_at = state.global_step if state.global_step > 0 else None
+        self.latest = {}
         self._measure(state)
 
     @never_fatal
@@ -84,6 +90,17 @@ class SpectralCallback(RememberingCallback):
                 )
         if problem and state.is_world_process_zero:
             warnings.warn(f"pdyn spectra: {problem}.", stacklevel=2)
+
+    def ranks(self) -> dict[str, int]:
+        """The largest rank of each kind of product that this training measures."""
+        found: dict[str, int] = {}
+        for product in self._products:
+            found |= {kind: max(rank, found.get(kind, 0)) for kind, rank in product.ranks().items()}
+        return found
+
+    def interval(self) -> int | None:
+        """Steps between measurements; None for epochs of unknown length."""
+        return self.run.steps_per_epoch if self.every == "epoch" else int(self.every)
 
     def stop_measuring(self) -> None:
         """Log nothing from here on. Products stay: while they are sharded, other processes wait for their parts."""
@@ -117,9 +134,9 @@ class SpectralCallback(RememberingCallback):
 
         Sharded weights are gathered a layer at a time. All processes come to every gathering, also one that failed.
         """
-        if self._measured_at == state.global_step:
+        if self.measured_at == state.global_step:
             return
-        self._measured_at = state.global_step
+        self.measured_at, self.latest = state.global_step, {}
         main = state.is_world_process_zero
         if self._sharded and agreed([self.gave_up], first_param(self.run.groups).device)[0]:
             return
@@ -174,6 +191,7 @@ class SpectralCallback(RememberingCallback):
             for kind in _KINDS
             for name, value in summary([measured.spectrum for _, measured in found if measured.kind == kind]).items()
         }
+        self.latest = values
         self._unlogged = {**values, _STEP: state.global_step} if values else {}
 
     def metrics(self, state: TrainerState) -> dict[str, float]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -24,7 +22,7 @@ from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.measure.implicit_bias import why_no_coefficient
-from hf_pdyn.measure.mirror_time import time_of_step, why_no_time
+from hf_pdyn.measure.mirror_time import MirrorClock, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
 from hf_pdyn.run_dir.tables import LAYERS
@@ -71,7 +69,6 @@ class TelemetryCallback(RememberingCallback):
         self.per_layer = per_layer
         self.row_buffer = RowBuffer(LAYERS) if per_layer else None
         self._window: Window | None = None
-        self._undecided: list[tuple[Tensor | None, dict[str, float | Tensor]]] = []
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = False
@@ -79,10 +76,9 @@ class TelemetryCallback(RememberingCallback):
         self._skipped_steps = self._logged_skips = 0
         self._nonfinite_steps = 0
         self._covered_until = state.global_step
-        self._cumulative_decay = dict.fromkeys(_by_label(self.run.groups), 0.0)  # NaN where a_t has no meaning
+        self._clock = MirrorClock(_by_label(self.run.groups))
         self._a_t_ended = False
         self._settings: dict[str, float] = {}
-        self._undecided = []
         self._start_measuring()
         reason = next(filter(None, map(self._why_no_coefficient, self.run.groups)), None)
         if reason is not None and state.is_world_process_zero:
@@ -137,20 +133,14 @@ class TelemetryCallback(RememberingCallback):
             return
         labelled = _by_label(self.run.groups)
         self._settings = {}
-        rates: dict[str, float | Tensor] = {}
         for label, groups in labelled.items():
             decay = max(float(group.get("weight_decay", 0.0)) for group in groups)
-            rates[label] = _largest([time_of_step(optimizer, group) for group in groups])
             self._settings[_metric("weight_decay", label)] = decay
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[_metric("p", label)] = (free or groups)[0]["p"]
         self._say_if_a_t_ends(optimizer)
-        found_inf = self._statistics.found_inf if self._window is not None else None
-        if found_inf is not None or any(isinstance(rate, Tensor) for rate in rates.values()):
-            self._undecided.append((found_inf, rates))
-        else:
-            self._decay(rates)
+        self._clock.take_step(optimizer, labelled, self._statistics.found_inf if self._window is not None else None)
 
     def _say_if_a_t_ends(self, optimizer: Optimizer) -> None:
         reason = next(filter(None, (why_no_time(optimizer, group) for group in self.run.groups)), None)
@@ -166,19 +156,6 @@ class TelemetryCallback(RememberingCallback):
             )
         self._nonfinite_steps += steps
 
-    def _decay(self, rates: Mapping[str, float | Tensor]) -> None:
-        for label, rate in rates.items():
-            self._cumulative_decay[label] = self._cumulative_decay.get(label, 0.0) - float(rate)
-
-    def _settle(self) -> None:
-        """Learn what stands on the device: which steps the optimizer skipped there, and its learning rates."""
-        undecided, self._undecided = self._undecided, []
-        for found_inf, rates in undecided:
-            if found_inf is not None and found_inf.item():
-                self._skipped_steps += 1
-            else:
-                self._decay(rates)
-
     def metrics(self, state: TrainerState) -> dict[str, float] | None:
         return self._metrics(state, self._of_window(lambda window: window.read() if len(window) else None))
 
@@ -192,7 +169,7 @@ class TelemetryCallback(RememberingCallback):
 
     @never_fatal
     def _metrics(self, state: TrainerState, reading: Reading | None) -> dict[str, float] | None:
-        self._settle()
+        self._skipped_steps += self._clock.settle()
         # A record of skipped steps alone has nothing but their count, and that one is wanted.
         if self._window is None or not (reading or self._skipped_steps > self._logged_skips):
             return None
@@ -213,14 +190,14 @@ class TelemetryCallback(RememberingCallback):
 
     def _times(self) -> dict[str, float]:
         """a_t of every label that has one."""
-        return {label: value for label, value in self._cumulative_decay.items() if not math.isnan(value)}
+        return {label: value for label, value in self._clock.times.items() if not math.isnan(value)}
 
     def remember(self) -> dict[str, Any] | None:
         return self._remember(self._of_window(Window.state_dict))
 
     @never_fatal
     def _remember(self, window: dict[str, Any] | None) -> dict[str, Any] | None:
-        self._settle()
+        self._skipped_steps += self._clock.settle()
         return {
             "window": window,
             "covered_until": self._covered_until,
@@ -245,7 +222,7 @@ class TelemetryCallback(RememberingCallback):
                 )
         self._skipped_steps = self._logged_skips = found["skipped_steps"]
         self._nonfinite_steps = found["nonfinite_steps"]
-        self._cumulative_decay = dict.fromkeys(self._cumulative_decay, math.nan) | found["cumulative_decay"]
+        self._clock.times = dict.fromkeys(self._clock.times, math.nan) | found["cumulative_decay"]
 
 
 def _check_memory(memory: object) -> dict[str, Any]:
@@ -264,14 +241,6 @@ def _check_memory(memory: object) -> dict[str, Any]:
     if not isinstance(decay, dict) or not decay.keys() <= _LABEL_NAMES or not all(map(is_number, decay.values())):
         raise damaged(f"cumulative_decay must hold a finite number by label, got {shortened(str(decay))}")
     return found
-
-
-def _largest(values: Sequence[float | Tensor]) -> float | Tensor:
-    """The largest, or NaN if any is NaN."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if not tensors:
-        return math.nan if any(map(math.isnan, values)) else max(float(value) for value in values)
-    return torch.stack([torch.full_like(tensors[0], v) if not isinstance(v, Tensor) else v for v in values]).max()
 
 
 def _global_metrics(reading: Reading) -> dict[str, float]:

@@ -28,6 +28,7 @@ from hf_pdyn.frontend.trainer_padam import DEFAULT_P
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.optim.hyperparameters import Nonfinite
 from hf_pdyn.policy.algorithm1 import ControlConfig
+from hf_pdyn.policy.decay_targets import DecayTarget, moment_or_target
 from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.policy.schedules import Schedule
 
@@ -126,7 +127,12 @@ class PdynArguments:
         metadata={"help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0."},
     )
     wd_off: str | None = field(
-        default=None, metadata={"help": "Weight decay is off from here on: 0.5, 200 or epoch:2."}
+        default=None,
+        metadata={
+            "help": "Weight decay is off from here on: 0.5, 200 or epoch:2; or once it has brought a_t down to -0.05 "
+            "(a_t=-0.05), or the ratio of norms that --spectra measures to 2.5 (lora/nuc_over_fro=2.5, "
+            "attention/..., attention_heads/...)."
+        },
     )
     wd_on: str | None = field(
         default=None, metadata={"help": "Weight decay is on again from here: 0.8, 300 or epoch:3."}
@@ -170,6 +176,12 @@ class PdynArguments:
             raise ValueError(
                 "wd_off and a schedule of weight_decay would both write it. Write the shutoff into the schedule "
                 "(step:0.1,0@0.5), or drop one of them."
+            )
+        target = None if self.wd_off is None else moment_or_target(self.wd_off)
+        if isinstance(target, DecayTarget) and target.product is not None and self.spectra == "none":
+            raise ValueError(
+                f"wd_off={target} waits for a ratio that spectra measure, and they are off. Set --spectra 50 too, or "
+                "name a moment or a_t."
             )
         self.callbacks()
 

@@ -33,6 +33,11 @@ def step_was_skipped(optimizer: Any) -> bool:
     return any(getattr(wrapper, "step_was_skipped", False) for wrapper in wrappers(optimizer))
 
 
+def has_gradient_scaler(optimizer: Any) -> bool:
+    """Whether a gradient scaler decides which steps of it are taken."""
+    return any(getattr(wrapper, "scaler", None) is not None for wrapper in wrappers(optimizer))
+
+
 def watch_clipping() -> None:
     """Note what every later `Accelerator.clip_grad_norm_` call did to the optimizers it concerns. Idempotent.
 

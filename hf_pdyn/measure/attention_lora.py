@@ -56,6 +56,10 @@ class Product(ABC):
         """What it is made of, in the same order on every process."""
 
     @abstractmethod
+    def ranks(self) -> dict[str, int]:
+        """The largest rank that each kind of product measured here can have."""
+
+    @abstractmethod
     def measure(self, whole: Whole) -> list[Measured]:
         """Its spectra; `whole` gives all of each of `tensors()`."""
 
@@ -101,6 +105,13 @@ class AttentionProduct(Product):
         """Once each, also of a fused layer."""
         return list(dict.fromkeys([*self.query.tensors(), *self.key.tensors()]))
 
+    def ranks(self) -> dict[str, int]:
+        """Of the whole product and of one head's."""
+        rows = min(projection.stop - projection.start for projection in (self.query, self.key))
+        columns = _columns(self.query.layer)
+        whole = {ATTENTION: min(rows, columns)}
+        return whole if self.head_size is None else whole | {ATTENTION_HEADS: min(self.head_size, columns)}
+
     def measure(self, whole: Whole) -> list[Measured]:
         """The whole product and those of the heads, in their order."""
         query, key = self.query.weight(whole), self.key.weight(whole)
@@ -135,6 +146,11 @@ class LoraProduct(Product):
     def tensors(self) -> list[Tensor]:
         """Without magnitudes, which are no factor of it."""
         return [tensor for lora in peft.active_loras(self.module) for tensor in (lora.a, lora.b)]
+
+    def ranks(self) -> dict[str, int]:
+        """Of the adapter with the largest."""
+        ranks = (min(*lora.a.flatten(1).shape, lora.b.shape[0]) for lora in peft.active_loras(self.module))
+        return {LORA: max(ranks, default=0)}
 
     def measure(self, whole: Whole) -> list[Measured]:
         """One spectrum an adapter."""

@@ -125,7 +125,7 @@ def other_scalar_charts(drawing: Drawing) -> tuple[tuple[Chart, ...], int]:
         if name not in _CHARTED
         and not _MADE_OF_RUNS.search(name)
         and name != STEPS
-        and not name.startswith(("pdyn/control/", "pdyn/spectrum/"))
+        and not name.startswith(("pdyn/control/", "pdyn/spectrum/", "pdyn/wd_off/"))
         and (name.count("/") < 3 or _OF_A_PATHWAY.fullmatch(name))
         and any(len(run.series(name)) > 1 and any(run.series(name).values) for run in drawing.runs)
     ]

@@ -55,8 +55,8 @@ def final_values(runs: Sequence[RecordedRun]) -> list[Column]:
 
 
 def notes(runs: Sequence[RecordedRun]) -> list[str]:
-    """Sentences on the final values: which record means are of, and what the implicit bias does to the gradient."""
-    return [*_for_runs(runs, _partial_note), *_for_runs(runs, _bias_note)]
+    """Sentences on the final values: which record means are of, and what implicit bias and weight decay came to."""
+    return [sentence for note in (_partial_note, _bias_note, _shutoff_note) for sentence in _for_runs(runs, note)]
 
 
 def _for_runs(runs: Sequence[RecordedRun], note: Callable[[RecordedRun], str | None]) -> list[str]:
@@ -97,6 +97,16 @@ def _bias_note(run: RecordedRun) -> str | None:
         (name, act), (other, opposite) = acts.items()
         said = f"{act} the perturbed norm N_p of the {name} gradient and {opposite} that of the {other}"
     return f"In the end, the implicit bias {said}"
+
+
+def _shutoff_note(run: RecordedRun) -> str | None:
+    """When and why weight decay was switched off by a target."""
+    step = run.last("pdyn/wd_off/step")
+    found = [name for name in run.metrics if name.startswith("pdyn/wd_off/") and name != "pdyn/wd_off/step"]
+    if step is None or not found:
+        return None
+    quantity, value = found[-1].removeprefix("pdyn/wd_off/"), run.last(found[-1])
+    return f"Weight decay was switched off at step {step:,.0f}, when {quantity} had come down to {value:.4g}"
 
 
 def _says_something(column: Column) -> Callable[[float | None], bool]:

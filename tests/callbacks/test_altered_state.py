@@ -33,7 +33,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trainer:
     callbacks = [
         PControlCallback(ControlConfig(p_min=0.1, p_max=0.6), interval=3),
         ScheduleCallback("eps", "1e-12"),
-        WeightDecayShutoffCallback("0.5"),
+        WeightDecayShutoffCallback("a_t=-0.0005"),
         TelemetryCallback(every=1, per_layer=True),
         SpectralCallback(every=3),
     ]
@@ -103,6 +103,7 @@ POSSIBLE = {
     "initial_p: deleted",
     "initial_eps: deleted",
     "initial_weight_decay: deleted",
+    "shutoff.approach.above: True",  # as it was
 }
 NEGATIVE = ("weight_change", "bias_change", "N_p", "cumulative_decay", "unlogged.pdyn", "unlogged.0.p", "initial_p")
 
@@ -113,10 +114,13 @@ def test_the_state_as_it_was_written_is_taken_up_without_a_word(trained: Trainer
     assert memory["control"]["unlogged"]
     assert memory["control"]["window"]["steps"] == 1
     assert memory["telemetry"]["window"]["quantities"]
+    assert memory["shutoff"]["unlogged"]
     assert resume(trained, memory) == []
 
 
-@pytest.mark.parametrize("part", ["control", "telemetry", "spectra", "initial_eps", "initial_p", "version", "run"])
+@pytest.mark.parametrize(
+    "part", ["control", "telemetry", "spectra", "shutoff", "initial_eps", "initial_p", "version", "run"]
+)
 def test_no_alteration_passes_silently_or_is_a_traceback(trained: Trainer, part: str) -> None:
     memory, wrong = memory_of(trained), []
     for path in places({part: memory[part]}):

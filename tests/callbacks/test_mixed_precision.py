@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
-from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback
+from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.policy.algorithm1 import ControlConfig, ControlState, next_p
+from tests.callbacks.test_schedule import Decays
 from tests.callbacks.test_telemetry import Recorder
 from tests.training import gpt2, saved_state, token_blocks, trainer, training_logs
 
@@ -307,3 +308,16 @@ def assert_a_fused_optimizer_unscales(optimizer_class: type[torch.optim.Optimize
 @pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad])
 def test_a_fused_optimizer_unscales_before_statistics_are_taken(optimizer_class: type[torch.optim.Optimizer]) -> None:
     assert_a_fused_optimizer_unscales(optimizer_class)
+
+
+@pytest.mark.filterwarnings("ignore:Seems like `optimizer.step\\(\\)` has been overridden:UserWarning")
+@pytest.mark.parametrize("name", ["padam", "adamw", "adamw fused"])
+def test_skipped_steps_bring_a_t_no_nearer_to_a_target(tmp_path: Path, name: str) -> None:
+    """A fused optimizer skips on the device, and is asked only where a_t may have come down."""
+    decays = Decays()
+    options = OPTIMIZERS[name] | {"learning_rate": 1e-2, "lr_scheduler_type": "constant", "weight_decay": 0.1}
+    callbacks = [Overflow(), WeightDecayShutoffCallback("a_t=-0.005"), decays]
+    trainer(tmp_path, trainer_class=Scaled, callbacks=callbacks, **options).train()
+    taken = [step for step in range(BATCHES) if step not in BAD_STEPS]
+    off_from = taken[5 - 1] + 1
+    assert [max(step) for step in decays.steps] == [0.1] * off_from + [0.0] * (BATCHES - off_from)

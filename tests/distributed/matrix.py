@@ -67,7 +67,10 @@ GPU_LAUNCHES: dict[str, Launch] = {
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "padam p=.5": {"optim_args": "p=0.5"},
-    "padam p=.25 matched": {"optim_args": "p=0.25,update_scale=adam,lr_mult.norm=3,fused=true"},
+    "padam p=.25 matched": {
+        "optim_args": "p=0.25,update_scale=adam,lr_mult.norm=3,fused=true",
+        "wd_off": "a_t=-0.0006",
+    },
     "sgd, shutoff": {"optim": "sgd"},
     "clipped at every step": {"optim_args": "p=0.4,fused=true", "max_grad_norm": 0.01, "logging_steps": 1},
     "accumulation": {"optim_args": "p=0.5", "gradient_accumulation_steps": 2},

@@ -11,9 +11,10 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from hf_pdyn import SpectralCallback
+from hf_pdyn import SpectralCallback, WeightDecayShutoffCallback
 from hf_pdyn.measure.attention_lora import AttentionProduct
 from hf_pdyn.run_dir.tables import LAYERS, read_table
+from tests.callbacks.test_schedule import Decays
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import GLOBAL_BATCH, build, kinds
@@ -37,10 +38,12 @@ def fails_at(call: int, original: Any) -> Any:
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     measure = fails_at(options.pop("fails_at", 0), AttentionProduct.measure)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    target, decays = options.pop("wd_off", None), Decays()
+    shutoff = [] if target is None else [WeightDecayShutoffCallback(target)]
     run = trainer(
         out,
         model=build(options.pop("model", "LoRA")),
-        callbacks=[SpectralCallback(3)],
+        callbacks=[*shutoff, SpectralCallback(3), decays],
         per_device_train_batch_size=GLOBAL_BATCH // world_size,
         max_steps=6,
         logging_steps=3,
@@ -58,6 +61,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "world_size": world_size,
         "tensors": kinds(inner),
         "steps": run.state.global_step,
+        "decays": [max(step) for step in decays.steps],
         "said": [str(one.message) for one in caught if "pdyn" in str(one.message)],
         "logs": [record for record in run.state.log_history if "loss" in record],
         "rows": read_table(out, LAYERS)[0].to_pylist(),

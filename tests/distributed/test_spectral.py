@@ -14,15 +14,21 @@ pytestmark = pytest.mark.distributed
 TOLERANCE = 1e-4
 
 
+# K^T Q's ratio is 2.9 at the start, and below this at the first measurement.
+SWITCHED = {"model": "full", "weight_decay": 10.0, "wd_off": "attention/nuc_over_fro=2.85"}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return launch(1, "spectral_worker", tmp_path_factory.mktemp("alone") / "out", {"plain": {}})[0]["plain"]
+    cases = {"plain": {}, "switched": SWITCHED}
+    plain, switched = launch(1, "spectral_worker", tmp_path_factory.mktemp("alone") / "out", cases)[0].values()
+    return {**plain, "switched": switched}
 
 
 def cases(name: str) -> dict[str, dict[str, Any]]:
     options = LAUNCHES[name].options
     # Two layers, of each K^T Q and a LoRA: the second call is that of layer 1 before the first step.
-    return {"whole": options, "failing": {**options, "fails_at": 2}}
+    return {"whole": options, "failing": {**options, "fails_at": 2}, "switched": {**options, **SWITCHED}}
 
 
 @pytest.mark.parametrize("name", ["DDP", "FSDP2"])
@@ -40,6 +46,12 @@ def test_spectra_are_those_of_one_process(tmp_path: Path, name: str, alone: dict
     assert found == pytest.approx(expected, rel=TOLERANCE)
     for record, wanted in zip(first["whole"]["logs"], alone["logs"], strict=True):
         assert spectra(record) == pytest.approx(spectra(wanted), rel=TOLERANCE)
+
+    # Only the main process has the ratio, and all switch weight decay off by it.
+    expected_decays = [10.0] * 3 + [0.0] * 3
+    assert [run["switched"]["decays"] for run in (alone, first, second)] == [expected_decays] * 3
+    said = [record for record in first["switched"]["logs"] if "pdyn/wd_off/step" in record]
+    assert [record["pdyn/wd_off/step"] for record in said] == [3]
 
     # Attention fails on the main process within a measurement; nobody waits for it, and LoRA is measured on.
     assert first["failing"]["steps"] == second["failing"]["steps"] == 6

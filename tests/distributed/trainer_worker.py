@@ -46,7 +46,8 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = options.get("gradient_accumulation_steps", 1)
     exponents = Exponents()
-    callbacks = [TelemetryCallback(every=1, per_layer=True), WeightDecayShutoffCallback("0.5"), exponents]
+    shutoff = WeightDecayShutoffCallback(options.pop("wd_off", "0.5"))
+    callbacks = [TelemetryCallback(every=1, per_layer=True), shutoff, exponents]
     if options.get("optim") != "sgd":  # which has no second moment
         callbacks.append(AllocationCallback("log"))
     if options.get("optim", "padam") == "padam":

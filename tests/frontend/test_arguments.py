@@ -16,6 +16,7 @@ from hf_pdyn import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
+from hf_pdyn.policy.decay_targets import DecayTarget
 from tests.training import arguments
 
 
@@ -75,6 +76,17 @@ def test_shutoff_options() -> None:
     assert (str(shutoff.at), str(shutoff.until), shutoff.labels) == ("0.6", "0.9", ["mlp", "lora_A"])
 
 
+def test_a_shutoff_by_target() -> None:
+    (arguments,) = HfArgumentParser(PdynArguments).parse_args_into_dataclasses(["--wd_off", "a_t=-0.05"])
+    assert arguments.callbacks()[0].at == DecayTarget("a_t", -0.05)
+    (arguments,) = HfArgumentParser(PdynArguments).parse_args_into_dataclasses(
+        ["--wd_off=lora/nuc_over_fro=2.5", "--spectra", "50"]
+    )
+    shutoff, *others = arguments.callbacks()
+    assert shutoff.at == DecayTarget("lora/nuc_over_fro", 2.5)
+    assert [callback.every for callback in others if isinstance(callback, SpectralCallback)] == [50]
+
+
 def test_sample_loss_options() -> None:
     *_, samples, _ = PdynArguments(sample_losses=50, sample_losses_test=20).callbacks()
     assert isinstance(samples, SampleLossCallback)
@@ -110,7 +122,10 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"p_control": "gradient", "p_schedule": "0.4"}, "would both write p"),
         ({"p_control": "gradient", "schedule": ["p.norm=0.4"]}, "would both write p"),
         ({"wd_off": "0.5", "schedule": ["weight_decay=0.1"]}, "would both write it"),
-        ({"wd_off": "soon"}, "'soon' is no moment of training"),
+        ({"wd_off": "soon"}, "'soon' is neither a moment of training nor a target"),
+        ({"wd_off": "a_t=0.1"}, "a target must be negative, got 0.1"),
+        ({"wd_off": "lora/nuc_over_fro=2"}, "spectra measure, and they are off. Set --spectra 50"),
+        ({"wd_off": "a_t=-1", "wd_on": "a_t=-2"}, "'a_t=-2' is no moment of training"),
         ({"wd_off": "0.5", "wd_off_labels": ["mpl"]}, "wd_off_labels must be one of .*got 'mpl'. Did you mean 'mlp'"),
         ({"p_schedule": "0.4", "schedule": ["p=0.3"]}, "p has two schedules"),
         ({"sample_losses": -1}, "sample_losses must be a number of samples >= 0, got -1"),

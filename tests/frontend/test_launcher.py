@@ -102,7 +102,7 @@ def test_the_script_finds_its_neighbours(tmp_path: Path) -> None:
         (["-m", "no_such_module"], "there is no module 'no_such_module' to run."),
         (["--p_min", "0.1", str(SCRIPT)], "p_min would have no effect: set --p_control gradient too"),
         (["--p_control", "gradients", str(SCRIPT)], "Did you mean 'gradient'?"),
-        (["--wd_off", "soon", str(SCRIPT)], "'soon' is no moment of training"),
+        (["--wd_off", "soon", str(SCRIPT)], "'soon' is neither a moment of training nor a target"),
     ],
 )
 def test_bad_options_are_one_line_and_status_2(

@@ -35,7 +35,11 @@ def measured(model: nn.Module) -> dict[tuple[str, str], Measured]:
     found = find_products(model)
     assert not found.unavailable
     with torch.no_grad():
-        rows = [(product.layer, one) for product in found.products for one in product.measure(Tensor.detach)]
+        pairs = [(product, one) for product in found.products for one in product.measure(Tensor.detach)]
+    for product, one in pairs:
+        # Of rank r, the ratio is at most the root of r, where all singular values are alike.
+        assert one.spectrum is None or one.spectrum.nuc_over_fro <= product.ranks()[one.kind] ** 0.5 * (1 + TOLERANCE)
+    rows = [(product.layer, one) for product, one in pairs]
     assert len({(layer, one.part) for layer, one in rows}) == len(rows)
     return {(layer, one.part): one for layer, one in rows}
 
@@ -319,3 +323,13 @@ def test_without_a_number_of_heads_there_is_the_whole_product() -> None:
     model = randomized(Attention(8, 8))
     (one,) = measured(model).values()
     assert_close(one, model.k_proj.weight.detach().double().T @ model.q_proj.weight.detach().double())
+
+
+def test_the_largest_ranks_of_products() -> None:
+    """Of GPT-2 with two heads of 4 rows each, and of adapters of ranks 2 and 3."""
+    whole = find_products(models.gpt2()).products[0].ranks()
+    assert whole == {ATTENTION: 8, ATTENTION_HEADS: 4}
+    adapters = [product for product in find_products(gpt2_two_adapters()).products if product.name == "LoRA's B A"]
+    assert adapters[0].ranks() == {LORA: 3}
+    shared = find_products(llama(heads=4, key_heads=2)).products[0].ranks()
+    assert shared == {ATTENTION: 8, ATTENTION_HEADS: 4}

@@ -36,6 +36,13 @@ def test_the_sign_of_the_implicit_bias_in_words(tmp_path: Path, last: dict[str, 
     assert sentences == ([] if said is None else [f"In the end, the implicit bias {said}"])
 
 
+def test_a_shutoff_by_target_in_words(tmp_path: Path) -> None:
+    record = {"step": 1200, "pdyn/wd_off/step": 1160, "pdyn/wd_off/lora/nuc_over_fro": 2.4961}
+    write_state(tmp_path, [{"step": 1000, "loss": 1.0}, record])
+    (sentence,) = (note for note in notes(read_runs([tmp_path])) if "decay" in note)
+    assert sentence == "Weight decay was switched off at step 1,160, when lora/nuc_over_fro had come down to 2.496."
+
+
 def test_a_sentence_stands_once_with_the_names_of_its_runs(tmp_path: Path) -> None:
     paths = [make_run(tmp_path / "a"), make_run(tmp_path / "b", remainder=3)]
     write_state(tmp_path / "c", [{"step": 5, WEIGHT: -1.0}])
