@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         launch(arguments[1:], prog="hf-pdyn run")
         return
+    if arguments[:1] == ["sweep"]:
+        try:
+            from hf_pdyn.sweep.command import sweep
+        except ImportError as error:
+            sys.exit(f"hf-pdyn: {explained(error)}")
+        sweep(arguments[1:])
+        return
     parser = _build_parser()
     options = parser.parse_args(arguments)
     try:
@@ -56,6 +63,7 @@ def _build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="run a Trainer script with the plugin: hf-pdyn run [options] script.py ...")
+    commands.add_parser("sweep", help="is it p, or only the learning rate? hf-pdyn sweep [options] script.py ...")
 
     groups = commands.add_parser("groups", help="show how a model's parameters are labelled and grouped")
     groups.set_defaults(command=show_groups)

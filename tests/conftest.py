@@ -32,9 +32,11 @@ MARKS = {
         *("benchmarks", "recipes", "scripts", "test_collection.py", "callbacks/test_killed.py"),
         *("callbacks/test_mixed_precision.py", "callbacks/test_resume.py", "callbacks/test_trainer_features.py"),
         *("frontend/test_launcher.py", "optim/fused/test_gpu_compiles.py", "optim/fused/test_gpu_interpreted.py"),
+        *("sweep/test_command.py",),
     ),
     "newest_only": (
-        *("benchmarks", "gpu", "optim/fused", "policy", "recipes/papers", "scripts", "tensors", "theory"),
+        *("benchmarks", "gpu", "optim/fused", "policy", "recipes/papers", "scripts", "sweep", "tensors"),
+        "theory",
         *("optim/test_padam.py", "optim/test_padam_properties.py", "common/test_extras.py"),
         *("report/test_charts.py", "report/test_damage.py", "report/test_thinning.py"),
         *("test_architecture.py", "test_collection.py", "test_gpu_check.py"),

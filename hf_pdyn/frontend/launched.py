@@ -11,6 +11,8 @@ from typing import Any
 
 from hf_pdyn.integrations.on_import import when_imported
 
+METRICS_FILE = "HF_PDYN_METRICS_FILE"
+"""An environment variable: where a Trainer below the launcher keeps the last values of its metrics, for a sweep."""
 _VARIABLE = "HF_PDYN_LAUNCH"
 _CHILD = Path(__file__).parent / "child"
 _SITE = ("site-packages", "dist-packages")

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from _common.entry_point import RecipeError
 from papers._claims.history import code_commit
 from papers._claims.rows import Rows, SharedRows, hardware, time_of, versions
 
@@ -81,10 +80,10 @@ def test_a_damaged_line_is_named(tmp_path: Path) -> None:
     filled(path)
     first, second = path.read_text().splitlines(keepends=True)
     path.write_text("nonsense\n" + second)
-    with pytest.raises(RecipeError, match=r"'nonsense\\n' in line 1; delete that line"):
+    with pytest.raises(ValueError, match=r"'nonsense\\n' in line 1; delete that line"):
         Rows(path)
     path.write_text(first + '{"seconds": 1}\n')
-    with pytest.raises(RecipeError, match="in line 2"):
+    with pytest.raises(ValueError, match="in line 2"):
         Rows(path)
 
 
@@ -102,7 +101,7 @@ def test_one_process_at_a_time_adds_rows(tmp_path: Path) -> None:
     try:
         assert held.wait(60)
         with (
-            pytest.raises(RecipeError, match="must not be in use by another run"),
+            pytest.raises(ValueError, match="must not be in use by another run"),
             Rows(tmp_path / "rows.jsonl").locked(),
         ):
             pass
@@ -123,7 +122,7 @@ def test_rows_of_several_folders(tmp_path: Path) -> None:
         rows.add(ONE, {"x": 1.5}, 0.25, "cpu")
         assert rows.of(ONE)["result"] == {"x": 1.5} and rows.of(OTHER) is None
         with (
-            pytest.raises(RecipeError, match="in use by another run"),
+            pytest.raises(ValueError, match="in use by another run"),
             Rows(tmp_path / "p=0.2" / "rows.jsonl").locked(),
         ):
             pass
