@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
 from itertools import groupby
@@ -43,7 +43,7 @@ def page(runs: Sequence[RecordedRun]) -> str:
     return _template().render(
         title=_title(runs),
         version=__version__,
-        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         runs=runs,
         sections=parts,
         drawing=drawing,

@@ -7,7 +7,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Rows:
         row = {
             "configuration": configuration,
             "result": finite_or_none(result),
-            "time": (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
+            "time": (datetime.now(UTC) - timedelta(seconds=seconds)).isoformat(timespec="seconds"),
             "seconds": round(seconds, 2),
             **surroundings,
         }

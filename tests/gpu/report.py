@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -72,7 +72,7 @@ def write(junit: Path, out: Path) -> dict[str, Any]:
             "reasons above; nothing is written."
         )
     report = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         **machine(),
         "outcomes": dict(sorted(counts.items())),
