@@ -104,7 +104,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytes
     assert [path.name for path in run_json.path_of(tmp_path).parent.iterdir()] == ["run.json"]
 
 
-class Colour(str, enum.Enum):
+class Colour(str, enum.Enum):  # noqa: UP042  (as users write them)
     RED = "red"
 
 
