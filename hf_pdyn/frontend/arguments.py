@@ -96,7 +96,7 @@ class PdynArguments:
         default=None,
         metadata={
             "help": "What the update shall have: update_ratio=6 (weight over bias-like norm), bias_share=0.1 (of the "
-            "squared norm), lr_factor=2 (Adam's size over its own), or hold for the value at the end of warm-up."
+            "squared norm), lr_factor=2 (Adam's size over its own); =hold keeps the value at the end of warm-up."
         },
     )
     p_target_label: str | None = field(

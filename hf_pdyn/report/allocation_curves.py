@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from hf_pdyn.policy.allocation_curve import COUNT, PowerMoments
 from hf_pdyn.report.columns import encoded, known
 
-_LARGEST_LOGARITHM = 745.0
-"""M is a sum in float64: its logarithm lies between -745 and 710."""
+_LARGEST_LOGARITHM = 700.0
+"""Of a sum that float64 holds."""
+_LEAST_CONVEX = -1e-3
+"""log M is convex in s, so its second differences are positive, but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +38,7 @@ class AllocationCurves:
         table = known(table, ("step", "pathway", "log_moments")).filter(pc.field("layer").is_null())
         table = table.filter(pc.equal(pc.list_value_length(table["log_moments"]), COUNT))
         log_moments = pc.list_flatten(table["log_moments"]).to_numpy().reshape(-1, COUNT)
-        possible = (np.abs(log_moments) <= _LARGEST_LOGARITHM).all(axis=1)  # NaN is not
+        possible = _possible(log_moments)
         table = table.filter(pa.array(possible))
         label, labels = encoded(
             pc.binary_join_element_wise(table["pathway"], table["component"], "/", null_handling="skip")
@@ -58,3 +60,11 @@ class AllocationCurves:
         """The p that the run had at a step; None where no row knows."""
         found = self.p[(self.step == step) & np.isfinite(self.p)]
         return float(found[-1]) if len(found) else None
+
+
+def _possible(log_moments: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """(n,): which rows can be the logarithms of an M, so that whatever follows from them is a float."""
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        convex = np.diff(log_moments, n=2, axis=1) >= _LEAST_CONVEX
+    finite = np.abs(log_moments) <= _LARGEST_LOGARITHM  # NaN is not
+    return np.asarray(convex.all(axis=1) & finite.all(axis=1))

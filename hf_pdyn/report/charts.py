@@ -7,11 +7,21 @@ from collections.abc import Sequence
 
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
+from hf_pdyn.report.allocation_charts import allocation_charts
 from hf_pdyn.report.chart import Chart, Drawing, Section
 from hf_pdyn.report.map_charts import layer_charts, quantities_of, spectrum_charts
 from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.sample_charts import sample_charts
-from hf_pdyn.report.scalar_charts import BALANCE, DECAY, LEARNING, UPDATES, other_scalar_charts, scalar_charts
+from hf_pdyn.report.scalar_charts import (
+    ALLOCATION,
+    BALANCE,
+    DECAY,
+    LEARNING,
+    TARGET,
+    UPDATES,
+    other_scalar_charts,
+    scalar_charts,
+)
 
 
 def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Drawing]:
@@ -35,11 +45,18 @@ def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Drawing]:
         ),
         Section(
             "control",
-            "Algorithm 1",
-            "Each mark is a decision; its shape is the branch that fired. Triangles point where p went, a diamond is a "
-            "rebound of D_b, which lowers p.",
-            _decisions(drawing),
-            "No decisions recorded: --p_control gradient.",
+            "Control of p",
+            "",
+            (*_decisions(drawing), *scalar_charts(drawing, TARGET)),
+            "No decisions recorded: --p_control gradient, or target.",
+        ),
+        Section(
+            "allocation",
+            "Allocation curve",
+            "What any p would make of the moments that the optimizer had at a step: how large the update would be, "
+            "which way it would go, and how weights would share it with bias-like parameters.",
+            (*scalar_charts(drawing, ALLOCATION), *allocation_charts(drawing)),
+            "No allocation curve recorded: add an AllocationCallback, or --allocation log, to padam or Adam's kin.",
         ),
         Section(
             "updates",
@@ -94,4 +111,8 @@ def _decisions(drawing: Drawing) -> tuple[Chart, ...]:
         return ()
     fired = {row["branch"] for row in rows}
     spec = vega.decisions(rows, drawing.palette, [branch for branch in BRANCHES if branch in fired])
-    return (Chart("decisions", "Decisions", "", spec),)
+    note = (
+        "Each mark is a decision of Algorithm 1; its shape is the branch that fired. Triangles point where p went, a "
+        "diamond is a rebound of D_b, which lowers p."
+    )
+    return (Chart("decisions", "Decisions", note, spec),)

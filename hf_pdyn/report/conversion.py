@@ -37,7 +37,7 @@ def png(chart: Chart, runs: Sequence[RecordedRun]) -> bytes:
     """A chart as an image: with the title and the legend of runs that the page writes beside it."""
     spec = copy.deepcopy(chart.spec)
     spec["width"] = _WIDTH
-    owner = f"{chart.run}, " if chart.run is not None and len(runs) > 1 else ""
+    owner = f"{chart.run}: " if chart.run is not None and len(runs) > 1 else ""
     words = textwrap.wrap(f"{owner}{chart.note}", _CHARACTERS_OF_A_LINE)
     spec["title"] = {"text": chart.title, "subtitle": words} if words else chart.title
     color = spec["encoding"].get("color", {})

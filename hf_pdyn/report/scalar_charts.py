@@ -49,7 +49,14 @@ BALANCE = (
         {"D_w": "pdyn/D_w", "D_b": "pdyn/D_b"},
         "Means over the steps of a log record (Eq. 31).",
     ),
-    Scalars("gradient_ratio", "Gradient balance G_w / G_b", "D_w / D_b", {"": "pdyn/G_w_over_G_b"}),
+    Scalars(
+        "gradient_ratio",
+        "Gradient balance G_w / G_b",
+        "D_w / D_b",
+        {"G_w / G_b": "pdyn/G_w_over_G_b", "scale-invariant": "pdyn/G_w_over_G_b_invariant"},
+        "Scale-invariant: with each weight's gradient times its norm, so that growing weights before a normalisation "
+        "do not show.",
+    ),
 )
 LEARNING = (
     Scalars("loss", "Training loss", "loss", {"": "loss"}),
@@ -62,6 +69,13 @@ UPDATES = (
     Scalars("update_ratio", "Update balance", "weight / bias_like", {"": "pdyn/update_ratio"}),
     Scalars("param_norm", "Parameter norms", "L2 norm", _by_pathway("pdyn/param_norm")),
     Scalars("v_hat_mean", "Second moments", "mean of v̂", _by_pathway("pdyn/v_hat_mean")),
+    Scalars(
+        "eps_share",
+        "Share of eps in the denominator",
+        "mean of ε / (v̂ + ε)",
+        _by_pathway("pdyn/eps_share"),
+        "Near 1, eps rules the denominator, and p is a learning rate.",
+    ),
     Scalars("one_norm", "Perturbed one-norms", "Σ √(g² + ε)", _by_pathway("pdyn/one_norm")),
     Scalars(
         "N_p",
@@ -77,6 +91,50 @@ UPDATES = (
         _by_pathway("pdyn/implicit_bias"),
         "Above 0, N_p is penalised; below, it is protected, less so in small batches than this says.",
         logarithmic=False,
+    ),
+)
+ALLOCATION = (
+    Scalars(
+        "lr_factor",
+        "Size at the run's p",
+        "c(p)",
+        {"": "pdyn/allocation/lr_factor"},
+        "How many times smaller than Adam's the raw update is.",
+    ),
+    Scalars(
+        "cosine_to_adam",
+        "Direction at the run's p",
+        "cosine to Adam's update",
+        {"": "pdyn/allocation/cosine_to_adam"},
+        "Where it is 1, p is a learning rate and nothing else.",
+        logarithmic=False,
+    ),
+    Scalars(
+        "update_ratio_slope",
+        "Pull of p on the update balance",
+        "d log(U_w / U_b) / dp",
+        {"": "pdyn/allocation/update_ratio_slope"},
+        "Above 0, a larger p gives weights more of the update.",
+        logarithmic=False,
+    ),
+    Scalars(
+        "p_step_factor",
+        "Size of one p_step",
+        "factor of raw updates",
+        {"": "pdyn/allocation/p_step_factor"},
+        "By which one decision upwards multiplies raw updates; update_scale=adam makes up for it.",
+    ),
+)
+TARGET = (
+    Scalars(
+        "target",
+        "Control by target",
+        "the quantity that is wanted",
+        {name: f"pdyn/target/{name}" for name in ("wanted", "found", "expected")},
+        "Found before each decision, expected at the p that it chose.",
+    ),
+    Scalars(
+        "target_p", "Exponent p by target", "p from then on", {"": "pdyn/target/p"}, stepped=True, logarithmic=False
     ),
 )
 DECAY = (
@@ -114,7 +172,11 @@ def _scalar_chart(drawing: Drawing, scalars: Scalars) -> Chart | None:
     return Chart(scalars.key, scalars.title, note, spec)
 
 
-_CHARTED = {metric for scalars in (*BALANCE, *LEARNING, *UPDATES, *DECAY) for metric in scalars.metrics.values()}
+_CHARTED = {
+    metric
+    for scalars in (*BALANCE, *LEARNING, *TARGET, *ALLOCATION, *UPDATES, *DECAY)
+    for metric in scalars.metrics.values()
+}
 
 
 def other_scalar_charts(drawing: Drawing) -> tuple[tuple[Chart, ...], int]:

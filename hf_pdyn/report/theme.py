@@ -14,6 +14,8 @@ COLOURS = ("#1A7FC4", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8
 _INK = {"light": "#1c2330", "dark": "#e7eaf0"}
 _SOFT = {"light": "#5b6575", "dark": "#a3adbd"}
 _GRID = {"light": "#e4e7ec", "dark": "#2b323d"}
+_RAMP = {"light": [0, 0.9], "dark": [0.2, 1]}
+"""Of viridis, for lines: neither its yellow on white nor its violet on black."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 
@@ -67,4 +69,5 @@ def config(theme: str) -> Spec:
         },
         "title": {"color": ink, "subtitleColor": soft, "anchor": "start", "fontSize": 14, "fontWeight": 600},
         "text": {"color": ink},
+        "range": {"ramp": {"scheme": "viridis", "extent": _RAMP[theme]}},
     }

@@ -72,27 +72,9 @@ def make_run(
         for index in range(samples)
     ]
     _write_records(directory, SAMPLE_LOSSES, losses)
-    _write_records(directory, ALLOCATION, [row for step in steps for row in _allocation_rows(step)])
     if info and finished:
         run_json.write_finish(directory, total)
     return directory
-
-
-def _allocation_rows(step: int) -> list[dict[str, Any]]:
-    """Curves of log-normal second moments: log M(s) is a parabola."""
-    means = {("weight", None): -14.0, ("bias_like", None): -9.0, ("weight", "mlp"): -14.0, ("bias_like", "norm"): -9.0}
-    return [
-        {
-            "step": step,
-            "epoch": step / 40,
-            "pathway": pathway,
-            "component": component,
-            "layer": None,
-            "p": 0.4,
-            "log_moments": [mean - s * mean + s * s * (1 + step / 1000) for s in EXPONENTS],
-        }
-        for (pathway, component), mean in means.items()
-    ]
 
 
 def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_arguments: Any) -> dict[str, Any]:
@@ -149,7 +131,12 @@ def _log_record(step: int, progress: float, rng: random.Random, learning_rate: f
         "pdyn/D_w": weight,
         "pdyn/D_b": bias,
         "pdyn/G_w_over_G_b": weight / bias,
+        "pdyn/G_w_over_G_b_invariant": 3 * weight / bias,
         "pdyn/update_ratio": 2.0,
+        "pdyn/allocation/lr_factor": 4.0,
+        "pdyn/allocation/cosine_to_adam": 0.98,
+        "pdyn/allocation/update_ratio_slope": 1.5 - 2 * progress,
+        "pdyn/allocation/p_step_factor": 1.3,
         "pdyn/weight_decay": 0.1 if progress < 0.5 else 0.0,
         "pdyn/a_t": -progress,
         "pdyn/skipped_steps": 0,

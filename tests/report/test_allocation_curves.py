@@ -49,7 +49,8 @@ def test_the_curves_of_a_run_by_step_and_label(tmp_path: Path) -> None:
         {"log_moments": [1.0] * (COUNT - 1) + [math.nan]},
         {"log_moments": [1.0] * (COUNT - 1) + [-math.inf]},
         {"log_moments": [1.0] * (COUNT - 1) + [None]},
-        {"log_moments": [1.0] * (COUNT - 1) + [1e300]},  # flipped bits; exp of it is no float
+        {"log_moments": [1e300] * COUNT},  # exp of it is no float
+        {"log_moments": [1.0] * (COUNT - 3) + [3.0, 1.0, 1.0]},  # flipped bits: M is log-convex
         {"layer": "h.0"},
     ],
 )

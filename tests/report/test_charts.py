@@ -42,6 +42,8 @@ def test_a_whole_run_fills_every_section(tmp_path: Path) -> None:
     assert keys["balance"] == ["p", "gradients", "gradient_ratio"]
     assert keys["learning"] == ["loss", "eval_loss", "learning_rate", "grad_norm"]
     assert keys["decay"] == ["weight_decay", "a_t"]
+    curves = [f"allocation-{name}-run{run}" for run in (0, 1) for name in ("balance", "lr_factor", "cosine")]
+    assert keys["allocation"] == ["lr_factor", "cosine_to_adam", "update_ratio_slope", "p_step_factor", *curves]
     assert len(keys["layers"]) == 2 * 2 * 3
     assert {"sample_losses-test", "sample_losses-train", "jaccard-test", "jaccard-train"} == set(keys["samples"])
     assert keys["other"] == ["other-00-memory_peak"]
@@ -61,6 +63,22 @@ def test_a_line_holds_what_was_logged(tmp_path: Path) -> None:
     by_variant = {row["variant"]: row for row in rows(charts(path)["gradients"])}
     assert by_variant["D_b"]["step"] == list(run.series("pdyn/D_b").steps)
     assert by_variant["D_w"]["value"] == pytest.approx(run.series("pdyn/D_w").values, rel=1e-4)
+
+
+def test_both_gradient_balances_share_a_chart(tmp_path: Path) -> None:
+    chart = charts(make_run(tmp_path / "a"))["gradient_ratio"]
+    assert [row["variant"] for row in rows(chart)] == ["G_w / G_b", "scale-invariant"]
+    dashes = dict(zip(*chart.spec["encoding"]["strokeDash"]["scale"].values(), strict=True))
+    assert dashes["G_w / G_b"] == [1, 0] != dashes["scale-invariant"]
+
+
+def test_control_by_target_has_no_decisions_of_algorithm_1(tmp_path: Path) -> None:
+    values = {"p": 0.4, "wanted": 6.0, "found": 5.0, "expected": 6.0}
+    write_state(tmp_path, [{"step": step, **{f"pdyn/target/{k}": v for k, v in values.items()}} for step in (10, 20)])
+    found = charted(tmp_path)
+    assert [chart.key for chart in found["control"].charts] == ["target", "target_p"]
+    assert [row["variant"] for row in rows(found["control"].charts[0])] == ["wanted", "found", "expected"]
+    assert found["other"].charts == ()
 
 
 def test_a_partial_record_stands_apart_from_its_line(tmp_path: Path) -> None:

@@ -187,6 +187,24 @@ def test_heat_maps_are_of_the_chosen_run_and_part(reader: Reader) -> None:
     assert all(reader.ink(key) > 300 for key in maps())
 
 
+def test_allocation_curves_are_of_the_chosen_run(reader: Reader) -> None:
+    def curves() -> list[str]:
+        return [key for key in reader.shown() if key.startswith("allocation-")]
+
+    names = ("balance", "lr_factor", "cosine")
+    assert curves() == [f"allocation-{name}-run0" for name in names]
+    reader.tab.select_option("#allocation [data-choose=run]", "third")
+    reader.settle()
+    assert curves() == [f"allocation-{name}-run2" for name in names]
+    assert all(reader.ink(key) > 300 for key in curves())
+    canvas = reader.tab.locator("[data-key=allocation-lr_factor-run2] canvas")
+    box = canvas.bounding_box()
+    canvas.hover(position={"x": box["width"] / 2, "y": 100})
+    reader.tab.wait_for_selector("#vg-tooltip-element.visible")
+    assert reader.tab.inner_text("#vg-tooltip-element").split()[::2] == ["step", "p", "c(p)"]
+    reader.tab.select_option("#allocation [data-choose=run]", index=0)
+
+
 def test_the_theme_can_be_changed(reader: Reader) -> None:
     background = "getComputedStyle(document.body).backgroundColor"
     light = reader.tab.evaluate(background)

@@ -14,6 +14,7 @@ HEIGHT = 250
 STEP = "optimizer step"
 
 _DECADES_FOR_A_LOGARITHM = 1.5
+_LABELLED_DECADES = 7
 
 
 def spec(values: list[Any], transform: list[Spec], *, height: int, **rest: Any) -> Spec:
@@ -59,7 +60,9 @@ def value_axis(values: Sequence[float], *, logarithmic: bool = False) -> Spec:
     if logarithmic:  # Vega would draw a grid line for each of 2, 3, ... 9
         low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
         digits = (1, 2, 5) if high - low <= 2 else (1,)
-        axis["values"] = [float(f"{digit}e{power}") for power in range(low, high + 1) for digit in digits]
+        every = math.ceil((high - low) / _LABELLED_DECADES) or 1
+        powers = [power for power in range(low, high + 1) if power % every == 0]
+        axis["values"] = [float(f"{digit}e{power}") for power in powers for digit in digits]
     return axis
 
 
