@@ -81,7 +81,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write one HTML page about runs, which opens offline")
     report.set_defaults(command=write_report)
-    compare = commands.add_parser("compare", help="print final values of runs and the settings that differ")
+    compare = commands.add_parser("compare", help="print final values and shares of runs, and the settings that differ")
     compare.set_defaults(command=show_comparison)
     explaining = commands.add_parser("explain", help="say in words what p is for a model, and what is wrong with a run")
     explaining.set_defaults(command=show_explanation)

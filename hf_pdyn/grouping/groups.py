@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_pdyn.common.errors import did_you_mean
-from hf_pdyn.grouping.labels import COMPONENTS, PATHWAYS, Label, Rule, label_parameters
+from hf_pdyn.common.label_names import COMPONENTS, PATHWAYS
+from hf_pdyn.grouping.labels import Label, Rule, label_parameters
 
 Group = dict[str, Any]
 """An optimizer's parameter group: `params`, and the settings that hold for them."""

@@ -13,23 +13,11 @@ from typing import NamedTuple
 from torch import nn
 
 from hf_pdyn.common.errors import did_you_mean, nearest, shortened
+from hf_pdyn.common.label_names import COMPONENTS, PATHWAYS
 from hf_pdyn.grouping.decide import component_of, pathway_of
 from hf_pdyn.grouping.names import canonical_name
 from hf_pdyn.grouping.patterns import NamePattern
 from hf_pdyn.grouping.site import sites
-
-PATHWAYS = ("weight", "bias_like")
-COMPONENTS = (
-    "lora_A",
-    "lora_B",
-    "attention",
-    "mlp",
-    "norm",
-    "embedding",
-    "conv",
-    "head",
-    "other",
-)
 
 
 class Label(NamedTuple):

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hf_pdyn.common.label_names import PATHWAYS
 from hf_pdyn.report.columns import encoded, known
 
-PATHWAYS = ("weight", "bias_like")
 _LAYERS_OF_A_HEAT_MAP = 1000
 
 

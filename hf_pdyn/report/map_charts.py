@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hf_pdyn.common.label_names import PATHWAYS
 from hf_pdyn.report import vega
 from hf_pdyn.report.chart import Chart, Drawing, file_name
-from hf_pdyn.report.layer_maps import PATHWAYS, HeatMap, LayerQuantity, layer_quantities, short_labels
+from hf_pdyn.report.layer_maps import HeatMap, LayerQuantity, layer_quantities, short_labels
 from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.scalar_charts import Scalars, scalar_charts
 

@@ -20,6 +20,7 @@ from hf_pdyn.report.charts import sections
 from hf_pdyn.report.conversion import vl_convert
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.recorded_run import RecordedRun, printable
+from hf_pdyn.report.shares import EXPLAINED, percent, shares
 from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, notes
 
 _DECISIONS_OF_A_RUN = 200
@@ -51,6 +52,8 @@ def page(runs: Sequence[RecordedRun]) -> str:
         notes=notes(runs),
         explanations=explanations[:_RUNS_IN_WORDS],
         explanations_left_out=len(explanations[_RUNS_IN_WORDS:]),
+        shares=shares(runs),
+        shares_explained=EXPLAINED,
         settings=settings,
         differences=sum(setting.differs for setting in settings),
         decisions=decisions,
@@ -79,7 +82,9 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.globals.update(badge=_badge, state=_state, choices_of=_choices_of, number=_number, percent=_percent)
+    environment.globals.update(
+        badge=_badge, state=_state, choices_of=_choices_of, number=_number, change=_change, percent=percent
+    )
     environment.filters.update(groupby_in_order=_by_group, printable=printable)
     return environment.from_string(_file("page.html.j2"))
 
@@ -129,5 +134,5 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
 
 
-def _percent(value: float | None) -> str:
+def _change(value: float | None) -> str:
     return NOTHING if value is None else f"{value:+.2%}"

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from hf_pdyn.common.label_names import PATHWAYS
 from hf_pdyn.report import vega
 from hf_pdyn.report.chart import Chart, Drawing, file_name
-from hf_pdyn.report.layer_maps import PATHWAYS
 from hf_pdyn.report.recorded_run import STEPS
 from hf_pdyn.report.thinning import thin
 from hf_pdyn.report.vega import Line

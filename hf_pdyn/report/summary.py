@@ -79,7 +79,7 @@ def _partial_note(run: RecordedRun) -> str | None:
         return None
     steps = run.partial_records[covered[-1]]
     return (
-        f"Norms and their ratios are means of the record at step {complete[-1]:,}; the last one, at step "
+        f"Norms, their ratios and shares are means of the record at step {complete[-1]:,}; the last one, at step "
         f"{covered[-1]:,}, covers {steps:,} step{'s' if steps > 1 else ''} only"
     )
 

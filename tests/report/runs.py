@@ -146,6 +146,8 @@ def _log_record(step: int, progress: float, rng: random.Random, learning_rate: f
     for name in ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p"):
         record |= {f"pdyn/{name}/{pathway}": rng.uniform(1, 2) for pathway in ("weight", "bias_like")}
     record |= {"pdyn/implicit_bias/weight": -rng.uniform(1, 2), "pdyn/implicit_bias/bias_like": rng.uniform(1, 2)}
+    for label, gradient, update in (("weight/attention", 0.9, 0.5), ("bias_like/norm", 0.1, 0.5)):
+        record |= {f"pdyn/by_label/{label}/grad_share": gradient, f"pdyn/by_label/{label}/update_share": update}
     if spectra:
         record |= {
             f"pdyn/spectrum/{part}/{name}": rng.uniform(1, 5)

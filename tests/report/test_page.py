@@ -165,6 +165,18 @@ def test_a_toggle_hides_a_run_in_charts_and_tables(reader: Reader) -> None:
     assert (reader.ink("loss"), reader.ink("gradients")) == before
 
 
+def test_shares_are_a_table_whose_columns_follow_the_toggles(reader: Reader) -> None:
+    def row() -> list[str]:
+        texts = reader.tab.locator("table.shares tbody tr").nth(1).locator("th, td:visible").all_inner_texts()
+        return [text.strip() for text in texts]
+
+    assert row() == ["attention", *["90.0 %", "50.0 %"] * 2, "-", "-"]  # the third has no log records
+    box = reader.tab.locator('.toggles input[data-run="third"]')
+    box.uncheck()
+    assert row() == ["attention", *["90.0 %", "50.0 %"] * 2]
+    box.check()
+
+
 def test_all_runs_can_be_hidden_and_shown(reader: Reader) -> None:
     before = reader.ink("loss")
     reader.tab.get_by_role("button", name="None", exact=True).click()
