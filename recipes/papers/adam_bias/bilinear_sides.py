@@ -137,41 +137,45 @@ def _range(sweep: str) -> str:
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """Paths of the first seed, a panel for each sweep; all seeds' ends, and all seeds' paths beside the flow's.
+    """Paths of the first seed, a panel for each sweep; beside them all seeds.
 
     A path is drawn as its norm over that of sign descent at the same loss: the plane of the paper's figures, turned and
     stretched until paths are apart.
     """
     with figures.panels(2, 3, height=2.6) as (figure, grid):
         for axes, sweep in zip(grid[:, :2].flat, SWEEPS, strict=True):
+            axes.sharey(grid[0, 0])
             _draw_paths(axes, rows, sweep)
         for axes in grid[1, :2]:
             axes.set_xlabel("residual, 0 in the valley")
         for axes in grid[:, 0]:
             axes.set_ylabel("norm over sign descent's, ‰")
         for i, sweep in enumerate(SWEEPS):
+            style: dict[str, Any] = {"color": f"C{i}", "markersize": 3, "label": f"all seeds, {_symbols(sweep)}"}
             ends = 1000 * norms(rows, sweep, 0.0)
-            style: dict[str, Any] = {"color": f"C{i}", "markersize": 3, "label": _symbols(sweep)}
             grid[0, 2].errorbar(1000 * np.array(strengths(sweep)), ends.mean(1), ends.std(1, ddof=1), fmt="o", **style)
             flow, adam = (1000 * norms(rows, sweep, OF_FLOW[-1], of).flatten() for of in ("of_flow", "of_adam"))
             grid[1, 2].plot(flow, adam, "o", **style)
-        grid[0, 2].set(title="all seeds, in the valley", xlabel=r"lr/2 ($C_\beta - C_\rho$) x 1000")
+        grid[0, 2].set(title="in the valley", xlabel=r"lr/2 ($C_\beta - C_\rho$) x 1000")
         grid[1, 2].axline((0, 0), slope=1, color="0.7", linewidth=1)
-        grid[1, 2].set(title=f"all seeds, at residual {OF_FLOW[-1]:g}", xlabel="modified flow, ‰", ylabel="Adam, ‰")
-        figures.legend(figure)
+        grid[1, 2].set(title=f"at residual {OF_FLOW[-1]:g}", xlabel="modified flow, ‰", ylabel="Adam, ‰")
+        figures.legend(figure, columns=3)
         figures.save(figure, given.directory / "figure.png")
 
 
 def _draw_paths(axes: Any, rows: Sequence[Row], sweep: str) -> None:
-    """Lines: Adam. Circles: the modified flow. Values stand at the lines' ends, which have colours of their order."""
-    for value, colour in zip(SWEEPS[sweep], figures.colours(len(SWEEPS[sweep])), strict=True):
+    """The first and the last value stand at their lines; colours go in order."""
+    values = list(SWEEPS[sweep])
+    for value, colour in zip(values, figures.colours(len(values)), strict=True):
         result = chosen(rows, sweep=sweep, value=value)[0]["result"]
         adam, flow = (1000 * np.array(result[of], float) for of in ("of_adam", "of_flow"))
-        axes.plot(OF_ADAM, adam, color=colour)
-        axes.plot(OF_FLOW, flow, "o", color=colour, markersize=3.5, fillstyle="none")
-        axes.annotate(f" {value:g}", (OF_ADAM[-1], adam[-1]), fontsize=7, va="center", color=colour)
+        labels = ("Adam", "its modified flow") if value == values[0] else (None, None)
+        axes.plot(OF_ADAM, adam, color=colour, label=labels[0])
+        axes.plot(OF_FLOW, flow, "o", color=colour, markersize=3.5, fillstyle="none", label=labels[1])
+        if value in (values[0], values[-1]):
+            axes.annotate(f" {value:g}", (OF_ADAM[-1], adam[-1]), fontsize=8, va="center", color=colour)
     axes.axhline(0, color="0.7", linewidth=1)
-    axes.set(title=_symbols(sweep), xlim=(OF_ADAM[0] + 0.5, -1.6))
+    axes.set(title=f"first seed, by {_symbols(sweep)}", xlim=(OF_ADAM[0] + 0.5, -1.9))
 
 
 def _symbols(sweep: str) -> str:

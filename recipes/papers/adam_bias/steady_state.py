@@ -95,10 +95,10 @@ def ratios(rows: Sequence[Row], problem: str, rho: float, flow: str) -> np.ndarr
 
 
 def worse_until(ratio: np.ndarray) -> float:
-    """The memories after which a ratio's log, over POINTS, stays below zero; NaN where it never does."""
+    """The memories after which a ratio's log, over POINTS, stays below zero; infinite where it never does."""
     times = np.arange(1, POINTS + 1) * MEMORIES / POINTS
     last = np.flatnonzero(ratio > 0)[-1] if (ratio > 0).any() else -1
-    return float(times[last + 1]) if last + 1 < POINTS else np.nan
+    return float(times[last + 1]) if last + 1 < POINTS else np.inf
 
 
 def expected_until(rho: float) -> float:
@@ -124,16 +124,13 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         statistics.effect(mean, BOUND, direction=+1 if flow == "steady" else -1)
         for (flow, *_), mean in after_one.items()
     ]
-    until = {
-        (problem, rho): statistics.mean_of([worse_until(ratio) for ratio in ratios(rows, problem, rho, "steady")])
-        for problem, rho in settings
-    }
+    until = {setting: [worse_until(ratio) for ratio in ratios(rows, *setting, "steady")] for setting in settings}
     told = "; ".join(
         f"{problem}, rho={rho:g}: {np.exp(after_one['steady', problem, rho].mean):.1f} x and "
         f"{np.exp(after_one['finite', problem, rho].mean):.3f} x"
         for problem, rho in settings
     )
-    lasts = ", ".join(f"{problem}, rho={rho:g}: {mean}" for (problem, rho), mean in until.items())
+    lasts = ", ".join(f"{problem}, rho={rho:g}: {_span(found)}" for (problem, rho), found in until.items())
     expected = ", ".join(f"{expected_until(rho):.2f} at rho={rho:g}" for rho in SECOND_BETAS)
     return Verdict(
         number=2,
@@ -147,7 +144,7 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         figures={
             f"{problem}, rho={rho:g}": {
                 **{f"log ratio, {FLOWS[flow]}": str(after_one[flow, problem, rho]) for flow in ("steady", "finite")},
-                "worse until, in 1/(1-rho) steps": str(until[problem, rho]),
+                "worse until, in 1/(1-rho) steps": until[problem, rho],
                 "expected": expected_until(rho),
             }
             for problem, rho in settings
@@ -155,23 +152,29 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     )
 
 
+def _span(times: Sequence[float]) -> str:
+    """From the smallest to the largest."""
+    low, high = (f"{time:g}" if np.isfinite(time) else f"more than {MEMORIES}" for time in (min(times), max(times)))
+    return low if low == high else f"{low} to {high}"
+
+
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """Distances over steps, a panel for each loss and rho."""
+    """Distances over that of the flow without bias, by steps; every seed, and their mean."""
     times = np.arange(1, POINTS + 1) * MEMORIES / POINTS
-    colours = {"zeroth": "0.4", "steady": "C3", "finite": "C0"}
-    with figures.panels(len(PROBLEMS), len(SECOND_BETAS), sharex=True, sharey="row") as (figure, grid):
-        for (row, problem), (column, rho) in itertools.product(enumerate(PROBLEMS), enumerate(SECOND_BETAS)):
-            axes = grid[row, column]
-            found = [r["result"]["distances"] for r in chosen(rows, problem=problem, betas=[BETA, rho])]
-            for flow, colour in colours.items():
-                means = np.exp(np.log(np.array([distances[flow] for distances in found], float)).mean(0))
-                axes.semilogy(times, means, color=colour, label=FLOWS[flow])
-            axes.axvline(1, color="0.7", linewidth=1, linestyle=":")
-            axes.set(title=f"{problem}, $\\rho$ = {rho:g}")
+    shape = (len(PROBLEMS), len(SECOND_BETAS))
+    with figures.panels(*shape, sharex=True, sharey=True) as (figure, grid):
+        for axes, (problem, rho) in zip(grid.flat, itertools.product(PROBLEMS, SECOND_BETAS), strict=True):
+            for flow, colour in (("steady", "C3"), ("finite", "C0")):
+                ratio = np.exp(ratios(rows, problem, rho, flow))
+                axes.semilogy(times, ratio.T, color=colour, linewidth=0.6, alpha=0.5)
+                axes.semilogy(times, np.exp(np.log(ratio).mean(0)), color=colour, label=FLOWS[flow])
+            axes.axhline(1, color="0.4", label=FLOWS["zeroth"])
+            axes.axvline(1, color="0.6", linewidth=1, linestyle=":")
+            axes.set(title=rf"{problem}, $\rho$ = {rho:g}")
         for axes in grid[-1]:
-            axes.set_xlabel(r"steps x $(1 - \rho)$")
+            axes.set_xlabel(r"steps x (1 - $\rho$)")
         for axes in grid[:, 0]:
-            axes.set_ylabel("distance from Adam")
+            axes.set_ylabel("distance from Adam,\nover sign descent's")
         figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
 

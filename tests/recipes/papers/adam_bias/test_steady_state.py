@@ -41,11 +41,11 @@ def test_rule(options: Options, distances: dict[str, Any], expected: Outcome) ->
 
 def test_how_long_the_steady_state_is_worse(options: Options) -> None:
     found = judged(steady_state, options, row)
-    assert "bilinear model, rho=0.99: 3.1 ± 0" in found.reason  # small at the 31st of 40 points
+    assert "bilinear model, rho=0.99: 3.1, " in found.reason  # small at the 31st of 40 points
     ratio = np.array([1.0, -1.0, 1.0, -1.0] + [-1.0] * (POINTS - 4))
     assert steady_state.worse_until(ratio) == pytest.approx(0.4)
     assert steady_state.worse_until(np.full(POINTS, -1.0)) == pytest.approx(0.1)
-    assert math.isnan(steady_state.worse_until(np.full(POINTS, 1.0)))
+    assert math.isinf(steady_state.worse_until(np.full(POINTS, 1.0)))
 
 
 def test_how_long_it_should_be() -> None:
