@@ -18,6 +18,7 @@ from hf_pdyn.report.layer_maps import natural
 from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.summary import configuration, final_values
 from hf_pdyn.report.vega import spans_decades
+from hf_pdyn.report.vega.basics import value_axis
 from hf_pdyn.run_dir.tables import LAYERS, TableWriter
 from tests.report.runs import diverge, make_run, write_state
 
@@ -265,6 +266,12 @@ def test_natural_order() -> None:
 )
 def test_logarithms_are_for_decades(values: list[float], logarithmic: bool) -> None:
     assert spans_decades(values) == logarithmic
+
+
+def test_of_many_decades_evenly_spaced_ones_are_labelled() -> None:
+    assert value_axis([2e-5, 3e5], logarithmic=True)["values"] == [1e-4, 1e-2, 1, 1e2, 1e4, 1e6]
+    assert value_axis([2.0, 3e4], logarithmic=True)["values"] == [1, 10, 1e2, 1e3, 1e4, 1e5]
+    assert value_axis([2.0, 30.0], logarithmic=True)["values"] == [1, 2, 5, 10, 20, 50, 100, 200, 500]
 
 
 def test_final_values_and_the_smallest_evaluation_loss(tmp_path: Path) -> None:
