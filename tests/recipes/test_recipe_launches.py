@@ -85,8 +85,8 @@ def test_the_files_differ_in_nothing_else() -> None:
     assert all(content == shared[0] for content in shared)
 
 
-def test_the_readme_shows_every_file_and_no_other() -> None:
-    shown = re.findall(r"--config_file (\S+)", (ROOT / "README.md").read_text())
+def test_the_documentation_shows_every_file_and_no_other() -> None:
+    shown = re.findall(r"--config_file (\S+)", (ROOT / "docs" / "distributed.md").read_text())
     assert sorted(shown) == [str(path.relative_to(ROOT)) for path in FILES.values()]
 
 
