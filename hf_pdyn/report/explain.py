@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from hf_pdyn.policy import allocation_curve as curve
+from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.policy.allocation_curve import PowerMoments
 from hf_pdyn.policy.findings import Facts, Finding, equals_baseline, findings
 from hf_pdyn.report.allocation_curves import AllocationCurves
@@ -64,6 +66,26 @@ def _ratio(weight: PowerMoments, bias_like: PowerMoments, p: float) -> str:
     return f"weights get {ratio:.2g} times the bias-like update{beside}"
 
 
+def control_sentence(run: RecordedRun) -> str | None:
+    """The path of p and the branches that decided; None for a run without decisions."""
+    decided = run.decided
+    if not decided:
+        return None
+    path = [row["p"] for row in decided]
+    counts = Counter(row["branch"] for row in decided)
+    branches = ", ".join(f"{counts[branch]} {branch}" for branch in BRANCHES if counts[branch])
+    went = f"p went from {path[0]:.3g} to {path[-1]:.3g}, between {min(path):.3g} and {max(path):.3g}"
+    return f"Algorithm 1 decided {len(decided)} times ({branches}); {went}."
+
+
+def loss_sentence(run: RecordedRun, baseline: RecordedRun) -> str | None:
+    """How both ended; None without evaluations of both."""
+    loss, other = run.last("eval_loss"), baseline.last("eval_loss")
+    if loss is None or other is None:
+        return None
+    return f"The evaluation loss ended at {loss:.4g}, that of {baseline.name} at {other:.4g} ({loss - other:+.2g})."
+
+
 @dataclass(frozen=True)
 class Explanation:
     """A run in words: sentences on p, and findings."""
@@ -75,4 +97,6 @@ class Explanation:
 
 def explain(run: RecordedRun, baseline: RecordedRun | None = None) -> Explanation:
     """Say what there is to say of a run."""
-    return Explanation(run, allocation_sentences(run), findings_of(run, baseline))
+    others = [control_sentence(run), None if baseline is None else loss_sentence(run, baseline)]
+    sentences = [*allocation_sentences(run), *(sentence for sentence in others if sentence is not None)]
+    return Explanation(run, sentences, findings_of(run, baseline))

@@ -29,8 +29,9 @@ def with_records(directory: Path, **changed: Any) -> Path:
 
 def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path) -> None:
     (run,) = read_runs([make_run(tmp_path / "a")])
-    sentences = explain(run).sentences
+    *sentences, of_control = explain(run).sentences
     assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 60", "At step 120"]
+    assert of_control.startswith("Algorithm 1 decided 12 times (") and "p went from" in of_control
     curves = AllocationCurves.of(run.allocation)
     weight, bias_like, last_p = curves.at(120)["weight"], curves.at(120)["bias_like"], curves.p_at(120)
     assert last_p is not None
@@ -41,12 +42,14 @@ def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path)
 
 def test_one_measurement_has_one_sentence(tmp_path: Path) -> None:
     (run,) = read_runs([make_run(tmp_path / "a", records=1)])
-    assert len(explain(run).sentences) == 1
+    assert len(explain(run).sentences) == 2
 
 
 def test_a_run_without_the_curve_has_none(tmp_path: Path) -> None:
     directory = make_run(tmp_path / "a")
     for file in (directory / "pdyn" / "allocation").iterdir():
+        file.unlink()
+    for file in (directory / "pdyn" / "decisions").iterdir():
         file.unlink()
     (run,) = read_runs([directory])
     assert explain(run).sentences == []
@@ -92,7 +95,8 @@ def test_an_unknown_finding_is_one_line(tmp_path: Path, capsys: pytest.CaptureFi
 def test_against_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, same = (make_run(tmp_path / name, records=24, seed=seed) for name, seed in (("a", 0), ("b", 1)))
     main(["explain", str(run), "--baseline", str(same)])
-    assert "equals_baseline" in capsys.readouterr().out
+    output = " ".join(capsys.readouterr().out.split())
+    assert "equals_baseline" in output and "The evaluation loss ended at 0.125, that of b at 0.125" in output
 
 
 def test_the_documentation_has_every_finding() -> None:
