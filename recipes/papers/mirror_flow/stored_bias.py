@@ -186,7 +186,7 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
     told = ", ".join(f"{of[NONE].mean():.2f} and {of['throughout'].mean():.2f} ({name})" for name, of in by_p.items())
     return Verdict(
         number=8,
-        claim="What decay stored survives preconditioning, and a_t is its clock (ours)",
+        claim="What decay stored survives preconditioning (ours)",
         paper="(for gradient flow: decay is stored, and R_a depends on a_t alone)",
         measured=f"L1/L2 at the end, without decay and with it throughout the first half: {told}",
         verdict=all_of(statistics.effect(drops[p], bound) for p in EXPONENTS if p),
@@ -209,6 +209,8 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
             },
             "histories have one a_t": Part(Identity(max(reached), CLOCK), f"{A:g}, by pdyn/a_t"),
         },
+        reason="Gradient flow keeps m^2 - w^2, which R_a depends on, and decay alone makes it smaller. With p > 0 m "
+        "and w each have a step of their own, and m^2 - w^2 moves without decay too.",
         figures={
             **{
                 name: {
