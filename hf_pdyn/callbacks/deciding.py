@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback
+from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
 from hf_pdyn.policy.intervals import auto_interval, parse_interval, useful_decisions
 

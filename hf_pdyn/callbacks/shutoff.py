@@ -9,9 +9,9 @@ from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.callbacks.decay_gauges import RatioGauge, TimeGauge
 from hf_pdyn.callbacks.memory import check_remembered
+from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.numbers import is_number

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.callbacks.memory import check_remembered
+from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened

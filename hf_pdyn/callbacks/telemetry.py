@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
 
-from hf_pdyn.callbacks.base import RememberingCallback
 from hf_pdyn.callbacks.memory import check_remembered
+from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
