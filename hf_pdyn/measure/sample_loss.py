@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
 
-from hf_pdyn.run_dir.tables import SAMPLE_LOSSES, read_table
+from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.tables import OF_ANOTHER_RUN, SAMPLE_LOSSES, read_table
 
 LARGE_LOSS = 5.0
 """Table 2 gives the share of samples whose loss, in nats, is above it."""
@@ -151,8 +153,14 @@ def epoch_file(epoch: float) -> str:
 
 def epochs(run_dir: str | Path) -> list[float]:
     """The epochs after which a run recorded sample losses; a last one may be a fraction."""
-    found: list[float] = pc.unique(read_table(run_dir, SAMPLE_LOSSES)[0]["epoch"]).to_pylist()
+    found: list[float] = pc.unique(_read(run_dir)[0]["epoch"]).to_pylist()
     return sorted(found)
+
+
+def _read(run_dir: str | Path) -> tuple[pa.Table, dict[Path, str]]:
+    """The rows of the directory's run, and its files that cannot be read, with the reason."""
+    table, left_out = read_table(run_dir, SAMPLE_LOSSES, run_json.id_of(run_dir))
+    return table, {path: reason for path, reason in left_out.items() if reason != OF_ANOTHER_RUN}
 
 
 def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = None) -> SampleLosses:
@@ -161,7 +169,7 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
     ValueError where it has no such split or epoch; it says which there are, and which files cannot be read. So it does
     where the file of a later epoch than the last one that can be read is damaged, and no epoch was named.
     """
-    table, problems = read_table(run_dir, SAMPLE_LOSSES)
+    table, problems = _read(run_dir)
     of_split = table.filter(pc.equal(table["split"], split))
     wanted = pc.max(of_split["epoch"]).as_py() if epoch is None else epoch
     if epoch is None and wanted is not None:

@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from hf_pdyn.common.atomic import irregularity, replacing, sweep
 
 FOLDER = "pdyn"
+OF_ANOTHER_RUN = "another run wrote it"
+"""Why a file is left out that is whole."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def forget_after(run_dir: str | Path, steps: Mapping[str, int]) -> dict[Path, st
                     raise ValueError(f"{links[0]} is a link")
                 run_id = _run_of(path, kind)
                 if run_id is None or run_id not in steps:
-                    raise ValueError("another run wrote it" if run_id else "it has no run's id")
+                    raise ValueError(OF_ANOTHER_RUN if run_id else "it has no run's id")
                 _cut(path, steps[run_id])
             except _UNREADABLE as error:
                 left[path] = _reason(error)
@@ -167,7 +169,7 @@ def read_table(run_dir: str | Path, kind: TableKind, run_id: str | None = None) 
                 raise ValueError(f"it is {irregular}, no regular file")
             table = pq.read_table(path)
             if run_id and _id_in(table.schema) not in (None, run_id):
-                raise ValueError("another run wrote it")
+                raise ValueError(OF_ANOTHER_RUN)
             table = table.select(kind.schema.names).cast(kind.schema)
             table.validate(full=True)  # text that is not UTF-8, say
             tables.append(table)

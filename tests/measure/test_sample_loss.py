@@ -17,7 +17,7 @@ from hf_pdyn.measure.sample_loss import (
     read_epoch,
     summary,
 )
-from hf_pdyn.run_dir import tables
+from hf_pdyn.run_dir import run_json, tables
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
@@ -102,8 +102,10 @@ def test_a_probe_is_evenly_spread(length: int, size: int | None) -> None:
     assert not probe or (probe[0] == 0 and gaps.max() - gaps.min() <= 1)
 
 
-def recorded(run_dir: Path, losses: list[float | None], *, epoch: float = 1.0, split: str = "test") -> None:
-    writer = tables.TableWriter(run_dir, tables.SAMPLE_LOSSES)
+def recorded(
+    run_dir: Path, losses: list[float | None], *, epoch: float = 1.0, split: str = "test", run_id: str | None = None
+) -> None:
+    writer = tables.TableWriter(run_dir, tables.SAMPLE_LOSSES, run_id)
     writer.add(
         {"step": int(8 * epoch), "epoch": epoch, "split": split, "index": i, "loss": loss, "correct": loss and loss < 1}
         if loss is not None
@@ -134,6 +136,14 @@ def test_a_damaged_last_file_is_not_passed_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot be read \(epoch-0003-test.parquet\), the last before .* of epoch 2"):
         read_epoch(tmp_path)
     assert read_epoch(tmp_path, epoch=2).epoch == 2
+
+
+def test_what_another_run_left_is_not_this_run_s(tmp_path: Path) -> None:
+    run_id = run_json.write_start(tmp_path, 0, {})
+    recorded(tmp_path, [0.5, 2.0], epoch=1, run_id=run_id)
+    recorded(tmp_path, [9.0, 9.0], epoch=2, run_id="another")
+    assert sample_loss.epochs(tmp_path) == [1.0]
+    assert read_epoch(tmp_path).loss.tolist() == [0.5, 2.0]
 
 
 def test_what_was_not_recorded_is_said(tmp_path: Path) -> None:
