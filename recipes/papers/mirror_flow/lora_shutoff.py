@@ -245,24 +245,29 @@ def _name(decay: Decay) -> str:
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """Fig. 4: ratio and test loss over steps, by learning rate; solid under constant decay, dashed with a shutoff."""
+    """Fig. 4, means over seeds: ratio and test loss over steps; between, the ratio over that of no decay, with spreads.
+
+    Scales are of each learning rate, whose effects differ by a factor of twenty.
+    """
     steps = np.array(rows[0]["result"]["step"])
     levels = sorted({decay for lr in CONSTANT for decay, _ in decays(lr)})
     colours = dict(zip(levels, figures.colours(len(levels)), strict=True))
-    with figures.panels(2, len(CONSTANT), height=2.5, sharex=True, sharey="row") as (figure, grid):
-        for (ratios, losses), lr in zip(grid.T, CONSTANT, strict=True):
+    with figures.panels(3, len(CONSTANT), height=2.1, sharex=True) as (figure, grid):
+        for (ratios, relative, losses), lr in zip(grid.T, CONSTANT, strict=True):
             for decay in decays(lr):
                 style = {"color": colours[decay[0]], "linestyle": "--" if decay[1] else "-"}
-                figures.band(ratios, steps, of_runs(rows, lr, decay), label=f"decay {_name(decay)}", **style)
-                # Without spreads, which are of the batches and the same in all settings.
+                found = of_runs(rows, lr, decay)
+                # Seeds differ by where B A starts and by batches, which all settings of a seed have in common.
+                ratios.plot(steps, found.mean(0), label=f"decay {_name(decay)}", **style)
+                figures.band(relative, steps, found / of_runs(rows, lr, NONE), **style)
                 losses.plot(steps, of_runs(rows, lr, decay, "test_loss").mean(0), **style)
-            for axes in (ratios, losses):
+            for axes in (ratios, relative, losses):
                 for share in (SHUTOFF, EQUAL):
                     axes.axvline(share * steps[-1], color="0.5", linestyle=":", linewidth=1)
             ratios.set(title=f"learning rate {lr:g}{' (the paper)' if lr == PAPERS_RATE else ' (ours)'}")
             losses.set(xlabel="step")
-        grid[0, 0].set_ylabel("nuc / fro of B A")
-        grid[1, 0].set_ylabel("test loss")
+        for axes, label in zip(grid[:, 0], ("nuc / fro of B A", "over that of decay 0", "test loss"), strict=True):
+            axes.set_ylabel(label)
         figures.control(grid[:, 1:].flatten())
         figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
