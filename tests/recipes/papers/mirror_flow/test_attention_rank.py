@@ -25,14 +25,14 @@ def row(
     too_large: tuple[float, float] = (-0.2, -0.5),
     noise: tuple[float, ...] = SMALL,
 ) -> dict[str, Any]:
-    """by_decay: of the log ratio, by log decay. rise: over the last of four records. too_large: accuracy, log ratio."""
+    """by_decay: of the log ratio, by log decay. rise: since the first record. too_large: accuracy, log ratio."""
     random, decay = noise[c["seed"]], c["decay"]
     end, accuracy = 1.0 + (by_decay + random) * math.log(decay / PAPERS[0]), 0.8
     if decay in OURS:
         accuracy, end = accuracy + too_large[0] + random, 1.0 + too_large[1] + random
     accuracy += gain + random if decay == PAPERS[-1] else 0.0
     late = rise_with_most if decay == PAPERS[-1] else rise + random
-    ratio = np.exp([end + 1.0, end, end - late, end])
+    ratio = np.exp([end - late, end + 1.0, end, end])
     return {
         "step": [1, 2, 3, 4],
         "a": [0.0, 0.0, 0.0, -decay],
@@ -47,8 +47,8 @@ def row(
         ({}, "more decay, smaller ratio", CONFIRMED),
         ({"by_decay": 0.05}, "more decay, smaller ratio", OPPOSITE),
         ({"by_decay": 0.0}, "more decay, smaller ratio", NO_EFFECT),
-        ({"rise": -0.1, "rise_with_most": -0.2}, "the ratio rises at the end with 0.0001", OPPOSITE),
-        ({"rise": 0.0, "rise_with_most": -0.2}, "the ratio rises at the end with 0.0001", NO_EFFECT),
+        ({"rise": -0.1, "rise_with_most": -0.2}, "the ratio rises late with 0.0001", OPPOSITE),
+        ({"rise": 0.0, "rise_with_most": -0.2}, "the ratio rises late with 0.0001", NO_EFFECT),
         ({"rise_with_most": 0.2}, "it rises less with 0.5", OPPOSITE),
         ({"rise_with_most": 0.1}, "it rises less with 0.5", NO_EFFECT),
         ({"gain": -0.05}, "large decay, higher accuracy", OPPOSITE),
