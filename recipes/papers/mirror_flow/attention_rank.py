@@ -163,7 +163,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             figures.band(panels[1], steps, of_runs(rows, decay, "test_accuracy"), label=label, **style)
         panels[0].set(xlabel="step", ylabel="nuc / fro of K^T Q")
         panels[1].set(xlabel="step", ylabel="test accuracy")
-        figures.legend(figure, columns=3)
+        figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
 
 
