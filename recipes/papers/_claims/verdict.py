@@ -8,9 +8,9 @@ from typing import Any
 
 from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.json_values import finite_or_none
+from hf_pdyn.sweep.outcome import Identity, Outcome
 
 from .history import Standing
-from .outcome import Identity, Outcome
 
 FILE = "verdict.json"
 

@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, all_of
 from hf_pdyn.theory.flows import trajectory
 from hf_pdyn.theory.modified_flow import memory_coefficient, modified_flow
-from papers._claims import figures, statistics
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.adam_bias import _valley

@@ -24,12 +24,13 @@ from transformers import set_seed
 
 from _common.entry_point import RecipeError
 from hf_pdyn.common.errors import check_choice
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.images import Images, Pixels, cifar, embedded_digits
 from papers._claims.networks import RESNET50, RESNET101, ResNetSize, TanhNetwork, resnet
 from papers._claims.options import DATA_DIR, Option, Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.adam_bias._full_batch import Adam, Observed, train

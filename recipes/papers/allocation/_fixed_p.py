@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from transformers import set_seed
 
-from papers._claims import statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import Outcome
 from papers._claims.images import Images, cifar, embedded_digits
 from papers._claims.networks import RESNET18, SMALL, resnet
 from papers._claims.options import DATA_DIR, Options
-from papers._claims.outcome import Outcome
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 

@@ -27,12 +27,13 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 
 from _common.heads import with_new_head
 from _common.run import loading
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.images import Images, embedded_digits, image_folders
 from papers._claims.networks import SMALL, resnet
 from papers._claims.options import IMAGE_FOLDER, MODEL, Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.training import Optimization, train
 from papers._claims.verdict import Part, Verdict

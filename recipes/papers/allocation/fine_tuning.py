@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from _common.entry_point import DivergedError
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import IMAGE_FOLDER, Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.processes import from_main_process
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from hf_pdyn.measure.sample_loss import jaccard
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Row, chosen
 from papers._claims.training import SPLITS
 from papers._claims.verdict import Verdict

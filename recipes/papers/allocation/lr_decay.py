@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 from papers.allocation import _fixed_p

@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.allocation import _fixed_p, dynamic_p

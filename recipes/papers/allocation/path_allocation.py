@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback
 
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, all_of
 from hf_pdyn.theory import minimal_model
-from papers._claims import figures, statistics
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.linear import LinearRegression, LinearTraining, Samples, sparse_inputs, train_linear
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Verdict
 

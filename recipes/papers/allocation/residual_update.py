@@ -14,11 +14,12 @@ from collections.abc import Sequence
 import torch
 
 from hf_pdyn import Padam
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import Identity
 from hf_pdyn.theory import minimal_model
-from papers._claims import figures, statistics
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import Identity
 from papers._claims.rows import Configuration, Result, Row
 from papers._claims.verdict import Verdict
 

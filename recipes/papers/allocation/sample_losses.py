@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from hf_pdyn.common.atomic import replacing
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Row
 from papers._claims.training import TABLE_2
 from papers._claims.verdict import Verdict

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from transformers import ViTConfig, ViTForImageClassification, set_seed
 
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.images import Images, cifar, embedded_digits
 from papers._claims.options import DATA_DIR, Option, Options
-from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._training import Training, train

@@ -24,12 +24,13 @@ from scipy.integrate import solve_ivp
 from scipy.special import beta
 from torch import Tensor
 
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Identity, all_of
 from hf_pdyn.theory.mirror import depth
 from hf_pdyn.theory.mirror.commutation import commute, lie_bracket
-from papers._claims import figures, statistics
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import ALL_RULE, Identity, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._flows import simulate

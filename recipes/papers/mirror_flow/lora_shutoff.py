@@ -26,10 +26,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from _common.lora import ATTENTION_PROJECTIONS
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
 from _common.text_data import TokenBlocks, plays, train_and_validation
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Option, Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._training import Training, train

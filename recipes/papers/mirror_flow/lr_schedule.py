@@ -26,11 +26,12 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, se
 from _common.heads import with_new_head
 from _common.image_data import ProcessedImages, ToPixels, digits, train_and_validation
 from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.images import Images, Pixels, image_folders
 from papers._claims.options import IMAGE_FOLDER, Option, Options
-from papers._claims.outcome import ALL_RULE, Outcome, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._training import Training, train

@@ -29,12 +29,13 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor
 
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import Identity, Outcome
 from hf_pdyn.theory import mirror
 from hf_pdyn.theory.mirror import as_printed
-from papers._claims import figures, statistics
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import Identity, Outcome
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._flows import Flow, least, settled, simulate, start

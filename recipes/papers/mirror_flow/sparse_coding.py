@@ -28,10 +28,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from hf_pdyn.common.errors import check_choice
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Option, Options
-from papers._claims.outcome import ALL_RULE, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow import _faces

@@ -31,11 +31,12 @@ from transformers import (
 )
 
 from hf_pdyn import ScheduleCallback, TelemetryCallback, WeightDecayShutoffCallback
-from papers._claims import figures, statistics
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import ALL_RULE, Identity, all_of
+from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.linear import Samples
 from papers._claims.options import Option, Options
-from papers._claims.outcome import ALL_RULE, Identity, all_of
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
 from papers.mirror_flow._training import short

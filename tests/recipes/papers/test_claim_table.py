@@ -9,10 +9,10 @@ import claims_table
 import pytest
 
 import papers
+from hf_pdyn.sweep.outcome import CONFIRMED, Identity, Outcome
 from papers._claims import verdict
 from papers._claims.history import Standing, standing
 from papers._claims.options import parse
-from papers._claims.outcome import CONFIRMED, Identity, Outcome
 from papers._claims.verdict import Part, Verdict
 from tests.recipes.papers.conftest import PAPERS
 

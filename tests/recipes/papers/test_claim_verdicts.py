@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome
 from papers._claims.claim import Claim
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome
 from papers._claims.training import CURVES, TABLE_2
 from papers._claims.verdict import Part
 from papers.allocation import (

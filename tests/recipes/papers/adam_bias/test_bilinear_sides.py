@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.adam_bias import _valley, bilinear_sides
 from papers.adam_bias.bilinear_sides import OF_ADAM, OF_FLOW, SWEEPS, strengths
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

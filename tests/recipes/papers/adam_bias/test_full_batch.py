@@ -10,9 +10,9 @@ from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
 from _common.entry_point import RecipeError
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.networks import TanhNetwork
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.adam_bias import full_batch
 from papers.adam_bias._full_batch import Adam, Observed, train
 from papers.adam_bias.full_batch import LEVELS, LRS, RESNET, SPIKES, TANH

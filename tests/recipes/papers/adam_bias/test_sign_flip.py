@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from hf_pdyn.theory.modified_flow import neutral_exponent
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.adam_bias import sign_flip
 from papers.adam_bias.sign_flip import FACTORS
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

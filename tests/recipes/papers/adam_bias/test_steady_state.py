@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.adam_bias import steady_state
 from papers.adam_bias.steady_state import POINTS
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import attention_rank
 from papers.mirror_flow.attention_rank import OURS, PAPERS
 from tests.recipes.cifar import write_cifar100

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import commutation
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
 

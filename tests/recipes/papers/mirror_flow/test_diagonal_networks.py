@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import diagonal_networks
 from papers.mirror_flow.diagonal_networks import TRUTH, Problem, descend, product
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

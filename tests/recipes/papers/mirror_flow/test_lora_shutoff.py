@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from _common.pretrained import PretrainingSettings, pydoc_checkpoint
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import lora_shutoff
 from papers.mirror_flow.lora_shutoff import CONSTANT, CROSSINGS, LARGER_RATE, PAPERS_RATE
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of

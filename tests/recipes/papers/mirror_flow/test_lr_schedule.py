@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from _common.pretrained_vit import ViTPretrainingSettings, vit_checkpoint
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import lr_schedule
 from papers.mirror_flow.lr_schedule import DECAYS, RATES, RESTARTS
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of

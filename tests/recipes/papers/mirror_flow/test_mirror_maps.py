@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import mirror_maps
 from tests.recipes.papers.conftest import PAPERS
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

@@ -8,8 +8,8 @@ import torch
 from torch.autograd import grad
 
 from _common.entry_point import RecipeError
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options, parse
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers.mirror_flow import _faces, sparse_coding
 from papers.mirror_flow.sparse_coding import ALPHA, STRONG
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged

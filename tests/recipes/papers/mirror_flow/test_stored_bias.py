@@ -4,8 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome
 from papers._claims.options import Options
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome
 from papers.mirror_flow import stored_bias
 from papers.mirror_flow.stored_bias import EXPONENTS, HALF, HISTORIES, NONE
 from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of

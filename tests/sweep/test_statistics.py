@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from papers._claims import statistics
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
-from papers._claims.statistics import Mean
+from hf_pdyn.sweep import statistics
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
+from hf_pdyn.sweep.statistics import Mean
 
 HALF = 4.302653 / math.sqrt(3)
 """Half the interval of three values whose spread is 1: Student's t of 0.975 and two degrees of freedom."""

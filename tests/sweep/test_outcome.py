@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from papers._claims.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome, all_of
+from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Identity, Outcome, all_of
 
 
 def test_there_are_four_outcomes() -> None:
