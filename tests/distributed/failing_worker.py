@@ -35,7 +35,7 @@ def fails_at(call: int, original: Any) -> Any:
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     failing = options.pop("fails")
     statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sum_by_scope)
-    decay = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._decay)
+    telemetry = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._say_if_a_t_ends)
     exponents = Exponents()
     run = trainer(
         out,
@@ -50,7 +50,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     with (
         warnings.catch_warnings(record=True) as caught,
         mock.patch.object(StepStatistics, "_sum_by_scope", statistics),
-        mock.patch.object(TelemetryCallback, "_decay", decay),
+        mock.patch.object(TelemetryCallback, "_say_if_a_t_ends", telemetry),
     ):
         warnings.simplefilter("always")
         run.train()
