@@ -130,12 +130,12 @@ def _sums(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> Tenso
     (p, eps), betas, lr = exponent(optimizer, group), group["betas"], group_lr(group)
     assert p is not None
     v = piece.of(local_reals(state["exp_avg_sq"]))
-    shares, moved = _shares(v, usable_eps(eps * (1 - betas[1] ** t)) if eps else None)
+    ruled, moved = _ruled_by_eps(v, usable_eps(eps * (1 - betas[1] ** t)) if eps else None)
     scale = getattr(optimizer, "last_scale", None)
     if scale is not None:
         lr = scale.to(v.device) * lr
-    coefficient = bias_coefficient(shares / moved, lr=lr, betas=betas, p=p, steps_done=t - 1)
-    return torch.stack([torch.where(moved > 0, coefficient * moved, 0.0), (moved - shares).clamp(min=0), moved])
+    coefficient = bias_coefficient(1 - ruled / moved, lr=lr, betas=betas, p=p, steps_done=t - 1)
+    return torch.stack([torch.where(moved > 0, coefficient * moved, 0.0), ruled, moved])
 
 
 def _of_momentum(group: Mapping[str, Any]) -> Any:
@@ -145,12 +145,13 @@ def _of_momentum(group: Mapping[str, Any]) -> Any:
     return lr / 2 * momentum_coefficient(momentum, nesterov=group["nesterov"])
 
 
-def _shares(v: Tensor, v_eps: Any) -> Tensor:
-    """Sum v / (v + v_eps), v_eps None for 0, and count the v that are not 0; shape (2,), part by part."""
+def _ruled_by_eps(v: Tensor, v_eps: Any) -> Tensor:
+    """Sum v_eps / (v + v_eps) over the v that are not 0 (v_eps None for 0), and count these; shape (2,)."""
     sums = torch.zeros(2, device=v.device, dtype=accumulator_dtype(v.device))
     for part in torch.split(v.reshape(-1), _PART if v.is_cpu else _PART_ON_DEVICE):
         part = part.to(torch.promote_types(part.dtype, torch.float32))
         moved = torch.count_nonzero(part).to(sums)
-        share = moved if v_eps is None else (part / (part + v_eps)).sum(dtype=sums.dtype)
-        sums += torch.stack([share, moved])
+        # Not 1 - v / (v + v_eps), which has lost all digits where eps hardly counts.
+        ruled = torch.zeros_like(moved) if v_eps is None else torch.where(part > 0, v_eps / (part + v_eps), 0.0)
+        sums += torch.stack([ruled.sum(dtype=sums.dtype), moved])
     return sums
