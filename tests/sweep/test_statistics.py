@@ -77,6 +77,7 @@ def test_a_trend_is_the_change_along_every_seeds_line() -> None:
     x = [-0.4, 0.0, 0.1, 0.3]
     by_x = np.array([[1.0, 2.0, 0.5], [3.0, 2.5, 0.0], [2.0, 4.0, 1.0], [5.0, 4.5, 2.0]])
     slopes = [np.polyfit(x, of_seed, 1)[0] for of_seed in by_x.T]
+    np.testing.assert_allclose(statistics.slopes(x, by_x), slopes)
     found = statistics.trend(x, by_x)
     assert found.mean == pytest.approx(0.7 * np.mean(slopes))
     assert found.spread == pytest.approx(0.7 * np.std(slopes, ddof=1))

@@ -90,7 +90,7 @@ def padam_path(
     losses: Iterator[Loss], start: Tensor, *, exponents: Sequence[float] = (0.5,), **hyperparameters: Any
 ) -> Iterator[Tensor]:
     """theta^(0), theta^(1), ..., each (len(exponents), d): a row of parameters for each exponent."""
-    rows = [nn.Parameter(start.clone()) for _ in exponents]
+    rows: list[Tensor] = [nn.Parameter(start.clone()) for _ in exponents]
     groups = [{"params": [row], "p": p} for row, p in zip(rows, exponents, strict=True)]
     optimizer = Padam(groups, weight_decay=0.0, **hyperparameters)
     yield torch.stack(rows).detach()

@@ -6,8 +6,11 @@ Adam comes down the bilinear model E = (y - x t1 t2)^2 / 2 with gradients far ab
 (lr/2) (C_beta - C_rho) times the gradient of ||grad E||_1: a larger beta moves paths to where that norm is smaller, a
 larger rho to where it is larger, a larger learning rate to the former where beta > rho and to the latter where rho >
 beta. Norms are compared at the same loss: where Adam first meets the valley, and on the way there, with the modified
-flow. In the valley, where gradients vanish, that flow has an equilibrium which Adam does not have. Constants and
-starts are ours. Quick and full are the same: this is arithmetic, in float64.
+flow. In the valley, where gradients vanish, that flow has an equilibrium which Adam does not have. Quick and full are
+the same: this is arithmetic, in float64.
+
+The paper's: the model, p = 1/2, and what is swept. Ours: its constants, starts, all values of the sweeps, the
+comparison with sign descent and with the flow.
 """
 
 from collections.abc import Sequence

@@ -6,6 +6,9 @@ The bias term that the paper prints holds "up to terms that rapidly go to zero":
 infinity. But the second moment remembers 1/(1-rho) steps, a thousand at Adam's rho = .999. Padam runs for four such
 memories on two smooth losses, and three flows are compared with it: without bias, with the steady-state bias, and
 with that of step n. Quick and full are the same: this is arithmetic, in float64.
+
+The paper's: Eq. 2.3, and p = 1/2. Ours: the claim, the bias of step n, losses, starts, learning rates; the betas (0.9,
+0.999) are Adam's defaults.
 """
 
 import itertools

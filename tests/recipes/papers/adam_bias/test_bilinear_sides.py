@@ -9,7 +9,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.adam_bias import _valley, bilinear_sides
 from papers.adam_bias.bilinear_sides import OF_ADAM, OF_FLOW, SWEEPS, strengths
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 
 def row(

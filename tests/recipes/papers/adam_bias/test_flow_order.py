@@ -7,7 +7,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.adam_bias import flow_order
 from papers.adam_bias.flow_order import EXPONENTS, STEPS
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 
 def row(

@@ -17,7 +17,7 @@ from papers.adam_bias import full_batch
 from papers.adam_bias._full_batch import Adam, Observed, train
 from papers.adam_bias.full_batch import LEVELS, LRS, RESNET, SPIKES, TANH
 from tests.recipes.cifar import write_cifar100
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 Slopes = dict[str, float]
 AS_THE_PAPER: Slopes = {"rho": 0.3, "beta": -0.3}

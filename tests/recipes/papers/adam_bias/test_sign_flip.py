@@ -9,7 +9,7 @@ from hf_pdyn.theory.modified_flow import neutral_exponent
 from papers._claims.options import Options
 from papers.adam_bias import sign_flip
 from papers.adam_bias.sign_flip import FACTORS
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 
 def row(

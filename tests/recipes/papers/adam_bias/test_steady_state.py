@@ -8,7 +8,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.adam_bias import steady_state
 from papers.adam_bias.steady_state import POINTS
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 
 def row(c: dict[str, Any], steady: float = 5.0, finite: float = 0.1, noise: tuple[float, ...] = (0, 0.1, -0.1)) -> Any:

@@ -11,7 +11,7 @@ from papers._claims.options import Options
 from papers.mirror_flow import attention_rank
 from papers.mirror_flow.attention_rank import OURS, PAPERS
 from tests.recipes.cifar import write_cifar100
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of
+from tests.recipes.papers.judging import UNEVEN, judged, options_of
 
 SMALL = (0.0, 0.001, -0.001)
 

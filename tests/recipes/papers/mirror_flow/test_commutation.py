@@ -6,7 +6,7 @@ import pytest
 from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome
 from papers._claims.options import Options
 from papers.mirror_flow import commutation
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 THRESHOLD = "k factors: x is held below a threshold of G / alpha (ours)"
 

@@ -8,7 +8,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.mirror_flow import diagonal_networks
 from papers.mirror_flow.diagonal_networks import TRUTH, Problem, descend, product
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 Change = tuple[float, float, float]
 AS_THE_PAPER = {"m": (1.0, 1.0), "m*w": (-1.0, -1.0), "m*w*z": (-1.0, 1.0)}

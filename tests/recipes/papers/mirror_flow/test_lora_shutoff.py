@@ -11,7 +11,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.mirror_flow import lora_shutoff
 from papers.mirror_flow.lora_shutoff import CONSTANT, CROSSINGS, LARGER_RATE, PAPERS_RATE
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of
+from tests.recipes.papers.judging import UNEVEN, judged, options_of
 
 STEPS = np.arange(20, 501, 20)
 SMALL = (0.0, 0.0005, -0.0005)

@@ -12,7 +12,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.mirror_flow import lr_schedule
 from papers.mirror_flow.lr_schedule import DECAYS, RATES, RESTARTS
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of
+from tests.recipes.papers.judging import UNEVEN, judged, options_of
 
 SMALL = (0.0, 0.001, -0.001)
 TINY = ViTPretrainingSettings(image_size=8, patch_size=4, hidden_size=16, n_layer=1, n_head=2, steps=2, batch_size=2)

@@ -9,7 +9,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.mirror_flow import mirror_maps
 from tests.recipes.papers.conftest import PAPERS
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 STEPS = np.linspace(0, 1, len(mirror_maps.A_VALUES))
 

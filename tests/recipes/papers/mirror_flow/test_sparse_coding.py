@@ -12,7 +12,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options, parse
 from papers.mirror_flow import _faces, sparse_coding
 from papers.mirror_flow.sparse_coding import ALPHA, STRONG
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged
+from tests.recipes.papers.judging import UNEVEN, judged
 
 FURTHER = "the regulariser makes it fall further"
 STRONGER = "so does one 1000 times stronger (ours)"

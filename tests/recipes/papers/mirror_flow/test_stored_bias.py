@@ -8,7 +8,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, 
 from papers._claims.options import Options
 from papers.mirror_flow import stored_bias
 from papers.mirror_flow.stored_bias import EXPONENTS, HALF, HISTORIES, NONE
-from tests.recipes.papers.mirror_flow.judging import UNEVEN, judged, options_of
+from tests.recipes.papers.judging import UNEVEN, judged, options_of
 
 AS_THEORY = (0.7, 0.4, 0.2)
 SMALL = (0.0, 0.01, -0.01)
