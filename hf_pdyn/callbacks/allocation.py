@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.control import PControlCallback
-from hf_pdyn.callbacks.memory import check_remembered
+from hf_pdyn.callbacks.memory import check_remembered, memory_of
 from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
@@ -155,6 +155,10 @@ class AllocationCallback(RememberingCallback):
         if reason and not self._said_why and state.is_world_process_zero:
             self._said_why = True
             warnings.warn(f"pdyn allocation curve: {reason}.", stacklevel=2)
+
+    def take_up(self, state: TrainerState) -> None:
+        if self.memory_name in memory_of(state):  # without it, nothing is lost: a curve is of one step
+            super().take_up(state)
 
     def remember(self) -> dict[str, Any]:
         return {"unlogged": self._unlogged, "records_to_skip": self._records_to_skip}
