@@ -30,6 +30,7 @@ SETTINGS = {
     "max_validation_blocks": 16,
     "max_steps": 12,
     "logging_steps": 1,
+    "allocation": "log",  # auto measures by the clock
     "p_interval": 3,
     "learning_rate": 0.01,
     # Adam's epsilon of 1e-8 would scale the rounding of the key biases' gradients, which are zero, up to whole steps.
