@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hf_pdyn.policy.algorithm1 import BRANCHES
 from hf_pdyn.report import vega
@@ -22,6 +22,7 @@ from hf_pdyn.report.scalar_charts import (
     other_scalar_charts,
     scalar_charts,
 )
+from hf_pdyn.report.seed_charts import seed_charts
 
 
 def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Drawing]:
@@ -43,6 +44,7 @@ def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Drawing]:
             scalar_charts(drawing, LEARNING),
             "No losses recorded: nothing was logged before the run ended.",
         ),
+        *_over_seeds(drawing),
         Section(
             "control",
             "Control of p",
@@ -103,6 +105,13 @@ def _with_unique_keys(found: Sequence[Section]) -> list[Section]:
         return chart if used[chart.key] == 1 else dataclasses.replace(chart, key=f"{chart.key}-{used[chart.key]}")
 
     return [dataclasses.replace(section, charts=tuple(map(numbered, section.charts))) for section in found]
+
+
+def _over_seeds(drawing: Drawing) -> Iterator[Section]:
+    """Only where there are seeds to compare."""
+    charts = seed_charts(drawing)
+    if charts:
+        yield Section("seeds", "Over seeds", "Runs that differ in their seed alone.", charts, "")
 
 
 def _decisions(drawing: Drawing) -> tuple[Chart, ...]:

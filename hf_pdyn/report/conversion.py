@@ -41,7 +41,7 @@ def png(chart: Chart, runs: Sequence[RecordedRun]) -> bytes:
     words = textwrap.wrap(f"{owner}{chart.note}", _CHARACTERS_OF_A_LINE)
     spec["title"] = {"text": chart.title, "subtitle": words} if words else chart.title
     color = spec["encoding"].get("color", {})
-    if color.get("field") == "run" and len(runs) > 1:
+    if color.get("field") == "run" and color["legend"] is None and len(runs) > 1:
         color["legend"] = {"title": None, "columns": 3, "symbolType": "stroke"}
     spec["padding"] = 12
     image: bytes = vl_convert().vegalite_to_png(
