@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_pdyn import AllocationCallback, PControlCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn import AllocationCallback, PControlCallback, PTargetCallback, TelemetryCallback, WeightDecayShutoffCallback
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
@@ -50,7 +50,10 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     callbacks = [TelemetryCallback(every=1, per_layer=True), shutoff, exponents]
     if options.get("optim") != "sgd":  # which has no second moment
         callbacks.append(AllocationCallback("log"))
-    if options.get("optim", "padam") == "padam":
+    target = options.pop("target", None)
+    if target is not None:
+        callbacks.insert(0, PTargetCallback(target, CONTROL, interval=INTERVAL))
+    elif options.get("optim", "padam") == "padam":
         callbacks.insert(0, PControlCallback(CONTROL, interval=INTERVAL))
     run = trainer(
         out,
