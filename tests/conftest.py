@@ -32,7 +32,7 @@ MARKS = {
         *("benchmarks", "recipes", "scripts", "test_collection.py", "callbacks/test_killed.py"),
         *("callbacks/test_mixed_precision.py", "callbacks/test_resume.py", "callbacks/test_trainer_features.py"),
         *("frontend/test_launcher.py", "optim/fused/test_gpu_compiles.py", "optim/fused/test_gpu_interpreted.py"),
-        *("sweep/test_command.py",),
+        *("callbacks/test_allocation.py", "callbacks/test_target.py", "sweep/test_command.py"),
     ),
     "newest_only": (
         *("benchmarks", "gpu", "optim/fused", "policy", "recipes/papers", "scripts", "sweep", "tensors"),
