@@ -61,7 +61,7 @@ class PowerMoments:
 def total(groups: Iterable[PowerMoments]) -> PowerMoments:
     """M of all groups together."""
     rows = zip(*(group.log_values for group in groups), strict=True)
-    return PowerMoments(tuple(_log_sum_exp(row) for row in rows))
+    return PowerMoments(tuple(log_sum_exp(row) for row in rows))
 
 
 def lr_factor(moments: PowerMoments, p: float) -> float:
@@ -120,7 +120,10 @@ def _slope_weights(t: float) -> list[float]:
     ]
 
 
-def _log_sum_exp(values: Iterable[float]) -> float:
+def log_sum_exp(values: Iterable[float]) -> float:
+    """The logarithm of the sum of exp(value); -inf is that of 0."""
     values = list(values)
     largest = max(values)
+    if largest == -math.inf:
+        return largest
     return largest + math.log(sum(math.exp(value - largest) for value in values))

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.numbers import format_number, parse_number
-from hf_pdyn.policy.allocation_curve import ADAM, P_MAX, P_MIN, PowerMoments
+from hf_pdyn.policy.allocation_curve import ADAM, P_MAX, P_MIN, PowerMoments, log_sum_exp
 
 Quantity = Literal["update_ratio", "bias_share", "lr_factor"]
 HOLD = "hold"
@@ -77,9 +77,9 @@ def value_at(quantity: Quantity, parts: Sequence[Part], p: float) -> float:
     for part in parts:
         logs[part.pathway].append(part.moments.log_at(2 * (p if part.p is None else part.p)))
         adam.append(part.moments.log_at(2 * ADAM))
-    weight, bias_like = (_log_sum_exp(values) for values in logs.values())
+    weight, bias_like = (log_sum_exp(values) for values in logs.values())
     if quantity == "lr_factor":
-        return math.exp((_log_sum_exp(adam) - _log_sum_exp([weight, bias_like])) / 2)
+        return math.exp((log_sum_exp(adam) - log_sum_exp([weight, bias_like])) / 2)
     if math.inf in (-weight, -bias_like):
         return math.nan
     if quantity == "update_ratio":
@@ -122,10 +122,3 @@ def _root(error: Callable[[float], float], low: float, high: float) -> float:
         else:
             high = middle
     return (low + high) / 2
-
-
-def _log_sum_exp(values: Sequence[float]) -> float:
-    largest = max(values)
-    if largest == -math.inf:
-        return largest
-    return largest + math.log(sum(math.exp(value - largest) for value in values))
