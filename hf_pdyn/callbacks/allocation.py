@@ -50,7 +50,7 @@ class AllocationCallback(RememberingCallback):
 
     Args:
         every: "log" for every training record, a number of optimizer steps, or "auto": every training record, but as
-            many fewer as keep its time below 1 % of training; which ones depends on the machine.
+            many fewer as keep its time, after the first, below 1 % of training; which ones depends on the machine.
         per_layer: the curves of layers as well.
         trainer: see `PdynCallback`.
     """
