@@ -19,14 +19,16 @@ CLOSE = 1e-5
 """Float32 powers of float32 moments (4e-6), and log M between the grid's points (1e-6)."""
 
 
-def trained(make: Callable[[nn.Module], Any], steps: int = 4, width: int = 16) -> tuple[nn.Module, Any, StepStatistics]:
+def trained(
+    make: Callable[[nn.Module], Any], steps: int = 4, width: int = 16, device: str = "cpu"
+) -> tuple[nn.Module, Any, StepStatistics]:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 2))
+    model = nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Linear(width, 2)).to(device)
     optimizer = make(model)
     statistics = StepStatistics(optimizer, model)
     for step in range(steps):
         optimizer.zero_grad()
-        model(torch.randn(5, 4) * 10.0**step).square().sum().backward()
+        model((torch.randn(5, 4) * 10.0**step).to(device)).square().sum().backward()
         optimizer.step()
     return model, optimizer, statistics
 
@@ -62,8 +64,12 @@ OPTIMIZERS: dict[str, tuple[Callable[[nn.Module], Any], float, str]] = {
 @pytest.mark.parametrize("p", TRIED)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_the_curve_is_that_of_directions_computed_anew(name: str, p: float) -> None:
+    assert_curve_of_directions(name, p)
+
+
+def assert_curve_of_directions(name: str, p: float, width: int = 16, device: str = "cpu") -> None:
     make, eps, second = OPTIMIZERS[name]
-    _, optimizer, statistics = trained(make)
+    _, optimizer, statistics = trained(make, width=width, device=device)
     moments = read(statistics)
     by_scope = {
         scope: [piece.holder for piece, scopes in statistics.scopes_of.items() if scope in scopes] for scope in moments
