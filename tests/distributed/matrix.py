@@ -124,11 +124,15 @@ def reports(launch: str, out: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest relative differences of a cell from one process: of logged statistics and of final weights."""
+    """The largest relative differences of a cell from one process: of each logged metric and of final weights."""
 
-    statistics: float
+    metrics: dict[str, float]
     weights: float
     same_p: bool
+
+    @property
+    def statistics(self) -> float:
+        return _largest(list(self.metrics.values()))
 
     @property
     def agrees(self) -> bool:
@@ -136,17 +140,20 @@ class Difference:
 
     def __str__(self) -> str:
         p = "same p" if self.same_p else "OTHER P"
-        return f"statistics {self.statistics:.1e}, weights {self.weights:.1e}, {p}"
+        worst = next(name for name, value in self.metrics.items() if not value < self.statistics)
+        return f"statistics {self.statistics:.1e} ({worst}), weights {self.weights:.1e}, {p}"
 
 
 def difference(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> Difference:
     """Of the worst rank; AssertionError where one logged other metrics, or has other parameters by name."""
-    statistics, weights = [0.0], [0.0]
+    metrics: dict[str, list[float]] = {}
+    weights = [0.0]
     for report in ranks:
         assert len(report["logs"]) == len(expected["logs"])
         for record, wanted in zip(report["logs"], expected["logs"], strict=True):
             assert record.keys() == wanted.keys(), record.keys() ^ wanted.keys()
-            statistics += [_relative(name, value, wanted[name]) for name, value in record.items()]
+            for name, value in record.items():
+                metrics.setdefault(name, []).append(_relative(name, value, wanted[name]))
         names = expected["weights"].keys()
         assert report["weights"].keys() == names, report["weights"].keys() ^ names
         weights += [_distance(report["weights"][name], expected["weights"][name]) for name in names]
@@ -156,7 +163,7 @@ def difference(ranks: list[dict[str, Any]], expected: dict[str, Any]) -> Differe
     same_p = all(report["p"] == ranks[0]["p"] for report in ranks) and all(
         math.isclose(ours, wanted, rel_tol=TOLERANCE) for ours, wanted in alike
     )
-    return Difference(_largest(statistics), _largest(weights), same_p)
+    return Difference({name: _largest(found) for name, found in metrics.items()}, _largest(weights), same_p)
 
 
 def _relative(name: str, value: float, wanted: float) -> float:
