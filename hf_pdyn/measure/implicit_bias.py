@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,14 +37,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.optim.equation import usable_eps
-from hf_pdyn.optim.step_work import group_lr
+from hf_pdyn.optim.step_work import as_scalar, group_lr
 from hf_pdyn.optim.update_list import local_reals
-from hf_pdyn.tensors.norms import accumulator_dtype
+from hf_pdyn.tensors.norms import accumulator_dtype, shares_of_eps
 from hf_pdyn.tensors.sharding import Piece
 from hf_pdyn.theory.modified_flow import bias_coefficient, momentum_coefficient
-
-_PART, _PART_ON_DEVICE = 2**16, 2**24
-"""Elements of v that are read at a time: temporaries have this size, not the model's; a CPU's stay in its caches."""
 
 
 def perturbed_one_norm(grad: Tensor, *, eps: float) -> Tensor:
@@ -99,43 +96,119 @@ def why_no_coefficient(optimizer: Optimizer, group: Mapping[str, Any]) -> str | 
     return None
 
 
-def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece]) -> Tensor:
+def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece], shares: Tensor | None = None) -> Tensor:
     """Of each piece after a step: sums of its elements' coefficients and of eps / (v_hat + eps), and their number.
 
     Shape (len(pieces), 3). NaN where `why_no_coefficient` has a reason, and before a first step. Elements whose
     gradient has always been zero (rows of an embedding that no token has used) do not count: their part of dN_p is
-    zero. Reads v once and waits for no device.
+    zero. Waits for no device.
+
+    Args:
+        optimizer: has taken a step.
+        pieces: of its parameters, one at least.
+        shares: the last two columns for optimizers with a second moment, shape (len(pieces), 2), if the step has summed
+            them (`ruled_by_eps` and `moved` of `step_work.SUMS`). None reads v once.
     """
-    groups = {param: group for group in optimizer.param_groups for param in group["params"]}
-    reasons = {id(group): why_no_coefficient(optimizer, group) for group in optimizer.param_groups}
-    rows = []
-    for piece in pieces:
-        group, device = groups[piece.holder], piece.holder.device
-        sums = _sums(optimizer, group, piece) if reasons[id(group)] is None else None
-        rows.append(
-            torch.full((3,), math.nan, device=device, dtype=accumulator_dtype(device)) if sums is None else sums
-        )
-    return torch.stack([row.to(rows[0]) for row in rows])
-
-
-def _sums(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> Tensor | None:
-    if isinstance(optimizer, SGD):
-        held = piece.of(local_reals(piece.holder.detach()))
-        moved = torch.full((), held.numel(), device=held.device, dtype=accumulator_dtype(held.device))
-        return torch.stack([_of_momentum(group) * moved, torch.full_like(moved, math.nan), moved])
-    state = optimizer.state.get(piece.holder, {})
-    t = step_count(state.get("step", 0))
-    if "exp_avg_sq" not in state or (not isinstance(t, Tensor) and t < 1):
-        return None
-    (p, eps), betas, lr = exponent(optimizer, group), group["betas"], group_lr(group)
-    assert p is not None
-    v = piece.of(local_reals(state["exp_avg_sq"]))
-    ruled, moved = _ruled_by_eps(v, usable_eps(eps * (1 - betas[1] ** t)) if eps else None)
+    lines = _lines(optimizer, pieces)
+    if shares is None:
+        shares = _shares(optimizer, pieces, lines)
+    ruled, moved = shares.unbind(1)
+    above = torch.where(ruled.isnan(), 0.0, moved - ruled)
+    at_0, slope = (_beside([math.nan if line is None else line[i] for line in lines], shares) for i in range(2))
+    coefficient = torch.stack(torch._foreach_mul(list(moved.unbind()), at_0))
+    coefficient += torch.stack(torch._foreach_mul(list(above.unbind()), slope))
     scale = getattr(optimizer, "last_scale", None)
     if scale is not None:
-        lr = scale.to(v.device) * lr
-    coefficient = bias_coefficient(1 - ruled / moved, lr=lr, betas=betas, p=p, steps_done=t - 1)
-    return torch.stack([torch.where(moved > 0, coefficient * moved, 0.0), ruled, moved])
+        coefficient *= scale.to(coefficient)
+    unknown = coefficient.isnan()
+    return torch.stack([coefficient, ruled.masked_fill(unknown, math.nan), moved.masked_fill(unknown, math.nan)], dim=1)
+
+
+class _Line(NamedTuple):
+    """The coefficient of an element is at_0 + slope v / (v + v_eps).
+
+    Numbers, or 0-d tensors where a count of steps or a learning rate stands on the device. v_eps: None without v.
+    """
+
+    at_0: Any
+    slope: Any
+    v_eps: Any
+
+
+def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
+    """Of each piece; None where there is no coefficient."""
+    group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
+    numbers: dict[int, list[int]] = {}
+    for i, piece in enumerate(pieces):
+        numbers.setdefault(id(group_of[piece.holder]), []).append(i)
+    lines: list[_Line | None] = [None] * len(pieces)
+    for group in optimizer.param_groups:
+        own = numbers.get(id(group), [])
+        if own and why_no_coefficient(optimizer, group) is None:
+            for i, line in zip(own, _lines_of_group(optimizer, group, [pieces[i].holder for i in own]), strict=True):
+                lines[i] = line
+    return lines
+
+
+def _lines_of_group(
+    optimizer: Optimizer, group: Mapping[str, Any], holders: Sequence[Tensor]
+) -> Sequence[_Line | None]:
+    if isinstance(optimizer, SGD):
+        return [_Line(_of_momentum(group), 0.0, None)] * len(holders)
+    states = [optimizer.state.get(holder, {}) for holder in holders]
+    stepped = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
+    times = _times([states[i]["step"] for i in stepped]) if stepped else []
+    lines: list[_Line | None] = [None] * len(holders)
+    if isinstance(times, Tensor):
+        values = _line(optimizer, group, times)
+        rows = zip(*(value.expand_as(times).unbind() for value in values), strict=True)
+        found: list[_Line | None] = [_Line(*row) for row in rows]
+    else:
+        of_time = {t: _line(optimizer, group, t) if t >= 1 else None for t in set(times)}
+        found = [of_time[t] for t in times]
+    for i, line in zip(stepped, found, strict=True):
+        lines[i] = line
+    return lines
+
+
+def _line(optimizer: Optimizer, group: Mapping[str, Any], t: Any) -> _Line:
+    p, eps = exponent(optimizer, group)
+    settings: dict[str, Any] = {"lr": group_lr(group), "betas": group["betas"], "p": p, "steps_done": t - 1}
+    at_0 = bias_coefficient(0.0, **settings)
+    return _Line(at_0, bias_coefficient(1.0, **settings) - at_0, usable_eps(eps * (1 - group["betas"][1] ** t)))
+
+
+def _times(steps: Sequence[Any]) -> list[float] | Tensor:
+    """Counts of steps as numbers, or in one tensor where they stand on a device that nobody waits for."""
+    if isinstance(steps[0], Tensor) and not steps[0].is_cpu:
+        return step_count(torch.stack(list(steps)))
+    return [float(step_count(step)) for step in steps]
+
+
+def _shares(optimizer: Optimizer, pieces: Sequence[Piece], lines: Sequence[_Line | None]) -> Tensor:
+    """`shares` from the state; for optimizers without v, NaN and the number of elements."""
+    device = pieces[0].holder.device
+    held = [
+        piece.of(
+            local_reals(piece.holder.detach() if line.v_eps is None else optimizer.state[piece.holder]["exp_avg_sq"])
+        )
+        for piece, line in zip(pieces, lines, strict=True)
+        if line is not None
+    ]
+    known = [i for i, line in enumerate(lines) if line is not None]
+    shares = torch.full((len(pieces), 2), math.nan, device=device, dtype=accumulator_dtype(device))
+    if not known:
+        return shares
+    rows = shares.unbind()
+    if lines[known[0]].v_eps is None:  # type: ignore[union-attr]
+        moved = torch.zeros(len(known), device=device, dtype=shares.dtype).unbind()
+        torch._foreach_copy_([rows[i][1] for i in known], torch._foreach_add(moved, [v.numel() for v in held]))
+        return shares
+    for place in dict.fromkeys(v.device for v in held):
+        here = [(i, v) for i, v in zip(known, held, strict=True) if v.device == place]
+        sums = shares_of_eps([v for _, v in here], [lines[i].v_eps for i, _ in here])  # type: ignore[union-attr]
+        torch._foreach_copy_([rows[i] for i, _ in here], list(sums.to(shares).unbind()))
+    return shares
 
 
 def _of_momentum(group: Mapping[str, Any]) -> Any:
@@ -145,13 +218,9 @@ def _of_momentum(group: Mapping[str, Any]) -> Any:
     return lr / 2 * momentum_coefficient(momentum, nesterov=group["nesterov"])
 
 
-def _ruled_by_eps(v: Tensor, v_eps: Any) -> Tensor:
-    """Sum v_eps / (v + v_eps) over the v that are not 0 (v_eps None for 0), and count these; shape (2,)."""
-    sums = torch.zeros(2, device=v.device, dtype=accumulator_dtype(v.device))
-    for part in torch.split(v.reshape(-1), _PART if v.is_cpu else _PART_ON_DEVICE):
-        part = part.to(torch.promote_types(part.dtype, torch.float32))
-        moved = torch.count_nonzero(part).to(sums)
-        # Not 1 - v / (v + v_eps), which has lost all digits where eps hardly counts.
-        ruled = torch.zeros_like(moved) if v_eps is None else torch.where(part > 0, v_eps / (part + v_eps), 0.0)
-        sums += torch.stack([ruled.sum(dtype=sums.dtype), moved])
-    return sums
+def _beside(values: list[Any], like: Tensor) -> list[Any]:
+    """Numbers as they are, which become arguments of a kernel; all as tensors if some are."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return values
+    made = {id(value): as_scalar(value, like.device, like.dtype) for value in values}
+    return [made[id(value)] for value in values]

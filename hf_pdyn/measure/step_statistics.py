@@ -234,7 +234,9 @@ class StepStatistics:
             answer = None if request is None else request.rows
             rows = self._rows(pieces, measuring) if answer is None else answer
             if measuring:
-                rows = torch.cat([rows, implicit_bias.coefficient_sums(self._optimizer, pieces).to(rows)], dim=1)
+                shares = None if answer is None else answer[:, -2:]
+                bias = implicit_bias.coefficient_sums(self._optimizer, pieces, shares)
+                rows = torch.cat([rows[:, : len(SUMS) - 2], bias.to(rows)], dim=1)
             sums = self._sum_by_scope(pieces, rows)
         if sums is None:
             return None
@@ -242,7 +244,7 @@ class StepStatistics:
         return torch.cat([squares, self._clip_share(clip, squares)]), clip.max_norm, measured
 
     def _rows(self, pieces: Sequence[Piece], measuring: bool) -> Tensor:
-        """The columns of SUMS for each piece, the first alone unless `measuring`."""
+        """The columns of SUMS for each piece but those of the coefficient; the first alone unless `measuring`."""
         grad_sq = norms.two_norms([_gradient(piece) for piece in pieces]).square()
         if not measuring:
             return grad_sq.view(-1, 1)
@@ -251,7 +253,7 @@ class StepStatistics:
             "grad_sq": grad_sq,
             **_stacked([self._measured(piece, groups[piece.holder]) for piece in pieces], like=grad_sq),
         }
-        return torch.stack([columns[name] for name in SUMS], dim=1)
+        return torch.stack([columns[name] for name in SUMS[:-2]], dim=1)
 
     def _clip_share(self, clip: Clip, like: Tensor) -> Tensor:
         """This process's share of the square of the total norm that clipping found; 0 where nothing clips."""
@@ -271,7 +273,7 @@ class StepStatistics:
         return clip_factor(local(total), clip.max_norm)
 
     def _measured(self, piece: Piece, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The values of SUMS but the first for one piece, 0-d tensors; NaN where this optimizer has none."""
+        """What `_rows` has of one piece besides the first column, 0-d tensors; NaN where this optimizer has none."""
         grad = _gradient(piece)
         device, dtype = grad.device, norms.accumulator_dtype(grad.device)
         if self._factor is not None:

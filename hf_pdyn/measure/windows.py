@@ -24,7 +24,7 @@ from hf_pdyn.optim.step_work import SUMS
 QUANTITIES = ("update_norm", "param_norm", "v_hat_mean", "one_norm", "N_p", "implicit_bias", "eps_share")
 """What a measured step adds to the gradient norms."""
 
-MEASURED = (*SUMS[1:], "coefficient", "ruled_by_eps", "moved")
+MEASURED = (*SUMS[1:-2], "coefficient", *SUMS[-2:])
 """The additive forms of QUANTITIES: what a step sums, and what `implicit_bias.coefficient_sums` does."""
 
 _ALWAYS_DEFINED = [MEASURED.index(name) for name in ("update_sq", "param_sq", "one_norm", "numel")]

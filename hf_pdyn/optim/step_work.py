@@ -12,12 +12,12 @@ from torch import Tensor
 
 from hf_pdyn.tensors.sharding import Piece
 
-SUMS = ("grad_sq", "update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel")
+SUMS = ("grad_sq", "update_sq", "param_sq", "v_hat_sum", "one_norm", "N_p", "numel", "ruled_by_eps", "moved")
 """What a measured step sums over a tensor: additive over tensors, and over processes that hold shards of them.
 
 Squares of the gradient as the optimizer was given it, of the update without weight decay and of the parameter after
-the step; v_hat; and of the gradient before clipping, the perturbed one-norm and N_p. A step that is not measured
-has the first alone.
+the step; v_hat; of the gradient before clipping, the perturbed one-norm and N_p; the number of elements; over those
+whose v is not 0, eps / (v_hat + eps), and their number. A step that is not measured has the first alone.
 """
 
 TO_MATCH = ("direction_sq", "adam_sq")

@@ -83,7 +83,16 @@ def _measured(batch: _Batch, clip_factor: Tensor | None) -> dict[str, list[Tenso
         "numel": [
             torch.full_like(one_norm, update.theta.numel()) for one_norm, update in zip(one_norms, batch, strict=True)
         ],
+        **_ruled_by_eps(batch),
     }
+
+
+def _ruled_by_eps(batch: _Batch) -> dict[str, list[Tensor]]:
+    group = batch[0].group
+    constants = {"beta1": group["betas"][0], "beta2": group["betas"][1], "p": group["p"], "eps": group["eps"]}
+    v_eps = [equation.update_scales(_time(update), **constants)[1] for update in batch]
+    sums = norms.shares_of_eps([update.second_moment for update in batch], v_eps)
+    return dict(zip(("ruled_by_eps", "moved"), map(list, sums.unbind(1)), strict=True))
 
 
 def _batches(updates: Sequence[Update], *, foreach: bool) -> Iterator[tuple[_Batch, list[int]]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,39 @@ def power_sum(tensor: Tensor, exponent: float, *, eps: float) -> Tensor:
     return powers.sum(dtype=accumulator_dtype(tensor.device))
 
 
+def shares_of_eps(tensors: Sequence[Tensor], eps: Sequence[float] | Sequence[Tensor]) -> Tensor:
+    """Sum eps_i / (x + eps_i) over the x > 0 of the i-th tensor, and count these; shape (len(tensors), 2).
+
+    In few operations: small tensors share them, large ones are read in parts, so that temporaries stay small.
+
+    Args:
+        tensors: none negative, on one device, in rows of elements that `reshape` can put in one row.
+        eps: numbers, or 0-d tensors where the host must not wait for them; none negative.
+    """
+    device = tensors[0].device
+    dtype, most = accumulator_dtype(device), _PART if device.type == "cpu" else _PART_ON_DEVICE
+    sums = torch.zeros(len(tensors), 2, device=device, dtype=dtype)
+    rows = list(sums.unbind())
+    for batch in _batches(tensors, most):
+        parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for _, part in batch]
+        of_part: list[Any] = [eps[i] for i, _ in batch]
+        if isinstance(of_part[0], Tensor):
+            of_part = [value.to(part) for value, part in zip(of_part, parts, strict=True)]
+        moved = torch._foreach_sign(parts)
+        # 1 is added where x is 0, so that nothing is divided by 0; what comes of it counts 0 times.
+        ruled = torch._foreach_neg(moved)
+        torch._foreach_add_(ruled, 1)
+        torch._foreach_add_(ruled, parts)
+        torch._foreach_add_(ruled, of_part)
+        # Not 1 - x / (x + eps), which has lost all digits where eps hardly counts.
+        torch._foreach_reciprocal_(ruled)
+        torch._foreach_mul_(ruled, of_part)
+        torch._foreach_mul_(ruled, moved)
+        found = torch.stack([_sums(ruled, dtype), _sums(moved, dtype)], dim=1)
+        torch._foreach_add_([rows[i] for i, _ in batch], list(found.unbind()))
+    return sums
+
+
 def holds_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
     """1.0 where any tensor holds NaN or infinity, else 0.0; a 0-d tensor on `device`.
 
@@ -53,6 +87,33 @@ def holds_nonfinite(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
             alike.setdefault((tensor.dtype, tensor.device), []).append(tensor)
     finite = [torch.stack(torch._foreach_norm(same, math.inf)).isfinite().all().to(device) for same in alike.values()]
     return (~torch.stack(finite).all()).float() if finite else torch.zeros((), device=device)
+
+
+_PART, _PART_ON_DEVICE = 2**16, 2**24
+"""Elements that are read at a time: temporaries have this size, not the model's; a CPU's stay in its caches."""
+
+
+def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[tuple[int, Tensor]]]:
+    """(number of the tensor, a part of it in a row) of so many elements together at most; none is empty."""
+    batch: list[tuple[int, Tensor]] = []
+    size = 0
+    for i, tensor in enumerate(tensors):
+        for part in torch.split(tensor.reshape(-1), most):
+            if batch and size + part.numel() > most:
+                yield batch
+                batch, size = [], 0
+            if part.numel():
+                batch.append((i, part))
+                size += part.numel()
+    if batch:
+        yield batch
+
+
+def _sums(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Of each, with nothing negative in it: on a device their norms, which are one operation."""
+    if tensors[0].is_cpu:
+        return torch.stack([tensor.sum(dtype=dtype) for tensor in tensors])
+    return torch.stack(torch._foreach_norm(list(tensors), 1, dtype=dtype))
 
 
 _ROW = 512

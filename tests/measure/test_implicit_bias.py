@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from hf_pdyn import Padam, StepStatistics
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.windows import Scope
+from hf_pdyn.optim.step_work import StepSums
+from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece
 from hf_pdyn.theory import modified_flow
 from hf_pdyn.theory.flows import flatten
@@ -284,12 +286,12 @@ def test_matched_updates_have_the_learning_rate_of_their_step() -> None:
 
 
 def test_a_step_count_on_the_device_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A 0-d tensor in float64, which nothing reads."""
+    """Tensors in float64, which nothing reads."""
     for eps in (1e-8, 0.0):
         build = lambda model, eps=eps: torch.optim.AdamW(model.parameters(), lr=1e-3, eps=eps)  # noqa: E731
         expected = stepped(build, steps=2)
         with monkeypatch.context() as patch:
-            patch.setattr(implicit_bias, "step_count", torch.Tensor.double)
+            patch.setattr(implicit_bias, "_times", lambda steps: torch.stack(steps).double())
             assert stepped(build, steps=2) == pytest.approx(expected, rel=1e-12)
 
 
@@ -330,12 +332,36 @@ def test_where_there_is_none_a_reason_says_why(optimizer_of: Any, reason: str) -
 
 
 def test_it_is_read_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over parts are those of the whole, also of bf16 moments and transposed tensors."""
+    """Sums over parts are those of the whole, also of bf16 moments, transposed tensors, zeros and an eps of 0."""
     v = torch.rand(37, 11).square().mT
-    for dtype, tolerance in ((torch.float32, 1e-6), (torch.bfloat16, 1e-6)):
-        values = v.to(dtype)
-        expected = (0.1 / (values.double() + 0.1)).sum().item()
+    v[3] = 0.0
+    for values in (v, v.bfloat16()):
+        tensors = [values, torch.zeros(5), values[:0], values[0]]
+        expected = [(0.1 / (x[x > 0].double() + 0.1)).sum().item() for x in tensors]
         for part in (2**16, 10):
-            monkeypatch.setattr(implicit_bias, "_PART", part)
-            ruled, moved = implicit_bias._ruled_by_eps(values, 0.1).tolist()
-            assert (ruled, moved) == pytest.approx((expected, 37 * 11), rel=tolerance)
+            monkeypatch.setattr(norms, "_PART", part)
+            found = norms.shares_of_eps(tensors, [0.1, 0.1, 0.1, 0.0])
+            assert found[:, 0].tolist() == pytest.approx([*expected[:3], 0.0], rel=1e-6)
+            assert found[:, 1].tolist() == [(x > 0).sum() for x in tensors]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_sums_what_the_state_says(fused: bool) -> None:
+    """A step's own columns are those of a pass over v, to 1e-6; some rows have met no gradient."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(30, 40), nn.LayerNorm(40))
+    groups = [{"params": [param], "eps": 10.0 ** -(3 + 2 * i)} for i, param in enumerate(model.parameters())]
+    optimizer = Padam(groups, p=0.3, fused=fused)
+    pieces = [Piece(param) for param in model.parameters()]
+    for _ in range(3):
+        for param in model.parameters():
+            param.grad = torch.randn_like(param)
+            param.grad[: len(param) // 2] = 0.0
+        request = StepSums(pieces, measure=True)
+        optimizer.sum_next_step(request)
+        optimizer.step()
+    assert request.rows is not None
+    summed = implicit_bias.coefficient_sums(optimizer, pieces, request.rows[:, -2:])
+    read = implicit_bias.coefficient_sums(optimizer, pieces)
+    torch.testing.assert_close(summed, read, rtol=1e-6, atol=0)
+    assert read[:, 2].tolist() == [param.numel() / 2 for param in model.parameters()]

@@ -32,12 +32,14 @@ enum Task : int32_t {
   kApply = 2,      // theta moves
   kGradient = 4,   // sum of g^2
   kDirection = 8,  // sum of d^2, where lr * d is the update, and of the same at p = 1/2
-  kMeasure = 16,   // sums of v_hat, sqrt(g^2 + eps) and N_p
+  kMeasure = 16,   // sums of v_hat, sqrt(g^2 + eps), N_p and eps / (v_hat + eps)
   kParameter = 32, // sums of (lr d)^2, and of theta^2 once it has moved
 };
 
 // Columns of `sums`: STEP_SUMS of step_work.py.
-enum Sum { kGradSq, kUpdateSq, kParamSq, kVHatSum, kOneNorm, kNP, kNumel, kDirectionSq, kAdamSq, kSums };
+enum Sum {
+  kGradSq, kUpdateSq, kParamSq, kVHatSum, kOneNorm, kNP, kNumel, kRuledByEps, kMoved, kDirectionSq, kAdamSq, kSums
+};
 
 // One piece of a tensor: addresses of its elements, all of them `numel` in a row.
 struct Run {
@@ -316,6 +318,20 @@ void add_norms(const float* grad, int64_t n, const Settings& s, double* sums) {
   sums[kNP] += s.power_scale * sum(perturbed, n);
 }
 
+// Sums of v_hat, and over v that are not 0, of eps / (v_hat + eps) and of ones.
+void add_second_moment(const float* v, int64_t n, const Settings& s, double* sums) {
+  float total = 0, ruled_by_eps = 0, moved = 0;
+#pragma omp simd reduction(+ : total, ruled_by_eps, moved)
+  for (int64_t i = 0; i < n; ++i) {
+    total += v[i];
+    ruled_by_eps += v[i] > 0 ? s.v_eps / (v[i] + s.v_eps) : 0.0f;
+    moved += v[i] > 0 ? 1.0f : 0.0f;
+  }
+  sums[kVHatSum] += s.v_hat_scale * total;
+  sums[kRuledByEps] += ruled_by_eps;
+  sums[kMoved] += moved;
+}
+
 // m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
 template <class T>
 inline T lerp(T m, T g, float w) {
@@ -471,7 +487,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     sums[kAdamSq] += squares.adam;
   }
   if (call.tasks & kMeasure) {
-    sums[kVHatSum] += s.v_hat_scale * sum(v, n);
+    add_second_moment(v, n, s, sums);
     sums[kNumel] += n;
   }
   if (!moves) return;

@@ -17,9 +17,6 @@ from hf_pdyn.optim.fused.layout import COLUMNS
 from hf_pdyn.optim.step_work import STEP_SUMS
 
 CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
-N_RUN_COLUMNS = tl.constexpr(9)
-N_SETTINGS = tl.constexpr(14)
-N_SUMS = tl.constexpr(7)
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 
 RUN_COLUMNS = (
@@ -44,6 +41,8 @@ V_HAT_SUM = tl.constexpr(STEP_SUMS.index("v_hat_sum"))
 ONE_NORM = tl.constexpr(STEP_SUMS.index("one_norm"))
 N_P = tl.constexpr(STEP_SUMS.index("N_p"))
 NUMEL = tl.constexpr(STEP_SUMS.index("numel"))
+RULED_BY_EPS = tl.constexpr(STEP_SUMS.index("ruled_by_eps"))
+MOVED = tl.constexpr(STEP_SUMS.index("moved"))
 DIRECTION_SQ = tl.constexpr(STEP_SUMS.index("direction_sq"))
 ADAM_SQ = tl.constexpr(STEP_SUMS.index("adam_sq"))
 
@@ -236,6 +235,8 @@ def step_chunk(
     if measure:
         tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
         tl.store(sums + NUMEL, tl.minimum(numel - start, CHUNK).to(tl.float32))
+        tl.store(sums + RULED_BY_EPS, tl.sum(tl.where(v > 0.0, v_eps / (v + v_eps), 0.0), axis=0))
+        tl.store(sums + MOVED, tl.sum(tl.where(v > 0.0, 1.0, 0.0), axis=0))
 
     if apply or direction:
         x = v + v_eps

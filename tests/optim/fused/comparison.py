@@ -105,6 +105,7 @@ def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0, scale
     moments = [after.exp_avg.double()], [after.second_moment.double()]
     direction, adam = (equation.update_directions(*moments, p=p, **options)[0] for p in (group["p"], 0.5))
     grad, p = before.grad.double() / clip_factor, group["p"]
+    v, v_eps = after.second_moment.double(), group["eps"] * (1 - group["betas"][1] ** before.t)
     return {
         "grad_sq": before.grad.double().square().sum(),
         "update_sq": (group["lr"] * scale * direction).square().sum(),
@@ -113,6 +114,8 @@ def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0, scale
         "one_norm": implicit_bias.perturbed_one_norm(grad, eps=group["eps"]),
         "N_p": implicit_bias.power_norm(grad, p=p, eps=group["eps"]),
         "numel": torch.tensor(float(grad.numel()), dtype=torch.float64, device=grad.device),
+        "ruled_by_eps": (v_eps / (v[v > 0] + v_eps)).sum(),
+        "moved": (v > 0).double().sum(),
         "direction_sq": direction.square().sum(),
         "adam_sq": adam.square().sum(),
     }

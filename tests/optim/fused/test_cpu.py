@@ -116,12 +116,15 @@ def test_every_sum_equals_float64(name: str, amsgrad: bool, p: float) -> None:
     squares = tensor_step.advance([exact], Task.MOMENTS | Task.DIRECTION)
     tensor_step.advance([exact], Task.APPLY)
     assert_equal_moves(ours, exact)
+    v_eps = options["eps"] * (1 - 0.999**exact.t)
     expected = {
         "grad_sq": (0.25 * grad).square().sum(),
         "direction_sq": squares_to_match(squares)[0, 0],
         "update_sq": squares_to_match(squares)[0, 0] * float(options["lr"]) ** 2,
         "param_sq": exact.theta.square().sum(),
         "v_hat_sum": exact.second_moment.sum() / (1 - 0.999**exact.t),
+        "ruled_by_eps": (v_eps / (exact.second_moment + v_eps)).sum(),
+        "moved": torch.tensor(float((exact.second_moment > 0).sum()), dtype=torch.float64),
         "one_norm": implicit_bias.perturbed_one_norm(grad, eps=options["eps"]),
         "N_p": implicit_bias.power_norm(grad, p=p, eps=options["eps"]),
         "numel": torch.tensor(20_011.0, dtype=torch.float64),
