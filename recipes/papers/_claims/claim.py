@@ -10,7 +10,7 @@ from . import history
 from .options import Option, Options, parse
 from .processes import is_main_process
 from .rows import Configuration, Row, SharedRows, time_of
-from .sweep import Work, run_all
+from .sweep import Work, WorkTogether, run_all
 from .verdict import Verdict
 
 
@@ -20,15 +20,16 @@ class Claim:
 
     module: `__name__` of the claim's own, which says the paper and the name. doc: that module's text, for --help.
     rule: how a verdict follows from rows, with the bound below which an effect is none; fixed before the first run.
-    configurations: full ones, of all runs. run: does one. judge: by the rule. draw: writes `figure.png`, in the paper's
-    layout. folder_of: names the folder that holds a run's row, where claims share runs. options: those of its own.
+    configurations: full ones, of all runs, in order of worth. run: does one, or several at once. judge: by the rule.
+    draw: writes `figure.png`, in the paper's layout. folder_of: names the folder that holds a run's row, where claims
+    share runs. options: those of its own.
     """
 
     module: str
     doc: str
     rule: str
     configurations: Callable[[Options], Sequence[Configuration]]
-    run: Work
+    run: Work | WorkTogether
     judge: Callable[[Sequence[Row], Options], Verdict]
     draw: Callable[[Sequence[Row], Options], None]
     folder_of: Callable[[Configuration], str] | None = None
@@ -51,8 +52,12 @@ class Claim:
 
     def check(self, given: Options) -> None:
         """Do all of it; `verdict.json` is written last."""
-        rows = run_all(self.configurations(given), self.run, self.rows(given), given, self.name)
-        if is_main_process():
+        configurations = self.configurations(given)
+        rows = run_all(configurations, self.run, self.rows(given), given, self.name)
+        missing = len(configurations) - len(rows)
+        if missing:
+            print(f"{self.name}: {missing} runs are missing, so there is no verdict; the same command does them")
+        elif is_main_process():
             self.draw(rows, given)
             self.judged(rows, given).write(given.directory)
 

@@ -1,6 +1,7 @@
 """What git knows: which commit the code is of, and which came first, a rule or the rows that it judges."""
 
 import functools
+import os
 import subprocess
 import textwrap
 from collections.abc import Iterable
@@ -24,9 +25,9 @@ class Standing(StrEnum):
 
 @functools.cache
 def code_commit(root: Path = ROOT) -> str | None:
-    """The commit that is checked out, with "+dirty" where the code differs from it; None without git."""
+    """The commit that is checked out, with "+dirty" where the code differs from it; without git what COMMIT says."""
     if not _git(root, "ls-files", "recipes/claim.py"):  # no repository, or one around this directory
-        return None
+        return os.environ.get("COMMIT")
     changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
     return f"{_git(root, 'rev-parse', 'HEAD')}{'+dirty' if changed else ''}"
 

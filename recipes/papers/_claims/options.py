@@ -41,8 +41,9 @@ MODEL = Option("model_name_or_path", "the pretrained backbone, hub name or direc
 class Options:
     """How a claim is checked.
 
-    full: the large setting instead of the quick one. seeds: how many. jobs: trainings at a time. directory: of this
-    claim's verdict and figure. own: the values of the claim's own options.
+    full: the large setting instead of the quick one. seeds: how many. jobs: processes at a time. together: trainings at
+    once in each, where a claim can. minutes: after which no run begins. directory: of this claim's verdict and figure.
+    own: the values of the claim's own options.
     """
 
     full: bool
@@ -52,6 +53,8 @@ class Options:
     output_dir: Path
     claim: str
     own: tuple[tuple[str, Any], ...] = ()
+    together: int = 1
+    minutes: float | None = None
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.own)[option]
@@ -85,6 +88,10 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
     parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="repetitions (default: %(default)s)")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else one)")
     parser.add_argument(
+        "--together", type=int, help="trainings at once in each job, where a claim can (default: 4, on a GPU 128)"
+    )
+    parser.add_argument("--minutes", type=float, help="begin no run that would end later (default: no limit)")
+    parser.add_argument(
         "--output_dir",
         type=Path,
         default=Path("runs/papers", paper),
@@ -97,7 +104,10 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
     alone = given.device == "cpu" and not given.full and world_size() == 1
     jobs = given.jobs or ((os.cpu_count() or 1) if alone else 1)
     values = tuple((option.name, _value(option, given)) for option in own)
-    return Options(given.full, given.device, given.seeds, jobs, given.output_dir, claim, values)
+    together = given.together or (4 if given.device == "cpu" else 128)
+    return Options(
+        given.full, given.device, given.seeds, jobs, given.output_dir, claim, values, together, given.minutes
+    )
 
 
 def _help(option: Option) -> str:
@@ -116,6 +126,10 @@ def _value(option: Option, given: argparse.Namespace) -> Any:
 def _check(given: argparse.Namespace, own: Sequence[Option]) -> None:
     if given.seeds < FEWEST_SEEDS:
         raise RecipeError(f"--seeds must be at least {FEWEST_SEEDS}, for a spread, got {given.seeds}; give more")
+    for name in ("together", "minutes"):
+        value = getattr(given, name)
+        if value is not None and value <= 0:
+            raise RecipeError(f"--{name} must be above 0, got {value}; leave it out for the default")
     if given.jobs is not None and given.jobs < 1:
         raise RecipeError(f"--jobs must be at least 1, got {given.jobs}; leave it out for one a core")
     if world_size() > 1 and (given.jobs or 1) > 1:

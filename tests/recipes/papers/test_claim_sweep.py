@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from papers._claims.options import Options
 from papers._claims.rows import Rows
-from papers._claims.sweep import run_all
+from papers._claims.sweep import WorkTogether, run_all
 from tests.distributed.launching import ROOT
 
 CONFIGURATIONS = [{"x": x, "seed": 0} for x in range(5)]
@@ -84,3 +85,29 @@ def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(Rows(path)) == path.read_text().count("\n") == 48
     assert "verdict:  identity (" in resumed.stdout
     assert (tmp_path / "residual_update" / "figure.png").stat().st_size > 10_000
+
+
+def squares_together(configurations: Sequence[dict[str, Any]], options: Options) -> list[dict[str, Any]]:
+    return [{"square": one["x"] ** 2, "beside": len(configurations)} for one in configurations]
+
+
+def test_runs_that_are_done_together(options: Options, tmp_path: Path) -> None:
+    given = dataclasses.replace(options, jobs=1, together=2)
+    found = run_all(CONFIGURATIONS, WorkTogether(squares_together), Rows(tmp_path / "rows.jsonl"), given, "squares")
+    assert [(row["result"]["square"], row["result"]["beside"]) for row in found] == [
+        (0, 2), (1, 2), (4, 2), (9, 2), (16, 1),
+    ]  # fmt: skip
+
+
+def takes_a_while(configuration: dict[str, Any], options: Options) -> dict[str, Any]:
+    time.sleep(0.5)
+    return {}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_run_begins_that_would_end_too_late(options: Options, tmp_path: Path, jobs: int) -> None:
+    given = dataclasses.replace(options, jobs=jobs, minutes=1e-6)
+    assert run_all(CONFIGURATIONS, work, Rows(tmp_path / "rows.jsonl"), given, "squares") == []
+    given = dataclasses.replace(options, jobs=1, minutes=0.8 / 60)
+    found = run_all(CONFIGURATIONS, takes_a_while, Rows(tmp_path / "rows.jsonl"), given, "naps")
+    assert [row["configuration"]["x"] for row in found] == [0]

@@ -1,0 +1,350 @@
+"""Trainings of many small networks at once, each with its own images, order, learning rate and exponents.
+
+Nothing couples the networks. The update is that of `hf_pdyn.Padam`, and what is observed is what the Trainer's
+telemetry observes; tests compare both, step by step. On a CPU a network takes about the time that it takes alone; on a
+GPU hundreds of the quick setting take a minute together.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from hf_pdyn.measure.sample_loss import hard_samples, summary
+
+from .stacked_networks import ALL, StackedNetworks
+from .training import TABLE_2
+
+BETA1, BETA2 = 0.9, 0.999
+LARGEST = 2**28
+"""Elements of the largest tensor that a measurement makes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one network is trained.
+
+    p: of weights; p_norm, p_bias: of normalisation and of the classifier's bias, None: p. eps: inside the power. seed:
+    of the initial weights and the order of images. lr_factors: of every epoch, on top of the schedule.
+    """
+
+    p: float
+    lr: float
+    seed: int
+    p_norm: float | None = None
+    p_bias: float | None = None
+    update_scale: str = "raw"
+    eps: float = 1e-16
+    lr_scheduler: str = "cosine"
+    lr_factors: tuple[float, ...] | None = None
+
+    def rate(self, step: int, steps: int, epoch: int) -> float:
+        """The learning rate of a step, counted from 0, of so many."""
+        decay = 1.0 if self.lr_scheduler == "constant" else (1 + math.cos(math.pi * step / steps)) / 2
+        return self.lr * decay * (1.0 if self.lr_factors is None else self.lr_factors[epoch])
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and classes of every network: (networks, images, height, width, channels) and (networks, images)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def of(self, which: Tensor) -> Samples:
+        """Those of indices (networks, images)."""
+        rows = torch.arange(len(which), device=which.device)[:, None]
+        return Samples(self.pixels[rows, which], self.labels[rows, which])
+
+    def first(self, count: int) -> Samples:
+        return Samples(self.pixels[:, :count], self.labels[:, :count])
+
+    def __len__(self) -> int:
+        """Images of one network."""
+        return self.labels.shape[1]
+
+
+@dataclass(frozen=True)
+class Epochs:
+    """How long, and when more is measured.
+
+    measured_after: epochs, counted from 1, after which all sample losses and the gradient of the whole train set are
+    measured, at least the last. probe: images of the train set that these take. augment: crops out of 4 pixels of
+    padding, and mirror images, in training.
+    """
+
+    epochs: int
+    batch_size: int
+    measured_after: tuple[int, ...]
+    probe: int = 500
+    augment: bool = False
+
+
+Move = Callable[[int, list[float], list[float]], Sequence[float]]
+"""After an epoch, counted from 1, with D_w and D_b of every network in it: every network's p of the next epoch."""
+
+CURVES = ("D_w", "D_b", "G_w_over_G_b", "by_name", "invariant", "update_w", "update_b", "conv_norm", "loss")
+"""Of every epoch, means over its steps: gradient norms by pathway; the mean of weights over that of bias-like ones by
+Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D_b; update norms by pathway; norm of all
+convolutions; training loss."""
+
+
+class _Optimizer:
+    """Padam of every network: Eq. 18, with the update scale matched where that is asked for."""
+
+    def __init__(self, networks: StackedNetworks, trainings: Sequence[Training]) -> None:
+        self._values, self._sizes = networks.values, networks.sizes
+        device = networks.values.device
+        self._exp_avg, self._exp_avg_sq = (torch.zeros_like(networks.values, requires_grad=False) for _ in range(2))
+        self._eps = torch.tensor([one.eps for one in trainings], device=device)[:, None]
+        self._matched = torch.tensor([[one.update_scale == "adam"] for one in trainings], device=device)
+        kinds = [_kind(name) for name in networks.names]
+        of_kinds = [{"weight": one.p, "norm": one.p_norm, "bias": one.p_bias} for one in trainings]
+        table = [[one["weight"] if one[kind] is None else one[kind] for kind in kinds] for one in of_kinds]
+        self.set_p(torch.tensor(table, dtype=torch.float32))
+        self._step = 0
+
+    def set_p(self, by_tensor: Tensor) -> None:
+        """by_tensor: (networks, tensors)."""
+        sizes = torch.tensor(self._sizes)
+        self._p = by_tensor.repeat_interleave(sizes, 1).to(self._values.device)
+
+    @torch.no_grad()
+    def step(self, grads: Tensor, rates: Tensor) -> Tensor:
+        """Move all networks, and return by what; rates: (networks, 1)."""
+        self._step += 1
+        self._exp_avg.lerp_(grads, 1 - BETA1)
+        self._exp_avg_sq.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
+        m_hat, v_hat = self._exp_avg / (1 - BETA1**self._step), self.v_hat() + self._eps
+        update = m_hat * v_hat.pow(-self._p)
+        if self._matched.any():
+            adams = (m_hat * v_hat.rsqrt()).square().sum(1, keepdim=True)
+            scale = (adams / update.square().sum(1, keepdim=True)).sqrt()
+            update *= torch.where(self._matched, scale, 1.0)
+        update *= -rates
+        self._values += update
+        return update
+
+    def v_hat(self) -> Tensor:
+        return self._exp_avg_sq / (1 - BETA2**self._step)
+
+    def share_below_eps(self) -> Tensor:
+        """Of second moments, (networks,)."""
+        return (self.v_hat() < self._eps).float().mean(1)
+
+
+class _Norms:
+    """Squared norms of tensors, and of the groups that they belong to."""
+
+    def __init__(self, networks: StackedNetworks) -> None:
+        self._networks = networks
+        kinds = [_kind(name) for name in networks.names]
+        device = networks.values.device
+
+        def mask(which: list[bool]) -> Tensor:
+            return torch.tensor(which, device=device, dtype=torch.float32)
+
+        self.weights = mask([kind == "weight" for kind in kinds])
+        self.convolutions = mask([".convolution." in name for name in networks.names])
+        self.bias_by_name = mask([name.endswith(".bias") for name in networks.names])
+
+    def squares(self, values: Tensor) -> Tensor:
+        """(networks, parameters) to (networks, tensors)."""
+        return torch.stack([piece.square().sum(1) for piece in values.detach().split(self._networks.sizes, 1)], 1)
+
+    def of_step(self, loss: Tensor, grads: Tensor, weights: Tensor, updates: Tensor) -> Tensor:
+        """(networks, 8): norms that `CURVES` are made of; the arguments after loss as squares by tensor."""
+        biases = 1 - self.weights
+        sums = [
+            grads @ self.weights,
+            grads @ biases,
+            grads @ (1 - self.bias_by_name),
+            grads @ self.bias_by_name,
+            (grads * weights) @ self.convolutions,
+            updates @ self.weights,
+            updates @ biases,
+            weights @ self.convolutions,
+        ]
+        return torch.cat([torch.stack(sums, 1).sqrt(), loss[:, None]], 1)
+
+
+def _kind(name: str) -> str:
+    return "norm" if ".normalization." in name else "bias" if name.endswith(".bias") else "weight"
+
+
+def train_together(
+    networks: StackedNetworks,
+    trainings: Sequence[Training],
+    train: Samples,
+    test: Samples,
+    how: Epochs,
+    move: Move | None = None,
+) -> list[dict[str, Any]]:
+    """Train all networks; return what was observed of each, as plain numbers.
+
+    curves: `CURVES` over epochs, with p. table_2: of the train probe and the test set after the last epoch. measured:
+    by epoch of `measured_after`, the same two summaries, and the three ratios of the gradient of the train probe.
+    layers: in the last epoch, mean gradient norms by tensor, and norms of the tensors. hard: the hardest tenth of both
+    sets at the end, as `packed`. eps_share: of second moments below eps at the end.
+    """
+    device = networks.values.device
+    optimizer, norms = _Optimizer(networks, trainings), _Norms(networks)
+    generators = [torch.Generator().manual_seed(one.seed) for one in trainings]
+    per_epoch = len(train) // how.batch_size
+    rates = _rates(trainings, per_epoch, how.epochs).to(device)
+    curves, moving = [], [[one.p] for one in trainings]
+    measured: list[dict[str, Any]] = [{} for _ in trainings]
+    for epoch in range(how.epochs):
+        orders = torch.stack([torch.randperm(len(train), generator=one) for one in generators]).to(device)
+        sums = torch.zeros(len(trainings), len(CURVES), device=device)
+        by_tensor = torch.zeros(len(trainings), len(networks.names), device=device)
+        for i in range(per_epoch):
+            batch = train.of(orders[:, i * how.batch_size : (i + 1) * how.batch_size])
+            if how.augment:
+                batch = Samples(cropped_or_flipped(batch.pixels), batch.labels)
+            loss, grads = _gradient(networks, batch, keep=True)
+            weights, of_grads = norms.squares(networks.values), norms.squares(grads)
+            updates = norms.squares(optimizer.step(grads, rates[epoch * per_epoch + i]))
+            sums += norms.of_step(loss, of_grads, weights, updates)
+            by_tensor += of_grads.sqrt()
+        curves.append(sums.double().cpu().numpy() / per_epoch)
+        if epoch + 1 in how.measured_after:
+            of_probe = _of_probe(networks, norms, train.first(how.probe))
+            for one, found in zip(measured, _measured(networks, train.first(how.probe), test, of_probe), strict=True):
+                one[str(epoch + 1)] = found
+        if move is not None and epoch + 1 < how.epochs:
+            exponents = move(epoch + 1, curves[-1][:, 0].tolist(), curves[-1][:, 1].tolist())
+            optimizer.set_p(torch.tensor(exponents, dtype=torch.float32)[:, None].expand(-1, len(networks.names)))
+            for one, p in zip(moving, exponents, strict=True):
+                one.append(p)
+    shares = optimizer.share_below_eps().tolist()
+    last = {"G": by_tensor / per_epoch, "norm": norms.squares(networks.values).sqrt()}
+    return [
+        {
+            "curves": _named(np.array([epoch[i] for epoch in curves])) | {"p": moving[i] if move else [moving[i][0]]},
+            "measured": {at: {k: v for k, v in one.items() if k != "losses"} for at, one in measured[i].items()},
+            "layers": {
+                kind: dict(zip(networks.names, _short(found[i].tolist(), 4), strict=True))
+                for kind, found in last.items()
+            },
+            "hard": {
+                split: packed(hardest(losses)) for split, losses in measured[i][str(how.epochs)]["losses"].items()
+            },
+            "samples": {"train": min(how.probe, len(train)), "test": len(test)},
+            "eps_share": shares[i],
+        }
+        for i in range(len(trainings))
+    ]
+
+
+def cropped_or_flipped(pixels: Tensor) -> Tensor:
+    """Of each image a crop of the original size out of 4 pixels of padding, and half of the time its mirror image."""
+    count, images, height, width, _ = pixels.shape
+    padded = functional.pad(pixels, (0, 0, 4, 4, 4, 4)).flatten(0, 1)
+    tops, lefts, flips = (torch.randint(n, (count * images, 1, 1), device=pixels.device) for n in (9, 9, 2))
+    rows = tops + torch.arange(height, device=pixels.device)[:, None]
+    columns = torch.arange(width, device=pixels.device)[None]
+    columns = lefts + torch.where(flips.bool(), width - 1 - columns, columns)
+    which = torch.arange(count * images, device=pixels.device)[:, None, None]
+    return padded[which, rows, columns].view_as(pixels)
+
+
+def _rates(trainings: Sequence[Training], per_epoch: int, epochs: int) -> Tensor:
+    """Learning rates (steps, networks, 1)."""
+    steps = per_epoch * epochs
+    return torch.tensor([[[one.rate(step, steps, step // per_epoch)] for one in trainings] for step in range(steps)])
+
+
+def _gradient(networks: StackedNetworks, batch: Samples, *, keep: bool, of: slice = ALL) -> tuple[Tensor, Tensor]:
+    """Mean losses (networks,), and their gradients (networks, parameters)."""
+    logits = networks.logits(batch.pixels, batch_statistics=True, keep=keep, of=of)
+    losses = functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none").mean(1)
+    (grads,) = torch.autograd.grad(losses.sum(), networks.values)
+    return losses.detach(), grads[of]
+
+
+def _of_probe(networks: StackedNetworks, norms: _Norms, probe: Samples) -> Tensor:
+    """As `_Norms.of_step`, of one gradient of the whole probe: without the noise of small batches."""
+    weights = norms.squares(networks.values)
+    found = []
+    for of in _slices(networks, probe):
+        loss, grads = _gradient(networks, Samples(probe.pixels[of], probe.labels[of]), keep=False, of=of)
+        of_grads = norms.squares(grads)
+        found.append(norms.of_step(loss, of_grads, weights[of], of_grads))
+    return torch.cat(found)
+
+
+def _slices(networks: StackedNetworks, samples: Samples) -> list[slice]:
+    """Of networks, so many at a time that no tensor is too large."""
+    at_a_time = max(LARGEST // (len(samples) * _elements(networks, samples)), 1)
+    return [slice(start, start + at_a_time) for start in range(0, len(networks), at_a_time)]
+
+
+def _elements(networks: StackedNetworks, samples: Samples) -> int:
+    """Of the largest tensor, for one image of one network."""
+    return 9 * samples.pixels[0, 0, ..., 0].numel() * networks.size.widths[0]
+
+
+@torch.no_grad()
+def _measured(networks: StackedNetworks, train: Samples, test: Samples, of_probe: Tensor) -> list[dict[str, Any]]:
+    """Of every network: losses of both sets, their summaries, and ratios of the probe's gradient."""
+    losses, correct = {}, {}
+    for split, samples in (("train", train), ("test", test)):
+        at_a_time = max(LARGEST // (len(networks) * _elements(networks, samples)), 1)
+        found = []
+        for start in range(0, len(samples), at_a_time):
+            pixels = samples.pixels[:, start : start + at_a_time]
+            found.append(networks.logits(pixels, batch_statistics=False))
+        logits = torch.cat(found, 1)
+        losses[split] = functional.cross_entropy(logits.transpose(1, 2), samples.labels, reduction="none")
+        correct[split] = logits.argmax(2) == samples.labels
+    of_gradient = of_probe.double().cpu().numpy()
+    found = []
+    for i in range(len(networks)):
+        of_splits = {split: losses[split][i].double().cpu().numpy() for split in losses}
+        table = {split: _table_2(of_splits[split], correct[split][i].cpu().numpy()) for split in losses}
+        ratios = {name: _named(of_gradient[i : i + 1])[name][0] for name in ("G_w_over_G_b", "by_name", "invariant")}
+        found.append({"table_2": table, "of_whole_set": ratios, "losses": of_splits})
+    return found
+
+
+def _table_2(losses: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
+    found = summary(losses, correct).to_dict()
+    return {name: _short([found[name]])[0] for name in TABLE_2}
+
+
+def _named(sums: np.ndarray) -> dict[str, list[Any]]:
+    """`CURVES`; sums: (epochs, 9) of `_Norms.of_step`."""
+    d_w, d_b, by_name, bias, invariant, update_w, update_b, conv_norm, loss = sums.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (d_w, d_b, d_w / d_b, by_name / bias, invariant / d_b, update_w, update_b, conv_norm, loss)
+    return {name: _short(values.tolist()) for name, values in zip(CURVES, found, strict=True)}
+
+
+def _short(values: Sequence[float], digits: int = 5) -> list[float | None]:
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in values]
+
+
+def hardest(losses: np.ndarray) -> np.ndarray:
+    """A mask of the tenth of the samples with the largest losses; a NaN is a large one."""
+    mask = np.zeros(len(losses), bool)
+    mask[hard_samples(losses)] = True
+    return mask
+
+
+def packed(mask: np.ndarray) -> str:
+    """A mask as text, eight samples a byte."""
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The mask of `packed`."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8))[:count].astype(bool)

@@ -1,0 +1,133 @@
+"""The setting of the claims about fixed and moving p: networks that learn at every p, in a time that a CPU has.
+
+Quick: a BatchNorm ResNet of 12, 24 and 48 channels, one block each, trained on 500 Fashion-MNIST images of 14 x 14
+pixels for 1,200 steps, batches of 32, cosine decay, without augmentation or weight decay, and tested on 3,000; another
+draw of images for every split. Larger ones by `--train_images`, `--width`, `--pixels`, `--epochs`. Full: ResNet-18 on
+CIFAR, with crops and flips.
+
+A claim uses it so, and its rows lie with those of every claim that asks for the same runs:
+
+    def configurations(given):
+        return [_setting.configuration(given, Training(p, lr=1.0, seed=seed), split=seed) for ...]
+
+    CLAIM = Claim(..., configurations, _setting.RUN, judge, draw, _setting.folder_of, _setting.OPTIONS)
+
+What a run returns is told by `stacked_training.train_together`. A claim that moves p, or chooses learning rates on the
+validation images, calls `train` with `move` or `tested_on="validation"` in work of its own, a `WorkTogether`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from papers._claims import fashion
+from papers._claims.networks import RESNET18, ResNetSize
+from papers._claims.options import DATA_DIR, Option, Options
+from papers._claims.rows import Configuration, Result
+from papers._claims.stacked_networks import StackedNetworks
+from papers._claims.stacked_training import Epochs, Move, Samples, Training, train_together
+from papers._claims.sweep import WorkTogether
+
+EXPONENTS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
+"""The paper's."""
+VALIDATION = 1000
+"""Images to choose settings on, which are neither trained nor tested on."""
+OPTIONS = (
+    fashion.DATA,
+    fashion.DIRECTORY,
+    DATA_DIR,
+    Option("train_images", "images to train on", int, quick=500, full=50000),
+    Option("test_images", "images to test on", int, quick=3000, full=10000),
+    Option("pixels", "side of an image, to which larger ones are averaged", int, quick=14, full=32),
+    Option("width", "channels of the first stage; the next have twice as many each", int, quick=12, full=64),
+    Option("epochs", "passes over the images, whole batches each", int, quick=80, full=200),
+    Option("batch_size", "images in a batch", int, quick=32, full=128),
+)
+
+
+def configuration(given: Options, training: Training, split: int) -> Configuration:
+    """All that decides a run. split: which draw of images."""
+    return {
+        "size": given.size,
+        "data": given["data_dir"] if given.full else given["data"],
+        **{name: given[name] for name in ("train_images", "test_images", "pixels", "epochs", "batch_size")},
+        "network": dataclasses.asdict(_network(given)),
+        "split": split,
+        **dataclasses.asdict(training),
+    }
+
+
+def _network(given: Options) -> ResNetSize:
+    stages = len(RESNET18.widths) if given.full else 3
+    widths = tuple(given["width"] * 2**stage for stage in range(stages))
+    return ResNetSize(widths, RESNET18.blocks if given.full else (1,) * stages)
+
+
+def run_together(configurations: Sequence[Configuration], given: Options) -> list[Result]:
+    """Runs of one size, at once."""
+    return train(configurations, given)
+
+
+RUN = WorkTogether(run_together)
+
+
+def folder_of(configuration: Configuration) -> str:
+    """Of rows that several claims read."""
+    if configuration["seed"] != configuration["split"]:
+        return "hard_samples"
+    if configuration["lr_scheduler"] == "constant":
+        return "lr_decay"
+    return "gradient_ratio" if configuration["update_scale"] == "raw" else "own_effect"
+
+
+def train(
+    configurations: Sequence[Configuration],
+    given: Options,
+    *,
+    tested_on: str = "test",
+    move: Move | None = None,
+    measured_after: Sequence[int] | None = None,
+) -> list[Result]:
+    """Train networks of one size together; the results of `train_together`.
+
+    tested_on: test or validation. measured_after: epochs; None: each quarter of training.
+    """
+    one = configurations[0]
+    images = [_images(configuration, given, tested_on) for configuration in configurations]
+    train, test = (_stacked([both[i] for both in images], given.device) for i in (0, 1))
+    size = ResNetSize(*(tuple(one["network"][name]) for name in ("widths", "blocks")))
+    trainings = [training_of(configuration) for configuration in configurations]
+    classes = int(max(train.labels.max(), test.labels.max())) + 1
+    networks = StackedNetworks(
+        size, train.pixels.shape[-1], classes, [training.seed for training in trainings], given.device
+    )
+    epochs = one["epochs"]
+    at = measured_after or sorted({max(epochs * quarter // 4, 1) for quarter in range(1, 5)})
+    how = Epochs(epochs, one["batch_size"], tuple(at), augment=one["size"] == "full")
+    return train_together(networks, trainings, train, test, how, move)
+
+
+def training_of(configuration: Configuration) -> Training:
+    """How the network of a configuration is trained."""
+    return Training(**{field.name: configuration[field.name] for field in dataclasses.fields(Training)})
+
+
+def _images(one: Configuration, given: Options, tested_on: str) -> tuple[fashion.Images, fashion.Images]:
+    found = fashion.drawn(
+        one["data"],
+        given["fashion_mnist_dir"],
+        one["split"],
+        train=one["train_images"],
+        validation=VALIDATION if one["size"] == "quick" else 0,
+        test=one["test_images"],
+        pixels=one["pixels"],
+    )
+    return found["train"], found[tested_on]
+
+
+def _stacked(images: Sequence[fashion.Images], device: str) -> Samples:
+    pixels, labels = (torch.stack(parts).to(device) for parts in zip(*images, strict=True))
+    return Samples(pixels, labels)
