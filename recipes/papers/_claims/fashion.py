@@ -50,7 +50,8 @@ def drawn(
 
 
 def _pixels(source: LabelledImages, rows: np.ndarray, pixels: int) -> Tensor:
-    images = torch.from_numpy(np.stack([source.images[row] for row in rows])).float() / 255
+    # Not a stack of arrays, which must not be empty: a full run trains on all images, and validates on none.
+    images = torch.from_numpy(np.asarray(source.images)[rows]).float() / 255
     images = images[..., None] if images.ndim == 3 else images
     times = images.shape[1] // pixels
     if times > 1:

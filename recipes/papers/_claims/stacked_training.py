@@ -77,14 +77,15 @@ class Epochs:
     """How long, and when more is measured.
 
     measured_after: epochs, counted from 1, after which all sample losses and the gradient of the whole train set are
-    measured, at least the last. probe: images of the train set that these take. augment: crops out of 4 pixels of
-    padding, and mirror images, in training.
+    measured, at least the last. probe: images of the train set that these take. validated_every: so many epochs, where
+    there are images for it. augment: crops out of 4 pixels of padding, and mirror images, in training.
     """
 
     epochs: int
     batch_size: int
     measured_after: tuple[int, ...]
     probe: int = 500
+    validated_every: int = 1
     augment: bool = False
 
 
@@ -155,6 +156,7 @@ class _Norms:
         self.weights = mask([kind == "weight" for kind in kinds])
         self.convolutions = mask([".convolution." in name for name in networks.names])
         self.bias_by_name = mask([name.endswith(".bias") for name in networks.names])
+        self.bias_like = torch.stack([mask([kind == one for kind in kinds]) for one in BIAS_LIKE], 1)
 
     def squares(self, values: Tensor) -> Tensor:
         """(networks, parameters) to (networks, tensors)."""
@@ -176,6 +178,10 @@ class _Norms:
         return torch.cat([torch.stack(sums, 1).sqrt(), loss[:, None]], 1)
 
 
+BIAS_LIKE = ("norm", "bias")
+"""Normalisation, and the classifier's bias."""
+
+
 def _kind(name: str) -> str:
     return "norm" if ".normalization." in name else "bias" if name.endswith(".bias") else "weight"
 
@@ -187,13 +193,15 @@ def train_together(
     test: Samples,
     how: Epochs,
     move: Move | None = None,
+    validation: Samples | None = None,
 ) -> list[dict[str, Any]]:
     """Train all networks; return what was observed of each, as plain numbers.
 
     curves: `CURVES` over epochs, with p. table_2: of the train probe and the test set after the last epoch. measured:
     by epoch of `measured_after`, the same two summaries, and the three ratios of the gradient of the train probe.
     layers: in the last epoch, mean gradient norms by tensor, and norms of the tensors. hard: the hardest tenth of both
-    sets at the end, as `packed`. eps_share: of second moments below eps at the end.
+    sets at the end, as `packed`. eps_share: of second moments below eps at the end. update_centre: of BIAS_LIKE, the
+    mean epoch, counted from 1, weighted by update norms. validation_accuracy: every `validated_every` epochs.
     """
     device = networks.values.device
     optimizer, norms = _Optimizer(networks, trainings), _Norms(networks)
@@ -201,6 +209,8 @@ def train_together(
     per_epoch = len(train) // how.batch_size
     rates = _rates(trainings, per_epoch, how.epochs).to(device)
     curves, moving = [], [[one.p] for one in trainings]
+    centres = torch.zeros(2, len(trainings), len(BIAS_LIKE), device=device)
+    accuracies: list[Tensor] = []
     measured: list[dict[str, Any]] = [{} for _ in trainings]
     for epoch in range(how.epochs):
         orders = torch.stack([torch.randperm(len(train), generator=one) for one in generators]).to(device)
@@ -215,7 +225,12 @@ def train_together(
             updates = norms.squares(optimizer.step(grads, rates[epoch * per_epoch + i]))
             sums += norms.of_step(loss, of_grads, weights, updates)
             by_tensor += of_grads.sqrt()
+            bias_like = (updates @ norms.bias_like).sqrt()
+            centres += torch.stack([bias_like * (epoch + 1), bias_like])
         curves.append(sums.double().cpu().numpy() / per_epoch)
+        if validation is not None and (epoch + 1) % how.validated_every == 0:
+            hits = _logits(networks, validation).argmax(2) == validation.labels
+            accuracies.append(hits.float().mean(1))
         if epoch + 1 in how.measured_after:
             of_probe = _of_probe(networks, norms, train.first(how.probe))
             for one, found in zip(measured, _measured(networks, train.first(how.probe), test, of_probe), strict=True):
@@ -240,6 +255,8 @@ def train_together(
             },
             "samples": {"train": min(how.probe, len(train)), "test": len(test)},
             "eps_share": shares[i],
+            "update_centre": dict(zip(BIAS_LIKE, _short((centres[0, i] / centres[1, i]).tolist()), strict=True)),
+            "validation_accuracy": _short([float(of_networks[i]) for of_networks in accuracies]),
         }
         for i in range(len(trainings))
     ]
@@ -298,12 +315,7 @@ def _measured(networks: StackedNetworks, train: Samples, test: Samples, of_probe
     """Of every network: losses of both sets, their summaries, and ratios of the probe's gradient."""
     losses, correct = {}, {}
     for split, samples in (("train", train), ("test", test)):
-        at_a_time = max(LARGEST // (len(networks) * _elements(networks, samples)), 1)
-        found = []
-        for start in range(0, len(samples), at_a_time):
-            pixels = samples.pixels[:, start : start + at_a_time]
-            found.append(networks.logits(pixels, batch_statistics=False))
-        logits = torch.cat(found, 1)
+        logits = _logits(networks, samples)
         losses[split] = functional.cross_entropy(logits.transpose(1, 2), samples.labels, reduction="none")
         correct[split] = logits.argmax(2) == samples.labels
     of_gradient = of_probe.double().cpu().numpy()
@@ -314,6 +326,15 @@ def _measured(networks: StackedNetworks, train: Samples, test: Samples, of_probe
         ratios = {name: _named(of_gradient[i : i + 1])[name][0] for name in ("G_w_over_G_b", "by_name", "invariant")}
         found.append({"table_2": table, "of_whole_set": ratios, "losses": of_splits})
     return found
+
+
+@torch.no_grad()
+def _logits(networks: StackedNetworks, samples: Samples) -> Tensor:
+    """Outputs with running statistics, of so many images at a time that no tensor is too large."""
+    at_a_time = max(LARGEST // (len(networks) * _elements(networks, samples)), 1)
+    starts = range(0, len(samples), at_a_time)
+    parts = [samples.pixels[:, start : start + at_a_time] for start in starts]
+    return torch.cat([networks.logits(part, batch_statistics=False) for part in parts], 1)
 
 
 def _table_2(losses: np.ndarray, correct: np.ndarray) -> dict[str, Any]:

@@ -19,7 +19,7 @@ validation images, calls `train` with `move` or `tested_on="validation"` in work
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -46,6 +46,14 @@ OPTIONS = (
     Option("epochs", "passes over the images, whole batches each", int, quick=80, full=200),
     Option("batch_size", "images in a batch", int, quick=32, full=128),
 )
+
+
+def options(quick: Mapping[str, int], full: Mapping[str, int]) -> tuple[Option, ...]:
+    """OPTIONS with other values."""
+    return tuple(
+        dataclasses.replace(one, quick=quick.get(one.name, one.quick), full=full.get(one.name, one.full))
+        for one in OPTIONS
+    )
 
 
 def configuration(given: Options, training: Training, split: int) -> Configuration:
@@ -90,14 +98,19 @@ def train(
     tested_on: str = "test",
     move: Move | None = None,
     measured_after: Sequence[int] | None = None,
+    validated_every: int | None = None,
 ) -> list[Result]:
     """Train networks of one size together; the results of `train_together`.
 
-    tested_on: test or validation. measured_after: epochs; None: each quarter of training.
+    tested_on: test or validation. measured_after: epochs; None: each quarter of training. validated_every: so many
+    epochs, on the validation images; None: never.
     """
     one = configurations[0]
-    images = [_images(configuration, given, tested_on) for configuration in configurations]
-    train, test = (_stacked([both[i] for both in images], given.device) for i in (0, 1))
+    drawn = {split: _images(one, given, split) for split in {each["split"] for each in configurations}}
+    train, test, validation = (
+        _stacked([drawn[each["split"]][part] for each in configurations], given.device)
+        for part in ("train", tested_on, "validation")
+    )
     size = ResNetSize(*(tuple(one["network"][name]) for name in ("widths", "blocks")))
     trainings = [training_of(configuration) for configuration in configurations]
     classes = int(max(train.labels.max(), test.labels.max())) + 1
@@ -106,8 +119,10 @@ def train(
     )
     epochs = one["epochs"]
     at = measured_after or sorted({max(epochs * quarter // 4, 1) for quarter in range(1, 5)})
-    how = Epochs(epochs, one["batch_size"], tuple(at), augment=one["size"] == "full")
-    return train_together(networks, trainings, train, test, how, move)
+    how = Epochs(
+        epochs, one["batch_size"], tuple(at), validated_every=validated_every or 1, augment=one["size"] == "full"
+    )
+    return train_together(networks, trainings, train, test, how, move, None if validated_every is None else validation)
 
 
 def training_of(configuration: Configuration) -> Training:
@@ -115,17 +130,16 @@ def training_of(configuration: Configuration) -> Training:
     return Training(**{field.name: configuration[field.name] for field in dataclasses.fields(Training)})
 
 
-def _images(one: Configuration, given: Options, tested_on: str) -> tuple[fashion.Images, fashion.Images]:
-    found = fashion.drawn(
+def _images(one: Configuration, given: Options, split: int) -> dict[str, fashion.Images]:
+    return fashion.drawn(
         one["data"],
         given["fashion_mnist_dir"],
-        one["split"],
+        split,
         train=one["train_images"],
-        validation=VALIDATION if one["size"] == "quick" else 0,
+        validation=VALIDATION,
         test=one["test_images"],
         pixels=one["pixels"],
     )
-    return found["train"], found[tested_on]
 
 
 def _stacked(images: Sequence[fashion.Images], device: str) -> Samples:

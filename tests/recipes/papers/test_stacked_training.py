@@ -243,3 +243,29 @@ def test_hard_samples_are_kept_as_text() -> None:
     mask = hardest(losses)
     assert mask.tolist() == [False, True, False, True, *[False] * 16]
     np.testing.assert_array_equal(unpacked(packed(mask), 20), mask)
+
+
+def test_validation_does_not_disturb_training() -> None:
+    """Accuracies of the networks as they are then, every second epoch of four."""
+    training, how = Training(0.3, 0.05, seed=0), dataclasses.replace(LAST, epochs=4, measured_after=(4,))
+    train, test = samples(1), samples(1, 12, seed=1)
+    networks, usual = one(training, train, test, how)
+    watched = stacked([0])
+    how = dataclasses.replace(how, validated_every=2)
+    (result,) = train_together(watched, [training], train, test, how, validation=test)
+    torch.testing.assert_close(watched.values, networks.values, rtol=0, atol=0)
+    assert usual["validation_accuracy"] == [] and len(result["validation_accuracy"]) == 2
+    assert result["validation_accuracy"][-1] == pytest.approx(result["measured"]["4"]["table_2"]["test"]["accuracy"])
+
+
+def test_where_updates_of_bias_like_parameters_centre() -> None:
+    """With learning rates of two epochs as 1 to 3, about 1.75 where directions have one size, as p = 1/2 gives them."""
+    train, test = samples(1), samples(1, 12, seed=1)
+    centres = []
+    for factors in ((1e-3, 3e-3), (1e-3, 1e-3)):
+        training = Training(0.5, 1.0, seed=0, lr_scheduler="constant", lr_factors=factors)
+        _, result = one(training, train, test)
+        centres.append(result["update_centre"])
+    for kind in ("norm", "bias"):
+        odds = [(centre[kind] - 1) / (2 - centre[kind]) for centre in centres]
+        assert odds[0] / odds[1] == pytest.approx(3, rel=0.15)
