@@ -304,7 +304,7 @@ class StepStatistics:
                 row[list(columns)] = self._shards.share(piece.holder)
             self._table = table.to(values.device)
         if values.shape[1] == 1:  # a gradient that is not finite leaves out the whole step anyway
-            return values.T @ self._table
+            return (values * self._table).sum(dim=0, keepdim=True)  # a product of matrices is slower on a GPU
         finite = values.isfinite()
         sums = torch.where(finite, values, 0).T @ self._table
         return torch.where((~finite).to(values.dtype).T @ self._table > 0, math.nan, sums)

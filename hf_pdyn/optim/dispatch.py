@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,32 +49,52 @@ class StepDispatch:
             self._fused[device] = module
         return self._fused[device]
 
-    def step(self, updates: Sequence[Update], request: StepSums | None, match: Match | None) -> None:
+    def step(self, updates: Sequence[Update], request: StepSums | None, match: Match | None) -> Repeat | None:
         """Do the whole step, and answer `request`.
 
         match: makes of the updates, and of the squares of each one's direction and of that at p=1/2, shape
         (len(updates), 2), the scalar c_t. It needs them all before a parameter moves, so the moments are read twice.
+
+        Returns what `repeat` takes, or None if any update took the tensor step.
         """
-        before, after = (Task(0), Task(0)) if request is None else request.tasks
         clip_factor = None if request is None else request.clip_factor
-        if match is None:
-            passes = [(Task.MOMENTS | Task.APPLY, before | after)]
-        else:
-            passes = [(Task.MOMENTS | Task.DIRECTION, before), (Task.APPLY, after)]
+        passes = _passes(request, matched=match is not None)
         parts = self._parts(updates, clip_factor)
-        if not self._trusted(parts, [tasks | sums for tasks, sums in passes]):
+        clipped = clip_factor is not None
+        if not self._trusted(parts, [tasks | sums for tasks, sums in passes], clipped=clipped):
             parts = self._parts(updates, clip_factor)
-        for part in parts:
-            part.do(*passes[0])
-        if match is not None:
-            scale = match([update for part in parts for update in part.updates], _squares(parts))
-            for part in parts:
-                part.do(*passes[1], scale)
-        if request is not None:
-            try:
-                _answer(request, parts)
-            except Exception as error:  # the step is taken, and whoever asked will say what failed
-                request.failure = error
+        _do(parts, passes, request, match)
+        if any(part.fused is None for part in parts):
+            return None
+        number = {id(update): i for i, update in enumerate(updates)}
+        indices = [[number[id(update)] for update in part.updates] for part in parts]
+        return Repeat(parts, indices, {(tuple(passes), clipped)})
+
+    def repeat(
+        self,
+        last: Repeat,
+        grads: Sequence[Tensor],
+        times: Sequence[Any],
+        request: StepSums | None,
+        match: Match | None,
+    ) -> bool:
+        """Do the step `last` again, of the same tensors with these gradients and step counts; False if that cannot be.
+
+        Tensors that had a group and a step count in common have them still.
+        """
+        clip_factor = None if request is None else request.clip_factor
+        passes = _passes(request, matched=match is not None)
+        if not self._trusts(last, passes, grads, clipped=clip_factor is not None):
+            return False
+        at = list(map(Tensor.data_ptr, grads))
+        for part, indices in zip(last.parts, last.indices, strict=True):
+            whole = len(last.parts) == 1
+            if not part.follow(*((at, times) if whole else ([values[i] for i in indices] for values in (at, times)))):
+                return False
+        for part in last.parts:
+            part.begin(clip_factor)
+        _do(last.parts, passes, request, match)
+        return True
 
     def _parts(self, updates: Sequence[Update], clip_factor: Tensor | None) -> list[_Part]:
         parts: dict[tuple[torch.device, bool], _Part] = {}
@@ -93,18 +114,42 @@ class StepDispatch:
             part.updates.append(update)
         return list(parts.values())
 
-    def _trusted(self, parts: Sequence[_Part], passes: Sequence[Task]) -> bool:
+    def _trusted(self, parts: Sequence[_Part], passes: Sequence[Task], *, clipped: bool) -> bool:
         """False where a kernel is wrong, and is used no more; RuntimeError if the user insists on it."""
         trusted = True
         for part in parts:
             if part.fused is not None:
-                device, clipped = part.updates[0].theta.device, part.clip_factor is not None
+                device = part.updates[0].theta.device
                 reason = fused_kernels.why_distrusted(device, part.fused, part.updates, passes, clipped=clipped)
                 if reason is not None and self._insists:
                     raise RuntimeError(f"{reason} Leave fused at None, or set it to False: both take the tensor step.")
                 if reason is not None:
                     fused_kernels.warn_once(reason)
                     self._fused[device], trusted = None, False
+        return trusted
+
+    def _trusts(
+        self, last: Repeat, passes: Sequence[tuple[Task, Task]], grads: Sequence[Tensor], *, clipped: bool
+    ) -> bool:
+        """Whether the kernels of `last` are right with these passes too; each set of them is looked at once."""
+        key = tuple(passes), clipped
+        if key in last.trusted:
+            return True
+        updates = [
+            (update, i)
+            for part, indices in zip(last.parts, last.indices, strict=True)
+            for update, i in zip(part.updates, indices, strict=True)
+        ]
+        released = [update.grad for update, _ in updates]
+        for update, i in updates:
+            update.grad = grads[i]
+        try:
+            trusted = self._trusted(last.parts, [tasks | sums for tasks, sums in passes], clipped=clipped)
+        finally:
+            for (update, _), grad in zip(updates, released, strict=True):
+                update.grad = grad
+        if trusted:
+            last.trusted.add(key)
         return trusted
 
     def _refuse(self, update: Update) -> bool:
@@ -117,6 +162,39 @@ class StepDispatch:
                 "Leave fused at None, and the tensor step takes such tensors."
             )
         return False
+
+
+def _passes(request: StepSums | None, *, matched: bool) -> list[tuple[Task, Task]]:
+    """What each pass over the updates does, and what it sums."""
+    before, after = (Task(0), Task(0)) if request is None else request.tasks
+    if matched:
+        return [(Task.MOMENTS | Task.DIRECTION, before), (Task.APPLY, after)]
+    return [(Task.MOMENTS | Task.APPLY, before | after)]
+
+
+def _do(
+    parts: Sequence[_Part], passes: Sequence[tuple[Task, Task]], request: StepSums | None, match: Match | None
+) -> None:
+    for part in parts:
+        part.do(*passes[0])
+    if match is not None:
+        scale = match([update for part in parts for update in part.updates], _squares(parts))
+        for part in parts:
+            part.do(*passes[1], scale)
+    if request is not None:
+        try:
+            _answer(request, parts)
+        except Exception as error:  # the step is taken, and whoever asked will say what failed
+            request.failure = error
+
+
+@dataclass(eq=False)
+class Repeat:
+    """A step that was all fused: its parts, which updates they have, and with which passes kernels are trusted."""
+
+    parts: list[_Part]
+    indices: list[list[int]]
+    trusted: set[tuple[Any, bool]]
 
 
 @dataclass(eq=False)
@@ -134,6 +212,17 @@ class _Part:
     sums: Tensor | None = None
     later: Task = Task.NOTHING
     scale: Tensor | None = None
+    tables: Any = None
+    thetas: list[Tensor] = field(default_factory=list)
+    pieces: list[Piece] | None = None
+
+    def begin(self, clip_factor: Tensor | None) -> None:
+        """Forget the last step."""
+        self.clip_factor, self.sums, self.scale, self.later = clip_factor, None, None, Task.NOTHING
+
+    def follow(self, grads_at: Sequence[int], times: Sequence[Any]) -> bool:
+        """As the fused step's tables do."""
+        return self.tables is not None and self.tables.follow(grads_at, times)
 
     def do(self, tasks: Task, sums: Task, scale: Tensor | None = None) -> None:
         """Do `tasks` now, and `sums` now or in `answer`."""
@@ -145,18 +234,23 @@ class _Part:
             self.later |= sums
         if self.fused is not None and tasks & Task.APPLY:
             # Behind autograd's back, which must know that what a graph has saved is no more.
-            torch.autograd.graph.increment_version([update.theta for update in self.updates])
+            self.thetas = self.thetas or [update.theta for update in self.updates]
+            torch.autograd.graph.increment_version(self.thetas)
 
     def answer(self) -> tuple[list[Piece], Tensor]:
         """The pieces, and their STEP_SUMS."""
         if self.later:
             self._advance(self.later)
         assert self.sums is not None
-        pieces = [update.piece for update in self.updates if update.piece is not None]
-        return pieces, self.sums[: len(pieces)]  # what nobody asked for comes last
+        if self.pieces is None:
+            self.pieces = [update.piece for update in self.updates if update.piece is not None]
+        return self.pieces, self.sums[: len(self.pieces)]  # what nobody asked for comes last
 
     def _advance(self, tasks: Task) -> None:
-        sums = self.advance(self.updates, tasks, scale=self.scale, clip_factor=self.clip_factor)
+        if self.fused is not None and self.tables is None:
+            self.tables = self.fused.Tables(self.updates)
+        options = {} if self.tables is None else {"tables": self.tables}
+        sums = self.advance(self.updates, tasks, scale=self.scale, clip_factor=self.clip_factor, **options)
         # Of two passes, each leaves 0 what the other gives.
         self.sums = sums if self.sums is None else self.sums + sums
 
@@ -169,7 +263,7 @@ def _squares(parts: Sequence[_Part]) -> Tensor:
 def _answer(request: StepSums, parts: Sequence[_Part]) -> None:
     answers = [part.answer() for part in parts]
     width = len(SUMS) if request.measure else 1
-    request.summed = [piece for pieces, _ in answers for piece in pieces]
+    request.summed = answers[0][0] if len(answers) == 1 else [piece for pieces, _ in answers for piece in pieces]
     if answers:
         rows = [sums[:, :width] for _, sums in answers]
         request.rows = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0]) for row in rows])

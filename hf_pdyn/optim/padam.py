@@ -12,7 +12,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn.optim import fused as fused_kernels
-from hf_pdyn.optim.dispatch import StepDispatch
+from hf_pdyn.optim.dispatch import Match, StepDispatch
 from hf_pdyn.optim.hyperparameters import (
     BiasCorrection,
     Nonfinite,
@@ -27,10 +27,12 @@ from hf_pdyn.optim.hyperparameters import (
     warn_of_small_eps,
 )
 from hf_pdyn.optim.partitions import watch_partitions
+from hf_pdyn.optim.step_counts import StepCounts
+from hf_pdyn.optim.step_plan import StepPlan, can_be_planned
 from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
 from hf_pdyn.optim.update_list import UpdateList, local_reals
 from hf_pdyn.tensors import norms
-from hf_pdyn.tensors.sharding import Shards, first_param, local_like
+from hf_pdyn.tensors.sharding import Piece, Shards, first_param, local_like
 
 
 class Padam(Optimizer):
@@ -108,6 +110,8 @@ class Padam(Optimizer):
         self._request: StepSums | None = None
         self._dispatch: StepDispatch | None = None
         self._updates = UpdateList()
+        self._counts = StepCounts()
+        self._plan: StepPlan | None = None
         defaults: dict[str, Any] = {
             "lr": lr,
             "betas": betas,
@@ -145,7 +149,7 @@ class Padam(Optimizer):
         except ValueError:
             self.param_groups.pop()
             raise
-        self._dispatch = None
+        self._dispatch = self._plan = None
 
     def _check_path_of(self, group: dict[str, Any]) -> None:
         params = group["params"]
@@ -176,6 +180,8 @@ class Padam(Optimizer):
         self._request = None
         self._dispatch = None
         self._updates = UpdateList()
+        self._counts = StepCounts()
+        self._plan = None
 
     # torch.compile leaves the step out: Dynamo cannot trace a kernel that is given addresses, and would compile anew
     # for every step count. Not torch.compiler.disable, which imports all of Dynamo (torch 2.13).
@@ -201,12 +207,28 @@ class Padam(Optimizer):
         # At p=1/2 everywhere there is nothing to match.
         matched = self.param_groups[0]["update_scale"] == "adam" and any(g["p"] != 0.5 for g in self.param_groups)
         self.last_scale = None
+        self._step(self._dispatch, request, self._matching_scale if matched else None)
+        return loss
+
+    def _step(self, dispatch: StepDispatch, request: StepSums | None, match: Match | None) -> None:
+        """Everything that has a gradient; as at the step before where nothing else has changed."""
+        pieces = None if request is None else request.pieces
+        plan, self._plan = self._plan, None
+        grads = plan.gradients(self.param_groups, self.state, pieces) if plan is not None else None
+        times: list[Any] | None = None
+        if plan is not None and grads is not None:
+            times = self._counts.advance(plan.states)
+            given = plan.ordered(grads), plan.ordered(times)
+            if plan.counts_on(times) and dispatch.repeat(plan.last, *given, request, match):
+                self._plan = plan
+                return
         try:
-            updates = self._updates_of(request)
-            self._dispatch.step(updates, request, self._matching_scale if matched else None)
+            updates = self._updates_of(pieces, times)
+            last = dispatch.step(updates, request, match)
+            if last is not None and not self.capturable and can_be_planned(updates):
+                self._plan = StepPlan(self.param_groups, self.state, updates, pieces, last)
         finally:
             self._updates.release()
-        return loss
 
     def refuse_parts(self, because: str) -> None:
         """ValueError if a setting needs the whole gradient; `because` says why this optimizer does not have that."""
@@ -251,8 +273,11 @@ class Padam(Optimizer):
         ]
         return bool(Shards(params).add_up(norms.holds_nonfinite(grads, params[0].device)) > 0)
 
-    def _updates_of(self, request: StepSums | None) -> list[Update]:
-        """Everything that has a gradient, its state made and its step counted; in the order of the request."""
+    def _updates_of(self, pieces: Sequence[Piece] | None, times: Sequence[Any] | None) -> list[Update]:
+        """Everything that has a gradient, its state made and its step counted; in the order of `pieces`.
+
+        times: the step counts, if they have been counted.
+        """
         stepped = [
             (group, param, grad)
             for group in self.param_groups
@@ -265,14 +290,14 @@ class Padam(Optimizer):
                 "sparse=False, or keep it out of this optimizer and give it torch.optim.SparseAdam."
             )
         states = [self._state_of(group, param) for group, param, _ in stepped]
-        times: list[Any] = [state["step"] for state in states]
-        if times:
-            # On CPUs a number would be made a tensor for each of them; on CUDA devices a tensor would be read on the
-            # host, which no capture allows (torch 2.13).
-            torch._foreach_add_(times, 1 if self.capturable else torch.ones((), device="cpu"))
-        if not self.capturable:
-            times = [step.item() for step in times]
-        return self._updates.of_step(stepped, states, times, None if request is None else request.pieces)
+        if times is None and not self.capturable:
+            times = self._counts.advance(states)
+        elif times is None:
+            times = [state["step"] for state in states]
+            if times:
+                # With a tensor on the device, it would be read on the host, which no capture allows (torch 2.13).
+                torch._foreach_add_(times, 1)
+        return self._updates.of_step(stepped, states, times, pieces)
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         state = self.state[param]
@@ -302,9 +327,11 @@ class Padam(Optimizer):
         # A process that holds none of what has a gradient must still take part in the sum.
         if updates:
             rates = self._relative_lrs([update.group for update in updates], like=sums)
-            # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
             weights = [rate * rate * shards.share(update.holder) for rate, update in zip(rates, updates, strict=True)]
-            weighted = torch.stack(torch._foreach_mul(list(squares.to(sums)), weights))
+            weighted = squares.to(sums)
+            if any(isinstance(weight, Tensor) or weight != 1 for weight in weights):
+                # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
+                weighted = torch.stack(torch._foreach_mul(list(weighted), weights))
             sums = torch.where(weighted.isfinite().all(dim=1, keepdim=True), weighted, 0).sum(dim=0)
         raw, adam = shards.add_up(sums)
         self.last_scale = torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
@@ -315,7 +342,8 @@ class Padam(Optimizer):
         rates = [group_lr(group) for group in self.param_groups]
         if not any(isinstance(rate, Tensor) for rate in rates):
             largest = max(rates) or 1.0
-            return [group_lr(group) / largest for group in groups]
+            relative = {id(group): rate / largest for group, rate in zip(self.param_groups, rates, strict=True)}
+            return [relative[id(group)] for group in groups]
         largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
         largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
         return [as_scalar(group_lr(group), like.device, like.dtype) / largest for group in groups]

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.common.environment import cache_dir
-from hf_pdyn.optim.fused.layout import COLUMNS, addresses_of, row, rows_of
+from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -84,52 +85,83 @@ def variant(update: Update) -> Hashable:
     return update.theta.dtype, update.grad.dtype
 
 
+class Tables:
+    """What the kernel is told of some updates; the same for all passes of a step.
+
+    A later step whose gradients alone lie elsewhere can `follow`.
+    """
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        alike: dict[Hashable, list[int]] = {}
+        for i, update in enumerate(updates):
+            alike.setdefault(update.variant or variant(update), []).append(i)
+        self.calls = [_Alike([updates[i] for i in indices], indices) for indices in alike.values()]
+
+    def follow(self, grads_at: Sequence[int], times: Sequence[Any]) -> bool:
+        """Take gradients and step counts from here, of each update; those of one group and count have stayed alike."""
+        for call in self.calls:
+            call.follow(grads_at, times, whole=len(self.calls) == 1)
+        return True
+
+
+class _Alike:
+    """A call of the kernel: updates of one variant, `indices` among all."""
+
+    def __init__(self, updates: Sequence[Update], indices: Sequence[int]) -> None:
+        self.indices = indices
+        self.n_chunks = 0
+        self._rows = rows_of(updates)
+        self._types = _TYPES[updates[0].theta.dtype], _TYPES[updates[0].grad.dtype]
+        chunk, table = library().hf_pdyn_chunk(), []
+        for update, number in zip(updates, self._rows.of_update, strict=True):
+            numel = update.theta.numel()
+            table.append((*(update.addresses or addresses_of(update)), numel, self.n_chunks, number))
+            self.n_chunks += -(-numel // chunk)
+        self._table = Table(table)
+
+    def follow(self, grads_at: Sequence[int], times: Sequence[Any], *, whole: bool) -> None:
+        if not whole:
+            grads_at, times = ([values[i] for i in self.indices] for values in (grads_at, times))
+        self._table.follow(grads_at)
+        self._rows.follow(times)
+
+    def advance(self, tasks: Task, c_t: float, grad_rescale: float) -> Tensor:
+        settings = (_settings(group, t, c_t, grad_rescale) for group, t in self._rows.keys)
+        constants = array("f", chain.from_iterable(settings))
+        call = _Call(
+            self._table.values.buffer_info()[0],
+            constants.buffer_info()[0],
+            len(self.indices),
+            self.n_chunks,
+            int(tasks),
+            *self._types,
+            torch.get_num_threads(),
+        )
+        by_chunk = torch.empty(self.n_chunks, len(STEP_SUMS), dtype=torch.float64, device="cpu")
+        sums = torch.empty(len(self.indices), len(STEP_SUMS), dtype=torch.float64, device="cpu")
+        library().hf_pdyn_step(ctypes.addressof(call), by_chunk.data_ptr(), sums.data_ptr())
+        # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
+        return sums
+
+
 def advance(
-    updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+    updates: Sequence[Update],
+    tasks: Task,
+    *,
+    scale: Tensor | None = None,
+    clip_factor: Tensor | None = None,
+    tables: Tables | None = None,
 ) -> Tensor:
-    """An `Advance`, in one call of the kernel for every variant."""
+    """An `Advance`, in one call of the kernel for every variant; tables: of `updates`, if there are any yet."""
     factor = 1.0 if clip_factor is None else float(clip_factor)
     rescale = 1 / factor if factor else math.inf  # clipped by an infinite norm
     c_t = 1.0 if scale is None else float(scale)
-    alike: dict[Hashable, list[int]] = {}
-    for i, update in enumerate(updates):
-        alike.setdefault(update.variant or variant(update), []).append(i)
-    if len(alike) == 1:
-        return _advance_alike(updates, tasks, c_t, rescale)
+    calls = (tables or Tables(updates)).calls
+    if len(calls) == 1:
+        return calls[0].advance(tasks, c_t, rescale)
     sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device="cpu")
-    for indices in alike.values():
-        sums[indices] = _advance_alike([updates[i] for i in indices], tasks, c_t, rescale)
-    return sums
-
-
-def _advance_alike(updates: Sequence[Update], tasks: Task, c_t: float, grad_rescale: float) -> Tensor:
-    kernel = library()
-    chunk = kernel.hf_pdyn_chunk()
-    rows = rows_of(updates)
-    runs: list[int] = []
-    first_chunk = 0
-    for update, number in zip(updates, rows.of_update, strict=True):
-        addresses = update.addresses or addresses_of(update)
-        numel = update.theta.numel()
-        runs += addresses
-        runs += (numel, first_chunk, number)
-        first_chunk += -(-numel // chunk)
-    table = array("q", runs)
-    constants = array("f", [value for group, t in rows.keys for value in _settings(group, t, c_t, grad_rescale)])
-    call = _Call(
-        table.buffer_info()[0],
-        constants.buffer_info()[0],
-        len(updates),
-        first_chunk,
-        int(tasks),
-        _TYPES[updates[0].theta.dtype],
-        _TYPES[updates[0].grad.dtype],
-        torch.get_num_threads(),
-    )
-    by_chunk = torch.empty(first_chunk, len(STEP_SUMS), dtype=torch.float64, device="cpu")
-    sums = torch.empty(len(updates), len(STEP_SUMS), dtype=torch.float64, device="cpu")
-    kernel.hf_pdyn_step(ctypes.addressof(call), by_chunk.data_ptr(), sums.data_ptr())
-    # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
+    for call in calls:
+        sums[call.indices] = call.advance(tasks, c_t, rescale)
     return sums
 
 

@@ -13,12 +13,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache, lru_cache, partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim.fused.layout import COLUMNS, addresses_of, row, rows_of
+from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -87,81 +88,139 @@ def variant(update: Update) -> _Variant:
     )
 
 
+class Tables:
+    """What the kernels are told of some updates; the same for all passes of a step.
+
+    A later step whose gradients alone lie elsewhere can `follow`.
+    """
+
+    def __init__(self, updates: Sequence[Update]) -> None:
+        alike: dict[_Variant, list[int]] = {}
+        for i, update in enumerate(updates):
+            alike.setdefault(update.variant or variant(update), []).append(i)
+        self.device = updates[0].theta.device
+        self.launches = [_Launch(kind, [updates[i] for i in rows], rows) for kind, rows in alike.items()]
+
+    def follow(self, grads_at: Sequence[int], times: Sequence[Any]) -> bool:
+        """Take gradients and step counts from here, of each update; those of one group and count have stayed alike.
+
+        False where a gradient needs another kernel now.
+        """
+        return all(launch.follow(grads_at, times, whole=len(self.launches) == 1) for launch in self.launches)
+
+
+class _Launch:
+    """A launch of the kernel: updates of one variant; `rows` of the sums are theirs."""
+
+    def __init__(self, kind: _Variant, updates: Sequence[Update], rows: Sequence[int]) -> None:
+        self._kind, self._rows = kind, tuple(rows)
+        self._numels = tuple([update.theta.numel() for update in updates])
+        self._n_chunks = _count_chunks(self._numels)
+        self._settings = rows_of(updates)
+        self._lr_on_device = False
+        self._table = Table(
+            [
+                (
+                    *(update.addresses or addresses_of(update)),
+                    update.t.data_ptr() if kind.times_on_device else 0,
+                    0,
+                    numel,
+                    number,
+                )
+                for update, numel, number in zip(updates, self._numels, self._settings.of_update, strict=True)
+            ]
+        )
+
+    def follow(self, grads_at: Sequence[int], times: Sequence[Any], *, whole: bool) -> bool:
+        if not whole:
+            grads_at, times = ([values[i] for i in self._rows] for values in (grads_at, times))
+        if self._kind.aligned and any(map((_VECTOR - 1).__and__, grads_at)):
+            return False
+        self._table.follow(grads_at)
+        self._settings.follow(times)
+        return True
+
+    def advance(self, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None, device: torch.device) -> Tensor:
+        """Do `tasks`; returns sums of chunks, of which `add_up` makes sums of tensors."""
+        from hf_pdyn.optim.fused import triton_kernels
+
+        kind, keys, columns = self._kind, self._settings.keys, _columns(tasks)
+        rates = [_rate_on_device(group, device) for group, _ in keys]
+        on_device = any(rate is not None for rate in rates)
+        if on_device or self._lr_on_device:
+            self._lr_on_device = on_device
+            lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
+            self._table.fill(triton_kernels.RUN_COLUMNS.index("lr_at"), [lr_at[i] for i in self._settings.of_update])
+        constants = array("f", chain.from_iterable(_settings(group, t) for group, t in keys))
+        make = torch.empty if columns <= 1 else torch.zeros  # one column is filled whole
+        chunk_sums = make(self._n_chunks if columns else 0, len(STEP_SUMS), dtype=torch.float32, device=device)
+        if self._n_chunks:
+            triton_kernels.step_chunk[(self._n_chunks,)](
+                _of_bytes(self._table.values.tobytes(), torch.int64, device),
+                _tables.get(("chunks", self._numels), partial(_chunks, self._numels), device),
+                _of_bytes(constants.tobytes(), torch.float32, device),
+                scale,
+                clip_factor,
+                chunk_sums,
+                theta_type=_triton(kind.theta_type),
+                grad_type=_triton(kind.grad_type),
+                amsgrad=kind.amsgrad,
+                times_on_device=kind.times_on_device,
+                aligned=kind.aligned,
+                moments=bool(tasks & Task.MOMENTS),
+                apply=bool(tasks & Task.APPLY),
+                gradient=bool(tasks & Task.GRADIENT),
+                direction=bool(tasks & Task.DIRECTION),
+                measure=bool(tasks & Task.MEASURE),
+                parameter=bool(tasks & Task.PARAMETER),
+                num_warps=8,
+                enable_fp_fusion=True,  # Triton 3.9 warns where it is left to a default that is to change
+            )
+        return chunk_sums
+
+    def add_up(self, chunk_sums: Tensor, tasks: Task, sums: Tensor) -> None:
+        """Put the sums of these tensors into their rows of `sums`."""
+        if _columns(tasks) and self._n_chunks:
+            key = ("ends", self._numels, self._rows)
+            ends = _tables.get(key, partial(_ends, self._numels, self._rows), sums.device)
+            _add_chunks(chunk_sums, ends, sums, _columns(tasks))
+
+
+def _columns(tasks: Task) -> int:
+    """How many of STEP_SUMS, from the first on, a launch may fill."""
+    asked = tasks & ~(Task.MOMENTS | Task.APPLY)
+    return 0 if not asked else STEP_SUMS.index("grad_sq") + 1 if asked == Task.GRADIENT else len(STEP_SUMS)
+
+
 def advance(
-    updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+    updates: Sequence[Update],
+    tasks: Task,
+    *,
+    scale: Tensor | None = None,
+    clip_factor: Tensor | None = None,
+    tables: Tables | None = None,
 ) -> Tensor:
-    """An `Advance`; the sums stand on the device, and nothing waits for it."""
-    device = updates[0].theta.device
-    alike: dict[_Variant, list[int]] = {}
-    for i, update in enumerate(updates):
-        alike.setdefault(update.variant or variant(update), []).append(i)
+    """An `Advance`; the sums stand on the device, and nothing waits for it. tables: of `updates`, if there are any yet.
+
+    What is done on the host after the launches does not hold up the device.
+    """
+    tables = tables or Tables(updates)
+    device = tables.device
     scale, clip_factor = (
         None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor)
     )
-    sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device=device)
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        for kind, rows in alike.items():
-            part = updates if len(alike) == 1 else [updates[i] for i in rows]
-            _launch(kind, part, tasks, scale, clip_factor, sums, tuple(rows))
+        by_chunk = [launch.advance(tasks, scale, clip_factor, device) for launch in tables.launches]
+        sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device=device)
+        for launch, chunk_sums in zip(tables.launches, by_chunk, strict=True):
+            launch.add_up(chunk_sums, tasks, sums)
     return sums
 
 
-def _launch(
-    kind: _Variant,
-    updates: Sequence[Update],
-    tasks: Task,
-    scale: Tensor | None,
-    clip_factor: Tensor | None,
-    sums: Tensor,
-    rows: tuple[int, ...],
-) -> None:
-    """Do `tasks` for updates of one variant; `rows` of `sums` are theirs."""
+def _add_chunks(chunk_sums: Tensor, ends: Tensor, sums: Tensor, columns: int) -> None:
     from hf_pdyn.optim.fused import triton_kernels
 
-    device, numels = sums.device, tuple([update.theta.numel() for update in updates])
-    n_chunks = _count_chunks(numels)
-    if not n_chunks:
-        return
-    settings = rows_of(updates)
-    rates = [_rate_on_device(group, device) for group, _ in settings.keys]
-    lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
-    runs: list[int] = []
-    for update, numel, number in zip(updates, numels, settings.of_update, strict=True):
-        runs += update.addresses or addresses_of(update)
-        runs += (update.t.data_ptr() if kind.times_on_device else 0, lr_at[number], numel, number)
-    constants = [value for group, t in settings.keys for value in _settings(group, t)]
-    summing = bool(tasks & ~(Task.MOMENTS | Task.APPLY))
-    chunk_sums = torch.zeros(n_chunks if summing else 0, len(STEP_SUMS), dtype=torch.float32, device=device)
-    triton_kernels.step_chunk[(n_chunks,)](
-        _of_bytes(array("q", runs).tobytes(), torch.int64, device),
-        _tables.get(("chunks", numels), partial(_chunks, numels), device),
-        _of_bytes(array("f", constants).tobytes(), torch.float32, device),
-        scale,
-        clip_factor,
-        chunk_sums,
-        theta_type=_triton(kind.theta_type),
-        grad_type=_triton(kind.grad_type),
-        amsgrad=kind.amsgrad,
-        times_on_device=kind.times_on_device,
-        aligned=kind.aligned,
-        moments=bool(tasks & Task.MOMENTS),
-        apply=bool(tasks & Task.APPLY),
-        gradient=bool(tasks & Task.GRADIENT),
-        direction=bool(tasks & Task.DIRECTION),
-        measure=bool(tasks & Task.MEASURE),
-        parameter=bool(tasks & Task.PARAMETER),
-        num_warps=8,
-        enable_fp_fusion=True,  # Triton 3.9 warns where it is left to a default that is to change
-    )
-    if summing:
-        ends = _tables.get(("ends", numels, rows), partial(_ends, numels, rows), device)
-        _add_chunks(chunk_sums, ends, sums)
-
-
-def _add_chunks(chunk_sums: Tensor, ends: Tensor, sums: Tensor) -> None:
-    from hf_pdyn.optim.fused import triton_kernels
-
-    grid = (len(ends), len(STEP_SUMS))
+    grid = (len(ends), columns)
     triton_kernels.add_chunks[grid](chunk_sums, ends, sums, tile=1024, enable_fp_fusion=True)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -42,25 +44,47 @@ def addresses_of(update: Update) -> tuple[int, ...]:
     )
 
 
-@dataclass(frozen=True)
+class Table:
+    """A row of addresses and numbers for every update, of which the second is where the gradient is."""
+
+    def __init__(self, rows: Sequence[Sequence[int]]) -> None:
+        self._width = len(rows[0]) if rows else 1
+        self.values = array("q", chain.from_iterable(rows))
+
+    def follow(self, grads_at: Sequence[int]) -> None:
+        """Have the gradients at other addresses."""
+        self.fill(1, grads_at)
+
+    def fill(self, column: int, values: Sequence[int]) -> None:
+        """Set a column."""
+        self.values[column :: self._width] = array("q", values)
+
+
+@dataclass
 class Rows:
-    """of_update: each update's row of settings. keys: the group and step count of each row."""
+    """of_update: each update's row of settings. keys: the group and step count of each row. first: an update of it."""
 
     of_update: list[int]
     keys: list[tuple[Mapping[str, Any], Any]]
+    first: list[int]
+
+    def follow(self, times: Sequence[Any]) -> None:
+        """Take the updates' step counts from `times`; those alike have stayed alike."""
+        self.keys = [(group, times[i]) for (group, _), i in zip(self.keys, self.first, strict=True)]
 
 
 def rows_of(updates: Sequence[Update]) -> Rows:
     """One row for every group and step count that occur; step counts on the device need none."""
     numbers: dict[tuple[int, Any], int] = {}
-    rows = Rows([], [])
+    rows = Rows([], [], [])
     on_device = bool(updates) and isinstance(updates[0].t, Tensor)
-    for update in updates:
+    for i, update in enumerate(updates):
         key = id(update.group), None if on_device else update.t
         number = numbers.get(key)
         if number is None:
             number = numbers[key] = len(rows.keys)
             rows.keys.append((update.group, update.t))
+            rows.first.append(i)
         rows.of_update.append(number)
     return rows
 

@@ -335,6 +335,7 @@ def through_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         why_not_here=lambda: None,
         prepare=lambda: None,
         variant=gpu.variant,
+        Tables=gpu.Tables,
         advance=gpu.advance,
     )
     monkeypatch.setitem(availability._MODULES, "cpu", as_cpu)

@@ -1,0 +1,139 @@
+"""What a step has found out about its tensors, kept for the next: to look at each anew takes longer than to step it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_pdyn.optim.dispatch import Repeat
+from hf_pdyn.optim.step_work import Update
+from hf_pdyn.tensors.sharding import Piece
+
+_AGREED = ("amsgrad", "bias_correction")
+"""Settings of a group on which depends which kernel takes its tensors, and which tensors those are."""
+
+
+class StepPlan:
+    """The updates of a step whose tensors are plain and lie in a row; `gradients` tells whether they still hold.
+
+    Args:
+        groups, state: the optimizer's.
+        updates: of the step, one for each parameter with a gradient, each of a whole parameter.
+        pieces: what statistics asked for, which decides on their order.
+        last: how they were stepped.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        updates: Sequence[Update],
+        pieces: Sequence[Piece] | None,
+        last: Repeat,
+    ) -> None:
+        self.last = last
+        self._pieces = pieces
+        self._groups = list(groups)
+        self._agreed = _agreed(groups)
+        self._params = _params(groups)
+        self._has_gradient = [param.grad is not None for param in self._params]
+        self._all_have = all(self._has_gradient)
+        number = {id(update.holder): i for i, update in enumerate(updates)}
+        stepped = [param for param in self._params if param.grad is not None]
+        self._order = [0] * len(updates)
+        for i, param in enumerate(stepped):
+            self._order[number[id(param)]] = i
+        self._in_order = self._order == list(range(len(stepped)))
+        by_param = [updates[number[id(param)]] for param in stepped]
+
+        self._state_params, self._state_values = list(state), list(state.values())
+        self._next_counts = [update.t + 1 for update in by_param]
+        self.states = [state[param] for param in stepped]
+        self._thetas = stepped
+        self._moments = [
+            (name, [value for update in by_param if (value := getattr(update, name)) is not None])
+            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        ]
+        self._of_maximum = [
+            state for state, update in zip(self.states, by_param, strict=True) if update.max_exp_avg_sq is not None
+        ]
+        self._fixed = [stepped, *(moments for _, moments in self._moments)]
+        self._addresses = self._addresses_now()
+        self._numels = list(map(Tensor.numel, stepped))
+        self._grad_types = [param.grad.dtype for param in stepped if param.grad is not None]
+
+    def gradients(
+        self,
+        groups: Sequence[dict[str, Any]],
+        state: Mapping[Tensor, dict[str, Any]],
+        pieces: Sequence[Piece] | None,
+    ) -> list[Tensor] | None:
+        """The gradients of the stepped parameters, in their order in `groups`; None where anything else is new.
+
+        Fewer looks than at a first step, as they are taken for each tensor and step: other data of a parameter or a
+        moment (another device, dtype, size or memory format) has another address, or is a view of the old.
+        """
+        if not (pieces is self._pieces and _same(groups, self._groups) and _agreed(groups) == self._agreed):
+            return None
+        params = _params(groups)
+        if not (_same(params, self._params) and _same(state.values(), self._state_values)):
+            return None
+        if not _same(state, self._state_params):
+            return None
+        grads: list[Any] = [param.grad for param in params]
+        if [grad is not None for grad in grads] != self._has_gradient:
+            return None
+        if not self._all_have:
+            grads = [grad for grad in grads if grad is not None]
+        if set(map(type, grads)) != {Tensor} or [grad.dtype for grad in grads] != self._grad_types:
+            return None
+        for name, moments in self._moments:
+            states = self._of_maximum if name == "max_exp_avg_sq" else self.states
+            if not _same([state.get(name) for state in states], moments):
+                return None
+        if any([grad.is_sparse for grad in grads]) or any(map(Tensor.is_neg, grads)):  # noqa: C419  a list is quicker
+            return None
+        if not (all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self._thetas))):
+            return None
+        if not list(map(Tensor.numel, grads)) == self._numels == list(map(Tensor.numel, self._thetas)):
+            return None
+        return grads if self._addresses_now() == self._addresses else None
+
+    def counts_on(self, times: Sequence[float]) -> bool:
+        """Whether these are the counts after those of the step before, for every parameter."""
+        as_expected = times == self._next_counts
+        self._next_counts = [t + 1 for t in times]
+        return as_expected
+
+    def ordered(self, values: list[Any]) -> list[Any]:
+        """`values` of stepped parameters in the order of the updates."""
+        return values if self._in_order else [values[i] for i in self._order]
+
+    def _addresses_now(self) -> list[int]:
+        return list(map(Tensor.data_ptr, chain.from_iterable(self._fixed)))
+
+
+def _params(groups: Sequence[dict[str, Any]]) -> list[Tensor]:
+    return [param for group in groups for param in group["params"]]
+
+
+def _agreed(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    return [group[name] for group in groups for name in _AGREED]
+
+
+def _same(found: Any, kept: Sequence[Any]) -> bool:
+    """Whether they are the same objects in the same order."""
+    return len(found) == len(kept) and all(map(is_, found, kept))
+
+
+def can_be_planned(updates: Sequence[Update]) -> bool:
+    """Whether all updates are of whole plain tensors in a row, of which a fused step has taken addresses."""
+    return bool(updates) and all(
+        update.checked is not None and update.theta is update.holder and update.grad.layout == torch.strided
+        for update in updates
+    )
