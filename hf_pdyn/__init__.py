@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from hf_pdyn.callbacks import (
         AllocationCallback,
         FindingsCallback,
+        GroupRulesCallback,
+        LearningRateScheduleCallback,
         NonfiniteCallback,
         PControlCallback,
         PTargetCallback,
@@ -28,12 +30,16 @@ if TYPE_CHECKING:
     from hf_pdyn.measure import sample_loss
     from hf_pdyn.measure.step_statistics import StepStatistics
     from hf_pdyn.optim.padam import Padam
+    from hf_pdyn.policy.group_rules import GroupRules
     from hf_pdyn.run_dir.checkpoints import last_complete_checkpoint
 
 __all__ = [
     "AllocationCallback",
     "FindingsCallback",
+    "GroupRules",
+    "GroupRulesCallback",
     "Label",
+    "LearningRateScheduleCallback",
     "NonfiniteCallback",
     "PControlCallback",
     "PTargetCallback",
@@ -54,8 +60,11 @@ __all__ = [
 
 _HOMES = {
     "AllocationCallback": "hf_pdyn.callbacks",
-    "Label": "hf_pdyn.grouping",
     "FindingsCallback": "hf_pdyn.callbacks",
+    "GroupRules": "hf_pdyn.policy.group_rules",
+    "GroupRulesCallback": "hf_pdyn.callbacks",
+    "Label": "hf_pdyn.grouping",
+    "LearningRateScheduleCallback": "hf_pdyn.callbacks",
     "NonfiniteCallback": "hf_pdyn.callbacks",
     "PControlCallback": "hf_pdyn.callbacks",
     "PTargetCallback": "hf_pdyn.callbacks",

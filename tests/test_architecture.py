@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[1] / "hf_pdyn"
 # A room imports only from floors below its own; the modules of one room may import each other.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("common",),
-    ("tensors",),
-    ("grouping", "policy", "run_dir", "optim"),
+    ("tensors", "policy"),
+    ("grouping", "run_dir", "optim"),
     ("integrations", "theory"),
     ("measure",),
     ("callbacks", "report"),

@@ -218,10 +218,11 @@ class PdynCallback(TrainerCallback):
                     stacklevel=3,
                 )
 
-    def claim(self, state: TrainerState, field: str, label: str | None = None) -> None:
+    def claim(self, state: TrainerState, field: str, label: str | None = None, *, restore: bool = True) -> None:
         """Be the one callback that writes this field of the groups with this label; ValueError for a second.
 
-        The claims of one `train()` stand beside its state, which is new for each.
+        The claims of one `train()` stand beside its state, which is new for each. restore: whether the next `train()`
+        begins at the field's initial value.
         """
         claims: dict[tuple[str, str | None], str] = getattr(state, _CLAIMS)
         if (field, label) in claims:
@@ -230,7 +231,8 @@ class PdynCallback(TrainerCallback):
                 f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
             )
         claims[field, label] = type(self).__name__
-        vars(unwrap_optimizer(self.run.optimizer)).setdefault(_WRITTEN, set()).add(field)
+        if restore:
+            vars(unwrap_optimizer(self.run.optimizer)).setdefault(_WRITTEN, set()).add(field)
 
     def keep_initial(self, state: TrainerState, field: str) -> None:
         """Let every group that has `field` have `initial_<field>`, as torch's schedulers keep `initial_lr`.

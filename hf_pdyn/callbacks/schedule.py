@@ -8,7 +8,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK, PdynCallback
 from hf_pdyn.common.errors import did_you_mean
-from hf_pdyn.grouping import select
+from hf_pdyn.grouping import NAME, select
 from hf_pdyn.policy.limits import check_limits
 from hf_pdyn.policy.schedules import Schedule
 
@@ -23,7 +23,8 @@ class ScheduleCallback(PdynCallback):
     Args:
         field: `p`, `weight_decay` or another number in the groups (`eps`, `momentum`, ...).
         schedule: a `Schedule`, its text, such as `"linear:0.45..0.35"`, or a constant.
-        label: a pathway or a component; needs labelled groups (padam, or `build_param_groups`).
+        label: a pathway or a component, which needs labelled groups (padam, or `build_param_groups`), or the name of
+            a group rule; of a rule's groups, weight_decay is for the weights.
         trainer: see `PdynCallback`.
     """
 
@@ -31,8 +32,11 @@ class ScheduleCallback(PdynCallback):
         self, field: str, schedule: Schedule | str | float, label: str | None = None, *, trainer: Any | None = None
     ) -> None:
         super().__init__(trainer=trainer)
-        if field == "lr":
-            raise ValueError("The learning rate is the Trainer's to schedule: use --lr_scheduler_type.")
+        if field in ("lr", "lr_mult"):
+            raise ValueError(
+                "The learning rate is the Trainer's to schedule: use --lr_scheduler_type. That of single groups has "
+                "LearningRateScheduleCallback."
+            )
         if field.startswith("initial_"):
             moved = field.removeprefix("initial_")
             raise ValueError(f"{field} is the value of {moved} before any callback wrote it. Schedule {moved} instead.")
@@ -66,7 +70,9 @@ class ScheduleCallback(PdynCallback):
 
     def _groups(self) -> list[dict[str, Any]]:
         if self.label is not None:
-            return select(self.run.groups, self.label)
+            chosen = select(self.run.groups, self.label)
+            by_rule = self.field == "weight_decay" and self.label == chosen[0].get(NAME)
+            return [group for group in chosen if group.get("decays", True)] if by_rule else chosen
         free = [group for group in self.run.groups if not group.get(self._pinned)]
         if self.field == "weight_decay":
             return [group for group in free if group["initial_weight_decay"] > 0]

@@ -11,6 +11,8 @@ from transformers import TrainerCallback, TrainingArguments
 from hf_pdyn.callbacks import (
     AllocationCallback,
     FindingsCallback,
+    GroupRulesCallback,
+    LearningRateScheduleCallback,
     NonfiniteCallback,
     PControlCallback,
     PTargetCallback,
@@ -20,6 +22,7 @@ from hf_pdyn.callbacks import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
+from hf_pdyn.callbacks.lr_schedule import LR_FIELDS
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.frontend.optim_args import OptimArgs, parse_optim_args
@@ -29,6 +32,7 @@ from hf_pdyn.grouping import COMPONENTS, PATHWAYS
 from hf_pdyn.optim.hyperparameters import Nonfinite
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.decay_targets import DecayTarget, moment_or_target
+from hf_pdyn.policy.group_rules import GroupRules
 from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.policy.schedules import Schedule
 
@@ -118,13 +122,23 @@ class PdynArguments:
             "number of optimizer steps."
         },
     )
+    groups: str | None = field(
+        default=None,
+        metadata={
+            "help": "A YAML file of rules that give parameters groups of their own by name, with any optimizer: name, "
+            "match (a regex), and lr, lr_mult, weight_decay, p, layer or a schedule of these."
+        },
+    )
     p_schedule: str | None = field(
         default=None,
         metadata={"help": "p over training: linear:0.45..0.35, cosine:0.6..0.5@0.2..0.8, step:0.5,0.4@0.5."},
     )
     schedule: list[str] | None = field(
         default=None,
-        metadata={"help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0."},
+        metadata={
+            "help": "FIELD[.LABEL]=SCHEDULE for other group fields: weight_decay.attention=cosine:0.1..0; with a label "
+            "or the name of a group also lr_mult and lr."
+        },
     )
     wd_off: str | None = field(
         default=None,
@@ -167,6 +181,7 @@ class PdynArguments:
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
         self._check_target()
+        self._rules = self._read_rules()
         moved = [scheduled.field for scheduled in self._schedules()]
         if self.p_control != "none" and "p" in moved:
             raise ValueError(
@@ -208,12 +223,14 @@ class PdynArguments:
         if not is_number(args.weight_decay):
             raise ValueError(f"weight_decay must be a number >= 0, got {args.weight_decay!r}. The default is 0.")
         decays = args.weight_decay > 0 or any(override.field == "weight_decay" for override in optim_args.overrides)
+        decays = decays or any(rule.weight_decay for rule in self._rules or ())
         if self.wd_off is not None and not decays:
             raise ValueError("wd_off has nothing to switch off: weight_decay is 0. Set --weight_decay, or drop it.")
 
     def callbacks(self) -> list[TrainerCallback]:
         """Fresh callbacks for one Trainer."""
-        callbacks: list[TrainerCallback] = list(self._schedules())
+        callbacks: list[TrainerCallback] = [] if self._rules is None else [GroupRulesCallback(self._rules)]
+        callbacks += self._schedules()
         if self.wd_off is not None:
             callbacks.append(WeightDecayShutoffCallback(self.wd_off, self.wd_on, self.wd_off_labels))
         if self.nonfinite == "skip":
@@ -239,10 +256,19 @@ class PdynArguments:
             callbacks.append(FindingsCallback())
         return callbacks
 
+    def _read_rules(self) -> GroupRules | None:
+        if self.groups is None:
+            return None
+        try:
+            return GroupRules.read(self.groups)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"groups must be a YAML file that can be read, got {self.groups!r}: {error}.") from None
+
     def _control_config(self) -> ControlConfig:
         return ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)
 
-    def _schedules(self) -> list[ScheduleCallback]:
+    def _schedules(self) -> list[ScheduleCallback | LearningRateScheduleCallback]:
+        schedules: list[ScheduleCallback | LearningRateScheduleCallback]
         schedules = [] if self.p_schedule is None else [ScheduleCallback("p", self.p_schedule)]
         for item in [self.schedule] if isinstance(self.schedule, str) else self.schedule or ():
             key, equals, text = str(item).partition("=")
@@ -250,8 +276,12 @@ class PdynArguments:
                 raise ValueError(f"schedule takes FIELD[.LABEL]=SCHEDULE, got {item!r}.")
             name, dot, label = key.partition(".")
             if dot:
-                check_choice("schedule's label", label, (*PATHWAYS, *COMPONENTS))
-            schedules.append(ScheduleCallback(name, Schedule.parse(text), label if dot else None))
+                names = self._rules.names if self._rules else ()
+                check_choice("schedule's label", label, (*PATHWAYS, *COMPONENTS, *names))
+            if dot and name in LR_FIELDS:
+                schedules.append(LearningRateScheduleCallback(name, Schedule.parse(text), label))
+            else:
+                schedules.append(ScheduleCallback(name, Schedule.parse(text), label if dot else None))
         targets = [(schedule.field, schedule.label) for schedule in schedules]
         for target in targets:
             if targets.count(target) > 1:

@@ -14,6 +14,9 @@ from hf_pdyn.grouping.labels import Label, Rule, label_parameters
 Group = dict[str, Any]
 """An optimizer's parameter group: `params`, and the settings that hold for them."""
 
+NAME = "group_name"
+"""The key of a parameter group that holds the name of the user's rule that made it."""
+
 
 def split_groups(
     groups: Iterable[Mapping[str, Any]],
@@ -96,28 +99,31 @@ def build_param_groups(
 
 
 def select(groups: Iterable[Group], label: str) -> list[Group]:
-    """The groups (the same objects) whose pathway or component is `label`.
+    """The groups (the same objects) whose pathway, component or name is `label`.
 
     Look groups up at every use: accelerate replaces the dicts when it prepares an optimizer.
 
     Raises:
-        ValueError: if `label` is neither a pathway nor a component, or no group has it.
+        ValueError: if no group has it.
     """
     groups = list(groups)
-    known = (*PATHWAYS, *COMPONENTS)
-    if label not in known:
+    chosen = [group for group in groups if label in (group.get("pathway"), group.get("component"), group.get(NAME))]
+    if chosen:
+        return chosen
+    present = present_labels(groups)
+    if label not in (*PATHWAYS, *COMPONENTS):
+        known = dict.fromkeys((*PATHWAYS, *COMPONENTS, *present))
         raise ValueError(f"Unknown label {label!r}.{did_you_mean(label, known)} Labels are {', '.join(known)}.")
-    chosen = [group for group in groups if label in (group.get("pathway"), group.get("component"))]
-    if not chosen:
-        present = ", ".join(present_labels(groups)) or "none; split_groups gives them"
-        raise ValueError(f"No parameter group has the label {label!r}. Labels present: {present}.")
-    return chosen
+    listed = ", ".join(present) or "none; split_groups gives them"
+    raise ValueError(f"No parameter group has the label {label!r}. Labels present: {listed}.")
 
 
 def present_labels(groups: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The pathways and components that `groups` have, in the order of PATHWAYS and COMPONENTS."""
+    """The pathways and components that `groups` have, in the order of PATHWAYS and COMPONENTS, then their names."""
+    groups = list(groups)
     found = {group.get(key) for group in groups for key in ("pathway", "component")}
-    return tuple(label for label in (*PATHWAYS, *COMPONENTS) if label in found)
+    names = dict.fromkeys(group[NAME] for group in groups if NAME in group)
+    return (*(label for label in (*PATHWAYS, *COMPONENTS) if label in found), *names)
 
 
 def _tensors(params: Any) -> list[Tensor]:

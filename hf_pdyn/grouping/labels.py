@@ -14,9 +14,9 @@ from torch import nn
 
 from hf_pdyn.common.errors import did_you_mean, nearest, shortened
 from hf_pdyn.common.label_names import COMPONENTS, PATHWAYS
+from hf_pdyn.common.patterns import NamePattern
 from hf_pdyn.grouping.decide import component_of, pathway_of
 from hf_pdyn.grouping.names import canonical_name
-from hf_pdyn.grouping.patterns import NamePattern
 from hf_pdyn.grouping.site import sites
 
 
@@ -110,7 +110,7 @@ def _compile(rule: Rule, names: dict[str, str]) -> tuple[NamePattern, Label]:
     label = Label.parse(str(label) if isinstance(label, Label) else label)
     if not any(_matches(pattern, raw, names) for raw in names):
         raise ValueError(
-            f"Label rule {shortened(text)} matches no trainable parameter. {_resembling(text, names.values())}"
+            f"Label rule {shortened(text)} matches no trainable parameter. {resembling(text, names.values())}"
         )
     return pattern, label
 
@@ -119,7 +119,7 @@ def _matches(pattern: NamePattern, raw: str, names: dict[str, str]) -> bool:
     return pattern.found_in(names[raw]) or pattern.found_in(raw)
 
 
-def _resembling(pattern: str, names: Collection[str]) -> str:
+def resembling(pattern: str, names: Collection[str]) -> str:
     """The names nearest to `pattern` taken as text, compared with every run of their segments."""
     if not names:
         return "The model has no trainable parameter at all."

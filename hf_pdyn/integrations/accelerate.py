@@ -28,6 +28,13 @@ def unwrap_optimizer(optimizer: Any) -> Optimizer:
     return innermost
 
 
+def unwrap_scheduler(scheduler: Any) -> Any:
+    """The innermost learning rate scheduler behind accelerate's wrapper."""
+    while hasattr(scheduler, "scheduler"):
+        scheduler = scheduler.scheduler
+    return scheduler
+
+
 def step_was_skipped(optimizer: Any) -> bool:
     """Whether the last step was left out: by a gradient scaler, as accelerate tells, or by Padam itself."""
     return any(getattr(wrapper, "step_was_skipped", False) for wrapper in wrappers(optimizer))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback, PrinterCallback, ProgressCallback
 
@@ -91,6 +92,22 @@ def _shortened(
         return on_log(*event, logs=None if logs is None else shorten(logs), **kwargs)
 
     return shown
+
+
+def after_create_optimizer(trainer: Any, act: Callable[[Optimizer, nn.Module], None]) -> None:
+    """Call `act(optimizer, model)` whenever `trainer` has built its optimizer, before a scheduler or wrapper sees it.
+
+    On the instance, so that it holds for a subclass's own `create_optimizer`, and for DeepSpeed's call of it.
+    """
+    create = trainer.create_optimizer
+
+    def create_optimizer(*args: Any, **kwargs: Any) -> Any:
+        created = create(*args, **kwargs)
+        model = next((given for given in (*args, kwargs.get("model")) if given is not None), trainer.model)
+        act(trainer.optimizer if created is None else created, model)
+        return created
+
+    trainer.create_optimizer = create_optimizer
 
 
 def all_callbacks(callback: TrainerCallback, trainer: Any | None) -> list[TrainerCallback]:

@@ -9,6 +9,7 @@ _LIMITS = {
     "p": (-_P_LIMIT, _P_LIMIT),
     "eps": (0.0, math.inf),
     "weight_decay": (0.0, math.inf),
+    "lr": (0.0, math.inf),
     "lr_mult": (0.0, math.inf),
     "momentum": (0.0, 1.0),
     "dampening": (0.0, 1.0),
