@@ -20,7 +20,9 @@ from rich.table import Table
 from hf_pdyn._version import __version__
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.extras import explained
+from hf_pdyn.common.label_names import NAME
 from hf_pdyn.policy.findings import KINDS
+from hf_pdyn.policy.group_rules import GroupRules
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.files import write_all, write_whole
@@ -70,6 +72,7 @@ def _build_parser() -> argparse.ArgumentParser:
     groups.add_argument("--model", required=True, help="hub name, checkpoint directory or PEFT adapter directory")
     groups.add_argument("--names", action="store_true", help="list every parameter")
     groups.add_argument("--optim_args", help="as for training: p=0.25,p.norm=0,lr_mult.lora_B=16")
+    groups.add_argument("--groups", metavar="FILE.yaml", help="rules that make named groups, as for training")
     groups.add_argument("--weight_decay", type=float, default=0.0)
     groups.add_argument("--learning_rate", type=float, default=5e-5)
     lora = groups.add_argument_group("LoRA", "as it would be added before training")
@@ -161,7 +164,7 @@ def show_groups(options: argparse.Namespace) -> None:
     """Print pathway, component, tensors, parameters, decay and p of every group that training would have."""
     from hf_pdyn.frontend.optim_args import STEP_OPTIONS, parse_optim_args
     from hf_pdyn.frontend.trainer_padam import labelled_padam
-    from hf_pdyn.grouping import how_to_train_bias_like
+    from hf_pdyn.grouping import how_to_train_bias_like, split_by_rules
     from hf_pdyn.integrations.transformers import stock_groups
 
     optim_args = parse_optim_args(options.optim_args)
@@ -170,6 +173,8 @@ def show_groups(options: argparse.Namespace) -> None:
     settings = {name: value for name, value in optim_args.settings.items() if name not in STEP_OPTIONS}
     optim_args = dataclasses.replace(optim_args, settings=settings)
     optimizer = labelled_padam(model, stock_groups(model, options.weight_decay), optim_args, lr=options.learning_rate)
+    if options.groups is not None:
+        optimizer.param_groups[:] = split_by_rules(optimizer.param_groups, model, GroupRules.read(options.groups))
     console = Console()
     console.print(_groups_table(optimizer.param_groups, options))
     if options.names:
@@ -232,7 +237,8 @@ def _modules(text: str | None) -> list[str] | str | None:
 
 def _groups_table(groups: list[dict[str, Any]], options: argparse.Namespace) -> Table:
     table = Table(title=escape(f"Parameter groups of {options.model}"))
-    for heading in ("pathway", "component"):
+    named = any(NAME in group for group in groups)
+    for heading in ("group", "pathway", "component") if named else ("pathway", "component"):
         table.add_column(heading)
     for heading in ("tensors", "parameters", "decay", "p", "lr"):
         table.add_column(heading, justify="right")
@@ -240,6 +246,7 @@ def _groups_table(groups: list[dict[str, Any]], options: argparse.Namespace) -> 
         for group in members:
             size = sum(param.numel() for param in group["params"])
             table.add_row(
+                *((group.get(NAME, ""),) if named else ()),
                 pathway,
                 group["component"],
                 str(len(group["params"])),
@@ -257,10 +264,14 @@ def _order(group: dict[str, Any]) -> tuple[bool, str]:
 
 
 def _names_table(groups: list[dict[str, Any]]) -> Table:
-    table = Table("parameter", "pathway", "component", "shape", title="Every trained parameter")
+    named = any(NAME in group for group in groups)
+    headings = ("parameter", *(("group",) if named else ()), "pathway", "component", "shape")
+    table = Table(*headings, title="Every trained parameter")
     for group in sorted(groups, key=_order):
         for name, param in zip(group["param_names"], group["params"], strict=True):
-            table.add_row(escape(name), group["pathway"], group["component"], " x ".join(map(str, param.shape)))
+            own = (group.get(NAME, ""),) if named else ()
+            shape = " x ".join(map(str, param.shape))
+            table.add_row(escape(name), *own, group["pathway"], group["component"], shape)
     return table
 
 

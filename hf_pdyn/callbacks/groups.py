@@ -101,8 +101,8 @@ class GroupRulesCallback(PdynCallback):
             if changed:
                 kept, wanted = (", ".join(f"{key}={values[key]}" for key in changed) for values in (now, given))
                 warnings.warn(
-                    f"Group {given[NAME]!r} goes on with the checkpoint's {kept}, where the rules would have {wanted}. To "
-                    "change settings, start a new run from the checkpoint's weights.",
+                    f"Group {given[NAME]!r} goes on with the checkpoint's {kept}, where the rules would have {wanted}. "
+                    "To change settings, start a new run from the checkpoint's weights.",
                     stacklevel=3,
                 )
                 return

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -19,7 +20,7 @@ from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.common.numbers import is_count, is_number
-from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.grouping import COMPONENTS, NAME, PATHWAYS
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.measure.implicit_bias import why_no_coefficient
 from hf_pdyn.measure.mirror_time import MirrorClock, why_no_time
@@ -28,6 +29,9 @@ from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
 from hf_pdyn.run_dir.tables import LAYERS
 
 logger = logging.getLogger(__name__)
+
+_BY_LABEL, _BY_GROUP = "pdyn/by_label", "pdyn/by_group"
+"""Where the metrics of single labels, and of a user's named groups, stand."""
 
 T = TypeVar("T")
 
@@ -44,10 +48,11 @@ class TelemetryCallback(RememberingCallback):
     eps / (v_hat + eps): near 1, eps rules the denominator and p is a learning rate). Of these means:
     `pdyn/G_w_over_G_b_invariant` (in which the growth of scale-invariant weights does not show), and
     `pdyn/by_label/weight/attention/grad_share` and `.../update_share`, the part that each component has of the squared
-    norm of the whole gradient or update. Of the last step: `pdyn/p`, `pdyn/weight_decay`. Since the start: `pdyn/a_t`
-    (the time variable of time-dependent mirror flows, see `mirror_time`), `pdyn/skipped_steps`,
-    `pdyn/nonfinite_steps`. Where groups differ, p is the one that control and schedules move, weight_decay and a_t are
-    those of the group that decays most.
+    norm of the whole gradient or update. Every named group has `pdyn/by_group/NAME/grad_norm`, `grad_share`,
+    `update_share`, and its `lr`, `weight_decay` and `p` (the largest, where they differ). The last step's settings are
+    `pdyn/p` and `pdyn/weight_decay`. Counted since the start: `pdyn/a_t` (the time variable of time-dependent mirror
+    flows, see `mirror_time`), `pdyn/skipped_steps`, `pdyn/nonfinite_steps`. Where groups differ, p is the one that
+    control and schedules move, weight_decay and a_t are those of the group that decays most.
 
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
@@ -139,6 +144,7 @@ class TelemetryCallback(RememberingCallback):
             if "p" in groups[0]:
                 free = [group for group in groups if not group.get("p_pinned")]
                 self._settings[_metric("p", label)] = (free or groups)[0]["p"]
+        self._settings |= _settings_by_name(self.run.groups)
         self._say_if_a_t_ends(optimizer)
         self._clock.take_step(optimizer, labelled, self._statistics.found_inf if self._window is not None else None)
 
@@ -181,7 +187,8 @@ class TelemetryCallback(RememberingCallback):
             if self.row_buffer is not None:
                 self.row_buffer.add(state, _layer_rows(reading))
         settings = self._settings | {_metric("a_t", label): value for label, value in self._times().items()}
-        collected.update({name: value for name, value in settings.items() if self.per_layer or name.count("/") == 1})
+        by_label = {name for name in settings if name.startswith(f"{_BY_LABEL}/")}
+        collected.update({name: settings[name] for name in settings if self.per_layer or name not in by_label})
         collected["pdyn/steps"] = state.global_step - self._covered_until
         self._covered_until = state.global_step
         collected["pdyn/skipped_steps"] = self._skipped_steps
@@ -265,7 +272,37 @@ def _global_metrics(reading: Reading) -> dict[str, float]:
         metrics["pdyn/G_w_over_G_b_invariant"] = invariant
     for name, norms in (("grad_share", reading.grad_norm), ("update_share", updates)):
         metrics |= {_metric(name, label): share for label, share in _shares(norms).items()}
+    return metrics | _metrics_by_name(reading.grad_norm, updates)
+
+
+def _metrics_by_name(gradients: Mapping[Scope, float], updates: Mapping[Scope, float]) -> dict[str, float]:
+    """The gradient norm of every named group, and its part of the squared norm of the whole gradient and update."""
+    metrics = {}
+    for of, norms in (("grad", gradients), ("update", updates)):
+        squares: dict[str, float] = {}
+        for scope, norm in norms.items():
+            if scope.group is not None:
+                squares[scope.group] = squares.get(scope.group, 0.0) + norm**2
+        whole = sum(norms.get(Scope(pathway), 0.0) ** 2 for pathway in PATHWAYS)
+        for name, square in squares.items():
+            if of == "grad":
+                metrics[f"{_BY_GROUP}/{name}/grad_norm"] = math.sqrt(square)
+            if whole > 0:
+                metrics[f"{_BY_GROUP}/{name}/{of}_share"] = square / whole
     return metrics
+
+
+def _settings_by_name(groups: list[dict[str, Any]]) -> dict[str, float]:
+    """Of every named group: its largest learning rate and weight decay, and its p."""
+    found: dict[str, float] = {}
+    for group in groups:
+        if NAME not in group:
+            continue
+        for field in ("lr", "weight_decay", "p"):
+            if group.get(field) is not None and not isinstance(group[field], Tensor):
+                metric = f"{_BY_GROUP}/{group[NAME]}/{field}"
+                found[metric] = max(float(group[field]), found.get(metric, -math.inf))
+    return found
 
 
 def _invariant_ratio(reading: Reading) -> float | None:
@@ -314,4 +351,4 @@ _LABEL_NAMES = {"", *PATHWAYS, *(f"{pathway}/{component}" for pathway in PATHWAY
 
 def _metric(name: str, label: str) -> str:
     """Its name in a log record. None is the beginning of another's path: file stores make folders of them."""
-    return f"pdyn/by_label/{label}/{name}" if label else f"pdyn/{name}"
+    return f"{_BY_LABEL}/{label}/{name}" if label else f"pdyn/{name}"

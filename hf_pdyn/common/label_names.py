@@ -12,3 +12,6 @@ COMPONENTS = (
     "head",
     "other",
 )
+
+NAME = "group_name"
+"""The key of a parameter group that holds the name of the user's rule that made it."""

@@ -8,14 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_pdyn.common.errors import did_you_mean
-from hf_pdyn.common.label_names import COMPONENTS, PATHWAYS
+from hf_pdyn.common.label_names import COMPONENTS, NAME, PATHWAYS
 from hf_pdyn.grouping.labels import Label, Rule, label_parameters
 
 Group = dict[str, Any]
 """An optimizer's parameter group: `params`, and the settings that hold for them."""
-
-NAME = "group_name"
-"""The key of a parameter group that holds the name of the user's rule that made it."""
 
 
 def split_groups(

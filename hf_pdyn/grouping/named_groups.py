@@ -8,9 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from hf_pdyn.common.errors import shortened
+from hf_pdyn.common.label_names import NAME
 from hf_pdyn.common.patterns import NamePattern
 from hf_pdyn.grouping.depth import depths
-from hf_pdyn.grouping.groups import NAME, Group
+from hf_pdyn.grouping.groups import Group
 from hf_pdyn.grouping.labels import Label, label_parameters, resembling
 from hf_pdyn.grouping.names import canonical_name
 from hf_pdyn.policy.group_rules import GroupRule, GroupRules

@@ -42,7 +42,10 @@ class PowerMomentsReader:
     def __init__(self, statistics: StepStatistics, *, per_layer: bool) -> None:
         self._statistics = statistics
         self._per_layer = per_layer
-        self._scopes = [scope for scope in statistics.scopes if per_layer or scope.layer is None]
+        self._scopes = [scope for scope in statistics.scopes if self._wants(scope)]
+
+    def _wants(self, scope: Scope) -> bool:
+        return scope.group is None and (self._per_layer or scope.layer is None)
 
     @torch.no_grad()
     def read(self) -> Found:
@@ -74,7 +77,7 @@ class PowerMomentsReader:
         """The pieces that enter the same scopes: what is small is summed in one go."""
         cells: dict[tuple[Scope, ...], list[Piece]] = {}
         for piece, scopes in self._statistics.scopes_of.items():
-            wanted = tuple(scope for scope in scopes if self._per_layer or scope.layer is None)
+            wanted = tuple(filter(self._wants, scopes))
             cells.setdefault(wanted, []).append(piece)
         return cells
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_pdyn.common.never_fatal import give_up, never_fatal
-from hf_pdyn.grouping import PATHWAYS, Label, label_parameters, layer_of
+from hf_pdyn.grouping import NAME, PATHWAYS, Label, label_parameters, layer_of
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.deepspeed import (
     want_one_step_for_all_groups,
@@ -49,10 +49,10 @@ class StepStatistics:
         labels: instead of `label_parameters(model)`.
 
     `scopes` are the columns of statistics, `scopes_of` those that each piece of a parameter enters: its pathway, its
-    component and its layer. `unavailable` is None, or the reason why nothing can be measured here. A step that the
-    optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is what a gradient
-    scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d tensor, not 0 where
-    the last step was skipped; None for other optimizers.
+    component, its layer and its named group. `unavailable` is None, or the reason why nothing can be measured here. A
+    step that the optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is
+    what a gradient scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d
+    tensor, not 0 where the last step was skipped; None for other optimizers.
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:
@@ -96,8 +96,10 @@ class StepStatistics:
             if name in labels:
                 pathway = group.get("pathway") or labels[name].pathway
                 component = group.get("component") or labels[name].component
-                parts = Scope(pathway), Scope(pathway, component=component), Scope(pathway, layer_of(name))
-                labelled.append((piece, parts))
+                parts = [Scope(pathway), Scope(pathway, component=component), Scope(pathway, layer_of(name))]
+                if NAME in group:
+                    parts.append(Scope(pathway, group=group[NAME]))
+                labelled.append((piece, tuple(parts)))
         if not labelled and not self.unavailable:
             self.unavailable = "the optimizer steps tensors that are not the model's parameters"
         found = dict.fromkeys(scope for _, parts in labelled for scope in parts)
@@ -314,9 +316,10 @@ class StepStatistics:
         return torch.full(shape, value, device=device, dtype=norms.accumulator_dtype(device))
 
 
-def _scope_order(scope: Scope) -> tuple[bool, bool, int]:
-    """Pathways first, then components, then layers as they stand in the model."""
-    return scope.layer is not None, scope.component is not None, PATHWAYS.index(scope.pathway)
+def _scope_order(scope: Scope) -> tuple[bool, bool, bool, int]:
+    """Pathways first, then components, named groups, and layers as they stand in the model."""
+    parts = scope.layer is not None, scope.group is not None, scope.component is not None
+    return *parts, PATHWAYS.index(scope.pathway)
 
 
 def _closure(optimizer: Optimizer, closure: Any = None, *_: Any, **__: Any) -> Any:

@@ -35,11 +35,12 @@ _FOLD_AFTER = 1024
 
 @dataclass(frozen=True)
 class Scope:
-    """What a column of statistics is about: a whole pathway, or its part of one layer or of one component."""
+    """What a column of statistics is about: a whole pathway, or its part of a layer, a component or a named group."""
 
     pathway: str
     layer: str | None = None
     component: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from hf_pdyn.report.scalar_charts import (
     LEARNING,
     TARGET,
     UPDATES,
+    group_charts,
     other_scalar_charts,
     scalar_charts,
 )
@@ -45,6 +46,7 @@ def sections(runs: Sequence[RecordedRun]) -> tuple[list[Section], Drawing]:
             "No losses recorded: nothing was logged before the run ended.",
         ),
         *_over_seeds(drawing),
+        *_by_group(drawing),
         Section(
             "control",
             "Control of p",
@@ -112,6 +114,14 @@ def _over_seeds(drawing: Drawing) -> Iterator[Section]:
     charts = seed_charts(drawing)
     if charts:
         yield Section("seeds", "Over seeds", "Runs that differ in their seed alone.", charts, "")
+
+
+def _by_group(drawing: Drawing) -> Iterator[Section]:
+    """Only where a run has groups of the user's own."""
+    charts, left_out = group_charts(drawing)
+    if charts:
+        rest = f" The first few groups; {left_out} more are in the table of shares." if left_out else ""
+        yield Section("groups", "Named groups", f"Parameter groups of the rules in --groups.{rest}", charts, "")
 
 
 def _decisions(drawing: Drawing) -> tuple[Chart, ...]:

@@ -18,10 +18,11 @@ from hf_pdyn.policy.algorithm1 import BRANCHES
 STEPS = "pdyn/steps"
 """How many optimizer steps a log record of telemetry covers."""
 MEAN = re.compile(
-    r"pdyn/(D_[wb](_clipped)?|G_w_over_G_b(_invariant)?|update_ratio|by_label/.+_share"
+    r"pdyn/(D_[wb](_clipped)?|G_w_over_G_b(_invariant)?|update_ratio|by_label/.+_share|by_group/.+/(grad_norm|grad_share|update_share)"
     r"|(update_norm|param_norm|v_hat_mean|one_norm|N_p|implicit_bias|eps_share)/.+)"
 )
 """Metrics that are means over the steps of their record."""
+_OF_A_GROUP = re.compile(r"pdyn/by_group/(.+)/grad_share")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,11 @@ class RecordedRun:
     def metrics(self) -> tuple[str, ...]:
         """Names of all numbers in the log records, in the order of their first appearance."""
         return tuple(self._all_series)
+
+    @cached_property
+    def named_groups(self) -> tuple[str, ...]:
+        """The names of the user's own parameter groups that the log records have shares of."""
+        return tuple(match[1] for name in self.metrics if (match := _OF_A_GROUP.fullmatch(name)))
 
     def last(self, name: str) -> float | None:
         """The last value of a number in the log records; of a mean over steps, that of the last complete record."""

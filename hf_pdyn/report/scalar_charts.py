@@ -143,6 +143,35 @@ DECAY = (
 )
 
 
+_MOST_GROUPS = 4
+"""As many as a chart has dashes."""
+
+
+def group_charts(drawing: Drawing) -> tuple[tuple[Chart, ...], int]:
+    """Charts of the user's own parameter groups; and how many groups are in no chart."""
+    names = list(dict.fromkeys(name for run in drawing.runs for name in run.named_groups))
+    shown = names[:_MOST_GROUPS]
+    wanted = (
+        Scalars(
+            f"group_{key}",
+            title,
+            y_title,
+            {name: f"pdyn/by_group/{name}/{key}" for name in shown},
+            stepped=key in ("weight_decay", "p"),
+            logarithmic=False,
+        )
+        for key, title, y_title in (
+            ("grad_share", "Gradient by group", "part of the squared norm"),
+            ("update_share", "Update by group", "part of the squared norm"),
+            ("lr", "Learning rate by group", "learning rate"),
+            ("weight_decay", "Weight decay by group", "weight decay"),
+            ("p", "Exponent p by group", "p"),
+        )
+    )
+    charts = scalar_charts(drawing, wanted)
+    return charts, len(names) - len(shown)
+
+
 def scalar_charts(drawing: Drawing, wanted: Iterable[Scalars]) -> tuple[Chart, ...]:
     """The charts of those for which any run has a value."""
     return tuple(chart for scalars in wanted if (chart := _scalar_chart(drawing, scalars)) is not None)

@@ -16,7 +16,9 @@ HEAD = "head"
 
 @dataclass(frozen=True)
 class Shares:
-    """A line of the table. name: `weight`, `weight/attention`, or `backbone` and `head`, which add up all pathways.
+    """A line of the table. name: `weight`, `weight/attention`, `backbone` and `head`, or a user's own group.
+
+    `backbone`, `head` and groups add up both pathways.
 
     gradient, update: by run, None where a run has none.
     """
@@ -32,14 +34,14 @@ class Shares:
 
 
 def shares(runs: Sequence[RecordedRun]) -> list[Shares]:
-    """The lines of the last complete records: every pathway and its components; then, of models with one, the head."""
+    """The lines of the last complete records: every pathway and its components; then the head, and named groups."""
     logged = {name for run in runs for name in run.metrics}
     labels = [
         label
         for label in (f"{pathway}/{component}" for pathway in PATHWAYS for component in COMPONENTS)
         if {_metric(label, "grad"), _metric(label, "update")} & logged
     ]
-    return list(_lines(runs, labels))
+    return [*_lines(runs, labels), *_lines_of_groups(runs)]
 
 
 def percent(share: float | None) -> str:
@@ -63,6 +65,13 @@ def _lines(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Iterator[Share
         rest = [_sums(run, backbone) if sums != _NONE else _NONE for run, sums in zip(runs, with_head, strict=True)]
         yield _line("backbone", rest)
         yield _line(HEAD, with_head)
+
+
+def _lines_of_groups(runs: Sequence[RecordedRun]) -> Iterator[Shares]:
+    for name in dict.fromkeys(name for run in runs for name in run.named_groups):
+        metric = f"pdyn/by_group/{name}"
+        sums = [(run.last(f"{metric}/grad_share"), run.last(f"{metric}/update_share")) for run in runs]
+        yield _line(f"group {name}", sums)
 
 
 Sums = tuple[float | None, float | None]
