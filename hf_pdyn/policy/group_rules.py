@@ -63,7 +63,7 @@ class GroupRules(Sequence[GroupRule]):
 
     def __init__(self, rules: Sequence[Mapping[str, Any] | GroupRule]) -> None:
         if isinstance(rules, (str, bytes)) or not isinstance(rules, Sequence) or not rules:
-            raise ValueError(f"Group rules must be a list of at least one rule, got {shortened(repr(rules))}.")
+            raise ValueError(f"Group rules must be a list of at least one rule, got {shortened(str(rules))}.")
         self._rules = tuple(_checked(_rule_of(rule, number)) for number, rule in enumerate(rules, start=1))
         names = [rule.name for rule in self._rules]
         for name in names:
@@ -113,7 +113,7 @@ def _rule_of(given: object, number: int) -> GroupRule:
     if isinstance(given, GroupRule):
         return given
     if not isinstance(given, Mapping):
-        raise ValueError(f"Group rule {number} must have keys such as name and match, got {shortened(repr(given))}.")
+        raise ValueError(f"Group rule {number} must have keys such as name and match, got {shortened(str(given))}.")
     for key in given:
         if key not in _KEYS:
             raise ValueError(
@@ -122,7 +122,7 @@ def _rule_of(given: object, number: int) -> GroupRule:
             )
     for key in ("name", "match"):
         if not isinstance(given.get(key), str):
-            raise ValueError(f"Group rule {number} needs a {key}, a text, got {shortened(repr(given.get(key)))}.")
+            raise ValueError(f"Group rule {number} needs a {key}, a text, got {shortened(str(given.get(key)))}.")
     whose = f"Group rule {given['name']!r}"
     numbers = {key: _number(f"{whose}: {key}", key, given[key]) for key in _NUMBERS if given.get(key) is not None}
     return GroupRule(given["name"], given["match"], **numbers, schedule=_schedules(whose, given.get("schedule") or {}))
@@ -162,7 +162,7 @@ def _number(name: str, key: str, value: object) -> float:
         except ValueError:
             pass
     if not is_number(value):
-        raise ValueError(f"{name} must be a finite number, got {shortened(repr(value))}.")
+        raise ValueError(f"{name} must be a finite number, got {shortened(str(value))}.")
     return float(value)  # type: ignore[arg-type]
 
 
@@ -174,7 +174,7 @@ def _check(name: str, key: str, value: float) -> None:
 
 def _schedules(whose: str, given: object) -> dict[str, Schedule]:
     if not isinstance(given, Mapping):
-        raise ValueError(f"{whose}: schedule must map settings to schedules, got {shortened(repr(given))}.")
+        raise ValueError(f"{whose}: schedule must map settings to schedules, got {shortened(str(given))}.")
     found = {}
     for setting, text in given.items():
         if setting not in _SCHEDULED:

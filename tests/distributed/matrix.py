@@ -75,6 +75,7 @@ TRAININGS: dict[str, dict[str, Any]] = {
     "sgd, shutoff": {"optim": "sgd"},
     "clipped at every step": {"optim_args": "p=0.4,fused=true", "max_grad_norm": 0.01, "logging_steps": 1},
     "held by a target": {"optim_args": "p=0.4", "target": "update_ratio=3"},
+    "named groups": {"optim": "adamw_torch", "groups": [{"name": "body", "match": r"\.h\.", "layer": 0.5}]},
     "accumulation": {"optim_args": "p=0.5", "gradient_accumulation_steps": 2},
 }
 CASES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,14 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback
 
-from hf_pdyn import AllocationCallback, PControlCallback, PTargetCallback, TelemetryCallback, WeightDecayShutoffCallback
+from hf_pdyn import (
+    AllocationCallback,
+    GroupRulesCallback,
+    PControlCallback,
+    PTargetCallback,
+    TelemetryCallback,
+    WeightDecayShutoffCallback,
+)
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
@@ -50,6 +57,9 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     callbacks = [TelemetryCallback(every=1, per_layer=True), shutoff, exponents]
     if options.get("optim") != "sgd":  # which has no second moment
         callbacks.append(AllocationCallback("log"))
+    rules = options.pop("groups", None)
+    if rules is not None:
+        callbacks.append(GroupRulesCallback(rules))
     target = options.pop("target", None)
     if target is not None:
         callbacks.insert(0, PTargetCallback(target, CONTROL, interval=INTERVAL))
@@ -79,6 +89,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "wrapper": type(run.model_wrapped).__name__,
         "tensors": kinds(inner),
+        "names": sorted({group.get("group_name", "") for group in inner.param_groups}),
         "device": inner.param_groups[0]["params"][0].device.type,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "p": exponents.steps,
