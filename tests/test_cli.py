@@ -128,3 +128,22 @@ def test_what_needs_no_model_imports_neither_torch_nor_transformers(tmp_path: Pa
     result = subprocess.run([sys.executable, "-c", code, command, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.endswith("[]\n")
+
+
+def test_the_groups_of_rules(checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "groups.yaml").write_text("- {name: top, match: 'h.1', lr: 2e-6, p: 0.25}\n")
+    output = shown(capsys, "--model", checkpoint, "--groups", str(tmp_path / "groups.yaml"), "--names")
+    lines = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in output.splitlines()]
+    assert ["top", "weight", "mlp", "2", "2,048", "0", "0.25 (set)", "2e-06"] in lines
+    assert ["", "weight", "mlp", "2", "2,048", "0", "0.5", "5e-05"] in lines
+    assert ["transformer.h.1.mlp.c_fc.weight", "top", "weight", "mlp", "16 x 64"] in lines
+
+
+def test_rules_that_match_nothing_are_one_line(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "groups.yaml").write_text("- {name: top, match: 'h.7', lr: 2e-6}\n")
+    with pytest.raises(SystemExit) as raised:
+        cli.main(["groups", "--model", checkpoint, "--groups", str(tmp_path / "groups.yaml")])
+    assert raised.value.code == 2
+    assert "Group rule 'top' matches no trainable parameter" in capsys.readouterr().err

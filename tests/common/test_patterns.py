@@ -6,8 +6,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from hf_pdyn.common import patterns
 from hf_pdyn.common.patterns import NamePattern
-from hf_pdyn.grouping import label_parameters, patterns
+from hf_pdyn.grouping import label_parameters
 from tests.properties import result_or_refusal
 
 NAME = "transformer.h.0.attn.c_attn.weight"

@@ -59,6 +59,15 @@ def test_statistics_are_of_the_gradients_before_clipping(launched: Launched, lau
 
 
 @pytest.mark.parametrize("launch", grouped(LAUNCHES))
+def test_named_groups_are_there(launched: Launched, launch: str) -> None:
+    report = launched(launch)[0]["full, named groups"]
+    assert report["names"] == ["", "body"]
+    for record in report["logs"]:
+        assert 0 < record["pdyn/by_group/body/grad_share"] < 1
+        assert record["pdyn/by_group/body/lr"] == pytest.approx(0.5 * record["learning_rate"])
+
+
+@pytest.mark.parametrize("launch", grouped(LAUNCHES))
 def test_decisions_are_those_of_the_gradients_before_clipping(launched: Launched, launch: str) -> None:
     """Algorithm 1 decides the same over the logged norms, and otherwise over the clipped ones."""
     report = launched(launch)[0]["full, clipped at every step"]

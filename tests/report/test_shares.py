@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS
+from hf_pdyn.report.charts import sections
 from hf_pdyn.report.reading import read_runs
 from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.shares import percent, shares
@@ -128,3 +129,15 @@ def test_a_whole_run_has_the_table(tmp_path: Path) -> None:
         "bias_like",
         "bias_like/norm",
     ]
+
+
+def test_named_groups_have_lines_and_charts(tmp_path: Path) -> None:
+    names = [f"group{i}" for i in range(6)]
+    metrics = {f"pdyn/by_group/{name}/{of}_share": 0.1 for name in names for of in ("grad", "update")}
+    write_state(tmp_path, [{"step": step, "pdyn/steps": 10, **metrics} for step in (10, 20)])
+    (recorded,) = read_runs([tmp_path])
+    found = lines(recorded)
+    assert [found[f"group {name}"] for name in names] == [((0.1,), (0.1,))] * 6
+    (section,) = [section for section in sections([recorded])[0] if section.key == "groups"]
+    assert [chart.key for chart in section.charts] == ["group_grad_share", "group_update_share"]
+    assert "2 more are in the table" in section.intro
