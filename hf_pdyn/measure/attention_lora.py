@@ -11,23 +11,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from hf_pdyn.common.never_fatal import described
 from hf_pdyn.grouping import layer_of
 from hf_pdyn.integrations import peft
 from hf_pdyn.integrations.peft import Whole
+from hf_pdyn.measure.projections import Projection, head_count, head_size, projections_of
 from hf_pdyn.measure.spectra import Spectrum, singular_values
-from hf_pdyn.tensors.sharding import is_dtensor
 
 ATTENTION, ATTENTION_HEADS, LORA = "attention", "attention_heads", "lora"
-
-_SEPARATE = (("q_proj", "k_proj"), ("query", "key"), ("q_lin", "k_lin"), ("query_proj", "key_proj"), ("q", "k"))
-_HEAD_SIZES = ("head_dim", "attention_head_size", "key_value_proj_dim")
-_HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
 
 
 @dataclass(frozen=True)
@@ -65,30 +60,6 @@ class Product(ABC):
 
 
 @dataclass(frozen=True)
-class Projection:
-    """Rows of a linear layer's weight (out, in), with its adapters."""
-
-    layer: nn.Module
-    start: int
-    stop: int
-
-    def tensors(self) -> list[Tensor]:
-        """What the weight is made of."""
-        module = peft.running(self.layer)
-        return [_own_weight(module), *(tensor for lora in peft.added_loras(module) for tensor in lora.tensors)]
-
-    def weight(self, whole: Whole) -> Tensor:
-        """(stop - start, in), as a forward pass applies it, in float32 at least."""
-        module = peft.running(self.layer)
-        base = whole(_own_weight(module))
-        base = base.to(torch.promote_types(base.dtype, torch.float32))
-        effective = base = base.mT if _is_transposed(peft.base_layer(module)) else base
-        for lora in peft.added_loras(module):
-            effective = lora.apply(effective, base, whole)
-        return effective[self.start : self.stop]
-
-
-@dataclass(frozen=True)
 class AttentionProduct(Product):
     """K^T Q of an attention layer, whole and of every head.
 
@@ -107,8 +78,8 @@ class AttentionProduct(Product):
 
     def ranks(self) -> dict[str, int]:
         """Of the whole product and of one head's."""
-        rows = min(projection.stop - projection.start for projection in (self.query, self.key))
-        columns = _columns(self.query.layer)
+        rows = min(len(projection) for projection in (self.query, self.key))
+        columns = self.query.columns
         whole = {ATTENTION: min(rows, columns)}
         return whole if self.head_size is None else whole | {ATTENTION_HEADS: min(self.head_size, columns)}
 
@@ -176,8 +147,7 @@ class Found:
 def find_products(model: nn.Module) -> Found:
     """Every attention layer and every layer with LoRA, in the order of `named_modules`, what is shared once.
 
-    Attention is known by its projections: GPT-2's fused `c_attn` (with `q_attn` in cross-attention), and pairs such as
-    `q_proj` and `k_proj` or `query` and `key`.
+    Attention is known by its projections, see `projections_of`.
     """
     found = Found()
     seen: set[tuple[Tensor, ...]] = set()
@@ -186,6 +156,9 @@ def find_products(model: nn.Module) -> Found:
             continue
         layer = layer_of(f"{path}.weight")
         try:
+            if isinstance(module, nn.MultiheadAttention) and path.endswith("base_layer"):
+                found.unavailable[layer] = "adapters of nn.MultiheadAttention are not read"
+                continue
             for product in _products_of(layer, module):
                 if isinstance(product, str):
                     found.unavailable[layer] = product
@@ -201,35 +174,18 @@ def _products_of(layer: str, module: nn.Module) -> Iterator[Product | str]:
     """The products of one module, or why one cannot be measured."""
     if peft.is_lora(module):
         yield peft.why_unlike_lora(module) or LoraProduct(layer, module)
-    projections = _projections(module)
-    if projections is not None:
+    projections = projections_of(module)
+    if isinstance(projections, str):
+        yield projections
+    elif projections is not None:
         query, key = projections
-        reasons = (_why_unknown(projection.layer) for projection in projections)
+        reasons = (projection.why_unknown() for projection in projections)
         yield next((reason for reason in reasons if reason), None) or _attention(layer, module, query, key)
 
 
-def _projections(attention: nn.Module) -> tuple[Projection, Projection] | None:
-    """Where an attention layer has its queries and keys; None where `attention` is none that is known."""
-    children = {name: child for name, child in attention._modules.items() if child is not None and _is_linear(child)}
-    if "c_attn" in children:
-        fused = children["c_attn"]
-        width = _rows(fused)
-        if "q_attn" in children:  # cross-attention: c_attn has keys and values
-            query = Projection(children["q_attn"], 0, _rows(children["q_attn"]))
-            return query, Projection(fused, 0, width // 2)
-        if width == 3 * _columns(fused):
-            return Projection(fused, 0, width // 3), Projection(fused, width // 3, 2 * width // 3)
-    for query_name, key_name in _SEPARATE:
-        if query_name in children and key_name in children:
-            query, key = (Projection(children[name], 0, _rows(children[name])) for name in (query_name, key_name))
-            return query, key
-    return None
-
-
 def _attention(layer: str, attention: nn.Module, query: Projection, key: Projection) -> AttentionProduct | str:
-    rows, key_rows = (projection.stop - projection.start for projection in (query, key))
-    size = _first_int(attention, _HEAD_SIZES)
-    heads = _first_int(attention, _HEAD_COUNTS) or _first_int(getattr(attention, "config", None), _HEAD_COUNTS)
+    rows, key_rows = len(query), len(key)
+    size, heads = head_size(attention), head_count(attention)
     if size is None and heads:
         size = rows // heads
     if size is None:
@@ -240,46 +196,3 @@ def _attention(layer: str, attention: nn.Module, query: Projection, key: Project
     if rows % size or key_rows % size or (rows // size) % (key_rows // size) or rows != (heads or rows // size) * size:
         return f"{rows} rows of Q and {key_rows} of K are not heads of {size}"
     return AttentionProduct(layer, query, key, size)
-
-
-def _why_unknown(layer: nn.Module) -> str | None:
-    module = peft.running(layer)
-    dtype = _own_weight(module).dtype
-    if not dtype.is_floating_point or dtype.itemsize < 2:
-        return f"its weights are quantised ({dtype})"
-    weight = _own_weight(module)
-    if type(weight).__torch_dispatch__ is not Tensor.__torch_dispatch__ and not is_dtensor(weight):
-        return f"its weights are {type(weight).__name__}"  # such as torchao's, which report the dtype they unpack to
-    return peft.why_unlike_lora(module)
-
-
-def _is_linear(layer: nn.Module) -> bool:
-    weight = getattr(peft.base_layer(peft.running(layer)), "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2
-
-
-def _is_transposed(module: nn.Module) -> bool:
-    """Whether its weight is (in, out): transformers' Conv1D, of GPT-2."""
-    return any(kind.__name__ == "Conv1D" for kind in type(module).__mro__)
-
-
-def _own_weight(module: nn.Module) -> Tensor:
-    return peft.base_layer(module).weight  # type: ignore[return-value]
-
-
-def _rows(layer: nn.Module) -> int:
-    """The outputs of a linear layer, all of its rows."""
-    base = peft.base_layer(peft.running(layer))
-    return _own_weight(base).shape[1 if _is_transposed(base) else 0]
-
-
-def _columns(layer: nn.Module) -> int:
-    """The inputs of a linear layer."""
-    base = peft.base_layer(peft.running(layer))
-    return _own_weight(base).shape[0 if _is_transposed(base) else 1]
-
-
-def _first_int(owner: Any, names: tuple[str, ...]) -> int | None:
-    """The first of these attributes that is a positive number."""
-    values = (getattr(owner, name, None) for name in names)
-    return next((value for value in values if isinstance(value, int) and value > 0), None)

@@ -202,3 +202,34 @@ def vit_of_transformers_4():
     model = named("ViTForImageClassification", vit=vit, classifier=nn.Linear(8, 3))
     type(model).base_model_prefix = "vit"
     return model
+
+
+def mixtral():
+    return hf.MixtralForCausalLM(hf.MixtralConfig(**_TEXT, num_local_experts=2, num_experts_per_tok=1))
+
+
+def qwen2_moe():
+    sizes = {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "num_experts": 2}
+    return hf.Qwen2MoeForCausalLM(hf.Qwen2MoeConfig(**_TEXT, **sizes, num_experts_per_tok=1))
+
+
+def mamba():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 11, "state_size": 4}
+    return hf.MambaForCausalLM(hf.MambaConfig(**sizes))
+
+
+def mamba2():
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "vocab_size": 11, "state_size": 4}
+    return hf.Mamba2ForCausalLM(hf.Mamba2Config(**sizes, num_heads=2, head_dim=8, n_groups=1))
+
+
+def gpt2_vera():
+    return peft.get_peft_model(gpt2(), peft.VeraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True))
+
+
+def gpt_oss():
+    return hf.GptOssForCausalLM(hf.GptOssConfig(**_TEXT, num_local_experts=2, num_experts_per_tok=1, head_dim=4))
+
+
+def llama_loha():
+    return peft.get_peft_model(llama(), peft.LoHaConfig(r=2, target_modules=["q_proj", "down_proj"]))

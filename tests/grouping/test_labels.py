@@ -37,6 +37,13 @@ MODELS = {
     "gpt2_trainable_tokens": ["gpt2_trainable_tokens"],
     "llama_lora_bias": ["llama_lora_bias"],
     "vit_lora": ["vit_lora"],
+    "mixtral": ["mixtral"],
+    "qwen2_moe": ["qwen2_moe"],
+    "gpt_oss": ["gpt_oss"],
+    "mamba": ["mamba"],
+    "mamba2": ["mamba2"],
+    "gpt2_vera": ["gpt2_vera"],
+    "llama_loha": ["llama_loha"],
 }
 
 
