@@ -1,10 +1,11 @@
-"""Check one claim of a paper.
+"""Check one claim of a paper, or several with the same options.
 
     python recipes/claim.py gradient_ratio
     python recipes/claim.py gradient_ratio --help
+    python recipes/claim.py gradient_ratio,lr_decay --rows --minutes 10
     python recipes/claim.py --list
     python recipes/claim.py --list allocation
-    accelerate launch recipes/claim.py gradient_ratio --full --device cuda --data_dir cifar-100-python
+    python recipes/claim.py gradient_ratio --full --device cuda --data_dir cifar-100-python
 
 Each claim is a module of `recipes/papers/PAPER` that says what is run, what the paper expects and by which rule the
 outcome is judged. PAPER is one of
@@ -23,7 +24,8 @@ def main() -> None:
     elif name == "--list":
         _list(words)
     else:
-        claim(name).main(words)
+        for one in [claim(one) for one in name.split(",")]:
+            one.main(words)
 
 
 def _described(name: str) -> str:

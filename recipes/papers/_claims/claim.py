@@ -22,7 +22,7 @@ class Claim:
     rule: how a verdict follows from rows, with the bound below which an effect is none; fixed before the first run.
     configurations: full ones, of all runs, in order of worth. run: does one, or several at once. judge: by the rule.
     draw: writes `figure.png`, in the paper's layout. folder_of: names the folder that holds a run's row, where claims
-    share runs. options: those of its own.
+    share runs. options: those of its own. seeds: repetitions, where none are asked for.
     """
 
     module: str
@@ -34,6 +34,7 @@ class Claim:
     draw: Callable[[Sequence[Row], Options], None]
     folder_of: Callable[[Configuration], str] | None = None
     options: tuple[Option, ...] = ()
+    seeds: int = 5
 
     @property
     def name(self) -> str:
@@ -57,7 +58,7 @@ class Claim:
         missing = len(configurations) - len(rows)
         if missing:
             print(f"{self.name}: {missing} runs are missing, so there is no verdict; the same command does them")
-        elif is_main_process():
+        elif is_main_process() and not given.rows_alone:
             self.draw(rows, given)
             self.judged(rows, given).write(given.directory)
 
@@ -84,4 +85,4 @@ class Claim:
             print(" ".join(self.rule.split()))
             history.keep(self.rule, self.rule_file)
         else:
-            self.check(parse(self.paper, self.name, self.doc, self.options, words))
+            self.check(parse(self.paper, self.name, self.doc, self.options, words, self.seeds))

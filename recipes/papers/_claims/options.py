@@ -41,9 +41,10 @@ MODEL = Option("model_name_or_path", "the pretrained backbone, hub name or direc
 class Options:
     """How a claim is checked.
 
-    full: the large setting instead of the quick one. seeds: how many. jobs: processes at a time. together: trainings at
-    once in each, where a claim can. minutes: after which no run begins. directory: of this claim's verdict and figure.
-    own: the values of the claim's own options.
+    full: the large setting instead of the quick one. seeds: how many. jobs: processes at a time. directory: of this
+    claim's verdict and figure. own: the values of the claim's own options. together: trainings at once in each process,
+    where a claim can. minutes: after the start of the program, when no run begins any more. rows_alone: neither verdict
+    nor figure.
     """
 
     full: bool
@@ -55,6 +56,7 @@ class Options:
     own: tuple[tuple[str, Any], ...] = ()
     together: int = 1
     minutes: float | None = None
+    rows_alone: bool = False
 
     def __getitem__(self, option: str) -> Any:
         return dict(self.own)[option]
@@ -68,10 +70,13 @@ class Options:
         return "full" if self.full else "quick"
 
 
-def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequence[str]) -> Options:
+def parse(
+    paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequence[str], seeds: int = FEWEST_SEEDS
+) -> Options:
     """The options in the words of a command line.
 
-    claim: names the folder of its outputs, in that of the paper. doc: its module's text. own: what it declares.
+    claim: names the folder of its outputs, in that of the paper. doc: its module's text. own: what it declares. seeds:
+    how many, where none are asked for.
     """
     parser = argparse.ArgumentParser(
         f"claim.py {claim}",
@@ -85,12 +90,13 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
         "--full", action="store_true", help="the large setting, for a GPU (see above what of it is the paper's)"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or mps (default: cpu)")
-    parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="repetitions (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=seeds, help="repetitions (default: %(default)s)")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: one a core on a CPU, else one)")
     parser.add_argument(
         "--together", type=int, help="trainings at once in each job, where a claim can (default: 4, on a GPU 128)"
     )
-    parser.add_argument("--minutes", type=float, help="begin no run that would end later (default: no limit)")
+    parser.add_argument("--minutes", type=float, help="begin no run that would end later after the start")
+    parser.add_argument("--rows", action="store_true", help="do the runs that are missing, and neither judge nor draw")
     parser.add_argument(
         "--output_dir",
         type=Path,
@@ -106,7 +112,16 @@ def parse(paper: str, claim: str, doc: str, own: Sequence[Option], words: Sequen
     values = tuple((option.name, _value(option, given)) for option in own)
     together = given.together or (4 if given.device == "cpu" else 128)
     return Options(
-        given.full, given.device, given.seeds, jobs, given.output_dir, claim, values, together, given.minutes
+        given.full,
+        given.device,
+        given.seeds,
+        jobs,
+        given.output_dir,
+        claim,
+        values,
+        together,
+        given.minutes,
+        given.rows,
     )
 
 

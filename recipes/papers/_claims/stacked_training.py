@@ -106,7 +106,8 @@ class _Optimizer:
         device = networks.values.device
         self._exp_avg, self._exp_avg_sq = (torch.zeros_like(networks.values, requires_grad=False) for _ in range(2))
         self._eps = torch.tensor([one.eps for one in trainings], device=device)[:, None]
-        self._matched = torch.tensor([[one.update_scale == "adam"] for one in trainings], device=device)
+        matched = [[one.update_scale == "adam"] for one in trainings]
+        self._any_matched, self._matched = [True] in matched, torch.tensor(matched, device=device)
         kinds = [_kind(name) for name in networks.names]
         of_kinds = [{"weight": one.p, "norm": one.p_norm, "bias": one.p_bias} for one in trainings]
         table = [[one["weight"] if one[kind] is None else one[kind] for kind in kinds] for one in of_kinds]
@@ -126,7 +127,7 @@ class _Optimizer:
         self._exp_avg_sq.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
         m_hat, v_hat = self._exp_avg / (1 - BETA1**self._step), self.v_hat() + self._eps
         update = m_hat * v_hat.pow(-self._p)
-        if self._matched.any():
+        if self._any_matched:
             adams = (m_hat * v_hat.rsqrt()).square().sum(1, keepdim=True)
             scale = (adams / update.square().sum(1, keepdim=True)).sqrt()
             update *= torch.where(self._matched, scale, 1.0)

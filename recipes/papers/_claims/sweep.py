@@ -14,9 +14,14 @@ import torch
 import transformers
 from tqdm.auto import tqdm
 
+from _common.entry_point import RecipeError
+
 from .options import Options
-from .processes import from_main_process, is_main_process
+from .processes import from_main_process, is_main_process, world_size
 from .rows import Configuration, Result, Row, Rows, SharedRows
+
+STARTED = time.monotonic()
+"""When this program began, from which the minutes are counted that all of its claims have together."""
 
 Work = Callable[[Configuration, Options], Result]
 """Takes a configuration, returns its result; at the top level of a module, since other processes import it."""
@@ -58,6 +63,11 @@ def _run(
     missing: Sequence[Configuration], work: Work | WorkTogether, rows: Rows | SharedRows, options: Options, title: str
 ) -> None:
     together = isinstance(work, WorkTogether)
+    if together and world_size() > 1:
+        raise RecipeError(
+            f"{title} must run in one process, got {world_size()}: it trains many networks at once; leave "
+            "out the launcher"
+        )
     size = options.together if together else 1
     groups = [missing[start : start + size] for start in range(0, len(missing), size)]
     clock = _Clock(options.minutes)
@@ -97,7 +107,7 @@ class _Clock:
     """Whether another group of runs would end in time, if it took as long as the longest so far."""
 
     def __init__(self, minutes: float | None) -> None:
-        self._end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self._end = math.inf if minutes is None else STARTED + 60 * minutes
         self._longest = 0.0
 
     def took(self, seconds: float) -> None:

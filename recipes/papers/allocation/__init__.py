@@ -13,5 +13,6 @@ CLAIMS = (
     "dynamic_p",
     "own_effect",
     "fine_tuning",
+    "one_curve",
 )
 """By number, from claim 1; a later one may take the rows of an earlier one."""

@@ -1,185 +1,200 @@
-"""The sweep behind claims 4 to 7 and 9: a BatchNorm network trained with a fixed p, over p, learning rate and seed."""
+"""The runs behind claims 4 to 7, 9 and 11, and what is read from them: fixed p, over p, learning rate and seed."""
 
-import dataclasses
-import functools
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import set_seed
 
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import Outcome
-from papers._claims.images import Images, cifar, embedded_digits
-from papers._claims.networks import RESNET18, SMALL, resnet
-from papers._claims.options import DATA_DIR, Options
+from papers._claims.options import Option, Options
 from papers._claims.rows import Configuration, Result, Row, chosen
-from papers._claims.training import Optimization, train
+from papers._claims.stacked_training import Training
+from papers.allocation import _setting
+from papers.allocation._setting import EXPONENTS, folder_of
 
-CONVOLUTION, NORMALIZATION = ".convolution", ".normalization"
-OPTIONS = (DATA_DIR,)
-EXPONENTS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
-PAPERS_RATES = (0.01, 0.1)
-QUICK_RATES = (*PAPERS_RATES, 0.3, 1.0)
-"""The quick runs are of 360 steps: at the larger ones, small p fits the training set too."""
-TEST_SHARE = 0.95
-"""Of the digits: nine of a class are left to train on, and the test error is near that of Table 2, 22 %, so that losses
-have a tail. With half of the digits to train on it was 2 %."""
-FACTOR = 1.1
+__all__ = ["EXPONENTS", "folder_of"]
+
+SEEDS = 6
+"""With fewer, no permutation of the signs of their differences is rarer than 5 % on both sides."""
+EXTREMES = (-0.4, 0.0, 0.3)
+FACTOR, POINT = 1.1, 0.01
 BOUND = math.log(FACTOR)
-"""Of an effect on the logarithm of G_w/G_b or of a loss: less than a factor of 1.1 from p = -0.4 to 0.3 is none. The
-paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails."""
-CURVES = ("D_w", "D_b", "G_w_over_G_b", "update_w", "update_b")
-MATCHED_RATES = (0.001, 0.003, 0.01)
-"""With the update scale matched, learning rates mean what they mean to Adam."""
+"""Of an effect on the logarithm of a ratio, a norm or a loss: less than a factor of 1.1 from p = -0.4 to 0.3 is none.
+The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a share."""
+CONVOLUTION, NORMALIZATION = ".convolution.weight", ".normalization"
 
 
-def learning_rates(given: Options) -> tuple[float, ...]:
-    return PAPERS_RATES if given.full else QUICK_RATES
+def numbers(words: str) -> tuple[float, ...]:
+    """Of a word such as -0.4,0,0.3."""
+    return tuple(sorted(float(word) for word in words.split(",")))
 
 
-def configuration(given: Options, optimization: Optimization, seed: int) -> Configuration:
-    """All that decides a run."""
-    size = (
-        {"data": given["data_dir"], "network": dataclasses.asdict(RESNET18)}
-        if given.full
-        else {"data": "digits", "test_share": TEST_SHARE, "network": dataclasses.asdict(SMALL)}
-    )
-    return {"size": given.size, **size, **dataclasses.asdict(sized(given, optimization)), "seed": seed}
+OPTIONS = (
+    *_setting.OPTIONS,
+    Option("exponents", "values of p, as --exponents=-0.4,0,0.3", numbers, quick=EXPONENTS, full=EXPONENTS),
+    Option("learning_rates", "of raw updates", numbers, quick=(0.1, 1.0), full=(0.1, 1.0)),
+    Option("matched_rates", "of updates of Adam's size", numbers, quick=(0.003, 0.01), full=(0.003, 0.01)),
+    Option(
+        "swept_rates",
+        "of raw updates with p = 0",
+        numbers,
+        quick=(0.01, 0.03, 0.1, 0.3, 1.0, 3.0),
+        full=(0.01, 0.1, 1.0),
+    ),
+)
 
 
-def sized(given: Options, optimization: Optimization) -> Optimization:
-    """Longer and with larger batches in a full run."""
-    return dataclasses.replace(optimization, epochs=200, batch_size=128) if given.full else optimization
+def rates(given: Options, scale: str) -> tuple[float, ...]:
+    """Learning rates at which p is swept."""
+    return given["learning_rates" if scale == "raw" else "matched_rates"]
 
 
 def configurations(
     given: Options,
-    exponents: Iterable[float] = EXPONENTS,
-    rates: Iterable[float] | None = None,
-    lr_scheduler: str = "cosine",
-    update_scale: str = "raw",
+    scale: str = "raw",
+    *,
+    exponents: Iterable[float] | None = None,
+    at: Iterable[float] | None = None,
+    **how: Any,
 ) -> list[Configuration]:
-    """Every p, learning rate and seed."""
-    return [
-        configuration(given, Optimization(p, lr, lr_scheduler=lr_scheduler, update_scale=update_scale), seed)
-        for lr in (learning_rates(given) if rates is None else rates)
-        for p in exponents
+    """Every p, learning rate and seed, the extreme p first. how: other fields of `Training`."""
+    found = [
+        _setting.configuration(given, Training(p, lr, seed, update_scale=scale, **how), split=seed)
         for seed in range(given.seeds)
+        for lr in (rates(given, scale) if at is None else at)
+        for p in (given["exponents"] if exponents is None else exponents)
     ]
+    return sorted(found, key=lambda one: one["p"] not in EXTREMES)
 
 
-def folder_of(configuration: Configuration) -> str:
-    """The first claim that asks for a run has its row."""
-    if "strategy" in configuration:
-        return "dynamic_p"
-    if configuration["update_scale"] == "adam":
-        return "own_effect"
-    return "gradient_ratio" if configuration["lr_scheduler"] == "cosine" else "lr_decay"
+def extremes(given: Options) -> tuple[float, ...]:
+    """The smallest p, 0 and the largest, of those that are swept."""
+    exponents = given["exponents"]
+    return tuple(sorted({exponents[0], 0.0, exponents[-1]}))
 
 
-def run(configuration: Configuration, given: Options) -> Result:
-    """Train one network; return what any rule or figure reads."""
-    images = images_of(configuration)
-    how = Optimization(**{field.name: configuration[field.name] for field in dataclasses.fields(Optimization)})
-    set_seed(configuration["seed"])
-    model = resnet(RESNET18 if configuration["size"] == "full" else SMALL, images.channels, images.classes)
-    result = train(model, images, how, configuration["seed"], given.device)
-    gradients = {
-        part: {layer: thinned(norms) for layer, norms in by_layer.items()}
-        for part, by_layer in result["gradients"].items()
-    }
-    return {
-        "curves": {name: result["curves"][name] for name in CURVES},
-        "gradients": gradients,
-        **{name: result[name] for name in ("table_2", "hard", "samples")},
-    }
+def swept(given: Options) -> list[Configuration]:
+    """p = 0 over learning rates: what step sizes do alone."""
+    return configurations(given, exponents=[0.0], at=given["swept_rates"])
 
 
-def thinned(by_epoch: Sequence[Any]) -> list[Any]:
-    """About ten epochs of a layer's curve, the last among them."""
-    return list(by_epoch[:: -max(len(by_epoch) // 10, 1)][::-1])
+def without_doubles(configurations: Sequence[Configuration]) -> list[Configuration]:
+    """In the same order."""
+    return [one for place, one in enumerate(configurations) if one not in configurations[:place]]
 
 
-def images_of(configuration: Configuration) -> Images:
-    """The digits, or a CIFAR directory."""
-    if configuration["size"] == "full":
-        return cifar(configuration["data"])
-    return embedded_digits(range(10), configuration["test_share"])
+def usual(rows: Sequence[Row], **where: Any) -> list[Row]:
+    """Those of the sweeps: cosine decay, one seed a split, the usual eps."""
+    own = [row for row in rows if row["configuration"]["seed"] == row["configuration"]["split"]]
+    return chosen(own, **({"lr_scheduler": "cosine", "eps": Training.eps} | where))
 
 
 def by(key: str, rows: Sequence[Row], value: Callable[[Result], float | None], **where: object) -> np.ndarray:
     """A number of the results by a setting in ascending order and seed, (settings, seeds); NaN for None.
 
-    key: of the setting. where: what the configurations must have.
+    where: what the configurations must have.
     """
     of_rows = chosen(rows, **where)
     settings = sorted({row["configuration"][key] for row in of_rows})
     return np.array([[value(row["result"]) for row in chosen(of_rows, **{key: x})] for x in settings], float)
 
 
-by_p = functools.partial(by, "p")
-"""(p, seeds)."""
+def by_p(rows: Sequence[Row], value: Callable[[Result], float | None], **where: object) -> np.ndarray:
+    """(p, seeds)."""
+    return by("p", rows, value, **where)
 
 
-def final_ratio(result: Result) -> float | None:
-    """G_w/G_b of the last epoch; None where training diverged, or its weights have no gradient any more."""
-    ratio = result["curves"]["G_w_over_G_b"][-1]
-    return None if ratio is None or has_died(result) else ratio
+def last(name: str) -> Callable[[Result], float | None]:
+    """Of a curve, its mean over the last epoch."""
+    return lambda result: result["curves"][name][-1]
 
 
-def has_died(result: Result) -> bool:
-    """Whether every unit of a network is dead: its bias alone has a gradient."""
-    return result["curves"]["D_w"][-1] == 0
+def final(result: Result) -> dict[str, Any]:
+    """What was measured after the last epoch."""
+    return result["measured"][max(result["measured"], key=int)]
 
 
-def layer_ratios(result: Result, layer: str) -> list[float | None]:
-    """G_w/G_b of a convolution and the normalisation that follows it, or of the classifier, over `thinned` epochs.
+def table(name: str, split: str = "test") -> Callable[[Result], float | None]:
+    """A column of Table 2."""
+    return lambda result: final(result)["table_2"][split][name]
 
-    By Table 1 a normalisation has nothing weight-like, and no ratio of its own. None as in `final_ratio`.
+
+def log(value: Callable[[Result], float | None]) -> Callable[[Result], float | None]:
+    """The logarithm; None where there is none."""
+
+    def found(result: Result) -> float | None:
+        number = value(result)
+        return math.log(number) if number else None
+
+    return found
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What is expected of a quantity as p grows. direction: +1 or -1. bound: of no effect."""
+
+    direction: int
+    value: Callable[[Result], float | None]
+    bound: float = BOUND
+
+    def trend(self, rows: Sequence[Row], key: str = "p") -> statistics.Mean:
+        """Its change from the first setting to the last."""
+        settings = sorted({row["configuration"][key] for row in rows})
+        return statistics.trend(np.log(settings) if key == "lr" else settings, by(key, rows, self.value))
+
+    def outcome(self, rows: Sequence[Row], key: str = "p") -> Outcome:
+        return statistics.effect(self.trend(rows, key), self.bound, direction=self.direction)
+
+
+RATIOS = {
+    "G_w/G_b falls": Effect(-1, log(last("G_w_over_G_b"))),
+    "G_w/G_b by name falls": Effect(-1, log(last("by_name"))),
+    "the scale-invariant ratio falls": Effect(-1, log(last("invariant"))),
+}
+"""By Table 1; by parameter name, as Fig. 3's "non-bias and bias parameters"; of convolutions, with their norms."""
+NORM = Effect(+1, log(last("conv_norm")))
+LOSSES = {
+    "median test loss falls": Effect(-1, log(table("p50"))),
+    "95th percentile rises": Effect(+1, log(table("p95"))),
+    "99th percentile rises": Effect(+1, log(table("p99"))),
+    "standard deviation rises": Effect(+1, log(table("std"))),
+    "share above 5 rises": Effect(+1, table("share_above_5"), POINT),
+}
+BOUNDS = f"Bounds: a factor of {FACTOR:g} from the first p to the last, a point of a share."
+
+
+def layer_ratios(result: Result, *, invariant: bool = False) -> dict[str, float | None]:
+    """In the last epoch, each convolution's G_w over G_b of the normalisation that follows it; and the classifier's.
+
+    By Table 1 a normalisation has nothing weight-like, and no ratio of its own. invariant: times the weight's norm.
     """
-    weights, biases = result["gradients"]["weight"], result["gradients"]["bias_like"]
-    pairs = zip(weights[layer], biases[layer.replace(CONVOLUTION, NORMALIZATION)], strict=True)
-    return [weight / bias if weight and bias else None for weight, bias in pairs]
+    norms, sizes = result["layers"]["G"], result["layers"]["norm"]
+    found: dict[str, float | None] = {}
+    for name in norms:
+        if name.endswith(CONVOLUTION):
+            normalization = name.replace(CONVOLUTION, NORMALIZATION)
+            biases = [norms[f"{normalization}.{kind}"] for kind in ("weight", "bias")]
+        elif name.startswith("classifier") and name.endswith("weight"):
+            biases = [norms[name.replace("weight", "bias")]]
+        else:
+            continue
+        numbers = [norms[name], *biases, sizes[name]]
+        of_layer = None if None in numbers or not any(biases) else norms[name] / math.hypot(*biases)
+        found[short(name)] = of_layer * sizes[name] if of_layer and invariant else of_layer
+    return found
 
 
-def layers(rows: Sequence[Row]) -> list[str]:
-    """Names of the layers that have a ratio, from the input to the output."""
-    return list(rows[0]["result"]["gradients"]["weight"])
+def layer_effect(layer: str, *, invariant: bool = False) -> Effect:
+    """Its own ratio falls."""
+    return Effect(-1, log(lambda result: layer_ratios(result, invariant=invariant)[layer]))
 
 
-def mean_layer_ratio(result: Result) -> float | None:
-    """The geometric mean of the layers' G_w/G_b in the last epoch, in which no layer's gradient outweighs the rest."""
-    ratios = [layer_ratios(result, layer)[-1] for layer in result["gradients"]["weight"]]
-    return None if None in ratios else float(np.exp(np.mean(np.log(np.array(ratios, float)))))
-
-
-def update_ratio(result: Result) -> float:
-    """The mean over epochs of the log of weight over bias-like update norm."""
-    curves = result["curves"]
-    return float(np.mean(np.log(np.array(curves["update_w"], float) / np.array(curves["update_b"], float))))
-
-
-def last_ratios(rows: Sequence[Row], layer: str, **where: object) -> np.ndarray:
-    """A layer's G_w/G_b in the last epoch, (p, seeds)."""
-    return by_p(rows, lambda result: layer_ratios(result, layer)[-1], **where)
-
-
-def log_trend(values: np.ndarray) -> statistics.Mean:
-    """How the logarithm of a quantity moves with p; values: (p, seeds)."""
-    return statistics.trend(EXPONENTS, np.log(values))
-
-
-def falls_by_layer(rows: Sequence[Row], **where: object) -> dict[str, Outcome]:
-    """Whether each layer's last G_w/G_b falls with p."""
-    return {
-        layer: statistics.effect(log_trend(last_ratios(rows, layer, **where)), BOUND, direction=-1)
-        for layer in layers(rows)
-    }
-
-
-def short(layer: str) -> str:
+def short(name: str) -> str:
     """A layer's name without what all of them have."""
     for long, brief in (
         ("resnet.", ""),
@@ -188,7 +203,30 @@ def short(layer: str) -> str:
         (".layer.", " conv "),
         (CONVOLUTION, ""),
         ("embedder.embedder", "stem"),
-        ("classifier.1", "classifier"),
+        ("classifier.1.weight", "classifier"),
     ):
-        layer = layer.replace(long, brief)
-    return layer
+        name = name.replace(long, brief)
+    return name
+
+
+def update_ratio(result: Result) -> float:
+    """The mean over epochs of the log of weight over bias-like update norm."""
+    curves = result["curves"]
+    return float(np.mean(np.log(np.array(curves["update_w"], float) / np.array(curves["update_b"], float))))
+
+
+def eps_shares(rows: Sequence[Row]) -> str:
+    """How many second moments lie below eps, in words."""
+    shares = [row["result"]["eps_share"] for row in rows]
+    return f"second moments below eps at the end: {max(shares):.2g} of all at most, {np.mean(shares):.2g} in the mean"
+
+
+def data_of(rows: Sequence[Row]) -> str:
+    """What was trained on, in words."""
+    one = rows[0]["configuration"]
+    return f"{one['train_images']} images of {one['data']}, width {one['network']['widths'][0]}"
+
+
+def with_seed(configuration: Configuration, seed: int) -> Configuration:
+    """The same images and setting with other initial weights and another order."""
+    return dict(configuration) | {"seed": seed}

@@ -75,8 +75,15 @@ def _network(given: Options) -> ResNetSize:
 
 
 def run_together(configurations: Sequence[Configuration], given: Options) -> list[Result]:
-    """Runs of one size, at once."""
-    return train(configurations, given)
+    """Runs of one size, at once; half of them where the device has no room for all."""
+    try:
+        return train(configurations, given)
+    except torch.OutOfMemoryError:
+        if len(configurations) == 1:
+            raise
+    torch.cuda.empty_cache()
+    half = len(configurations) // 2
+    return [one for part in (configurations[:half], configurations[half:]) for one in run_together(part, given)]
 
 
 RUN = WorkTogether(run_together)
@@ -84,6 +91,8 @@ RUN = WorkTogether(run_together)
 
 def folder_of(configuration: Configuration) -> str:
     """Of rows that several claims read."""
+    if "strategy" in configuration:
+        return "dynamic_p"
     if configuration["seed"] != configuration["split"]:
         return "hard_samples"
     if configuration["lr_scheduler"] == "constant":

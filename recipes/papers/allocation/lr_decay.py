@@ -2,144 +2,205 @@
 
     python recipes/claim.py lr_decay
 
-The runs of claim 4 have cosine decay; the same ones with a constant learning rate show how much of the rise is the
-decay's.
+Some runs of claim 4 have cosine decay; the same ones with a constant learning rate show how much of a rise is the
+decay's. Late in training the decay also lowers the loss, and with it all gradients; so the two are compared at equal
+training loss, too. The gradient of the whole train set shows what the noise of small batches adds.
 
-The paper's: as claim 4; cosine annealing. Ours: as claim 4; the constant learning rate, and half of training as
-"late".
+The paper's: cosine annealing. Ours: as claim 4; the constant learning rate, half of training as "late", and all
+comparisons.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from hf_pdyn.sweep import statistics
-from hf_pdyn.sweep.outcome import ALL_RULE, all_of
+from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
 from papers._claims import figures
 from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Configuration, Result, Row, chosen
-from papers._claims.verdict import Verdict
-from papers.allocation import _fixed_p
-from papers.allocation._fixed_p import PAPERS_RATES, by_p, final_ratio
+from papers._claims.verdict import Part, Verdict
+from papers.allocation import _fixed_p, _setting
+from papers.allocation._fixed_p import by_p, usual
 
-EXPONENTS = (-0.4, 0.0, 0.3)
 SCHEDULES = ("cosine", "constant")
 FACTOR = 1.05
 BOUND = math.log(FACTOR)
-RULE = f"""The rise is the logarithm of the last epoch's G_w/G_b over that at half of training, mean over p. At both
-of the paper's learning rates it is above zero under cosine decay, and above that under a constant learning rate.
-Bound: a factor of {FACTOR:g}. {ALL_RULE} {statistics.EFFECT_RULE}"""
+RULE = f"""The rise is the logarithm of the last epoch's G_w/G_b over that at half of training, mean over p (the
+smallest, 0, the largest). At both learning rates it is above zero under cosine decay; and from half of training on the
+logarithm of G_w/G_b under cosine decay is above that under a constant learning rate at equal training loss: in each
+epoch whose mean loss the constant run has too, by linear interpolation over the logarithms of its epochs' losses, mean
+over these epochs and p. Bound: a factor of {FACTOR:g}. Parts, at both learning rates. same step: the rise under cosine
+decay is above that under a constant learning rate. whole set: the rise of the ratio of norms of the gradient of the
+whole train set, without the noise of small batches, is above zero under cosine decay, and above that under a constant
+learning rate. {ALL_RULE} {statistics.EFFECT_RULE}"""
 
 
 def configurations(given: Options) -> list[Configuration]:
     """Some p, at every learning rate, under both schedules."""
     return [
-        row
-        for schedule in SCHEDULES
-        for row in _fixed_p.configurations(given, exponents=EXPONENTS, lr_scheduler=schedule)
+        one
+        for schedule in SCHEDULES[::-1]
+        for one in _fixed_p.configurations(given, exponents=_fixed_p.extremes(given), lr_scheduler=schedule)
     ]
 
 
 def rise(result: Result) -> float | None:
     """Log of G_w/G_b at the end over that at half of training; None where either is missing."""
-    return None if final_ratio(result) is None else change(result, "G_w_over_G_b")
-
-
-def change(result: Result, name: str) -> float | None:
-    """Log of a quantity at the end over that at half of training."""
-    curve = result["curves"][name]
+    curve = result["curves"]["G_w_over_G_b"]
     middle, end = curve[len(curve) // 2 - 1], curve[-1]
-    return float(np.log(end / middle)) if middle and end else None
+    return math.log(end / middle) if middle and end else None
 
 
-def rises(rows: Sequence[Row], lr: float, schedule: str) -> np.ndarray:
-    """(p, seeds)."""
-    return by_p(rows, rise, lr=lr, lr_scheduler=schedule)
+def rise_of_whole_set(result: Result) -> float | None:
+    """The same of the gradient of the whole train set."""
+    at = sorted(result["measured"], key=int)
+    half = min(at, key=lambda epoch: abs(int(epoch) - int(at[-1]) / 2))
+    middle, end = (result["measured"][epoch]["of_whole_set"]["G_w_over_G_b"] for epoch in (half, at[-1]))
+    return math.log(end / middle) if middle and end else None
+
+
+def of_schedule(rows: Sequence[Row], lr: float, schedule: str, exponents: Sequence[float]) -> list[Row]:
+    found = usual(rows, lr=lr, lr_scheduler=schedule)
+    return [row for row in found if row["configuration"]["p"] in exponents]
+
+
+def at_equal_loss(cosine: Result, constant: Result) -> float:
+    """Mean log of G_w/G_b under cosine decay over that under a constant learning rate; NaN without common losses."""
+    (loss, ratio), (other_loss, other_ratio) = (_logs(result) for result in (cosine, constant))
+    late = slice(len(loss) // 2, None)
+    loss, ratio = loss[late], ratio[late]
+    order = np.argsort(other_loss)
+    inside = (loss >= other_loss.min()) & (loss <= other_loss.max())
+    if not inside.any():
+        return math.nan
+    return float((ratio - np.interp(loss, other_loss[order], other_ratio[order]))[inside].mean())
+
+
+def _logs(result: Result) -> tuple[np.ndarray, np.ndarray]:
+    pairs = np.array([result["curves"][name] for name in ("loss", "G_w_over_G_b")], float)
+    found = np.log(np.where(pairs > 0, pairs, np.nan))
+    return found[0], found[1]
 
 
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
-    rates = _fixed_p.learning_rates(given)
-    cosine = {lr: rises(rows, lr, "cosine") for lr in rates}
-    more = {lr: cosine[lr] - rises(rows, lr, "constant") for lr in rates}
-    outcomes = {
-        lr: [statistics.effect(statistics.mean_of(found[lr].mean(0)), BOUND) for found in (cosine, more)]
-        for lr in rates
+    rates, exponents = _fixed_p.rates(given, "raw"), _fixed_p.extremes(given)
+    of = {(lr, schedule): of_schedule(rows, lr, schedule, exponents) for lr in rates for schedule in SCHEDULES}
+    rises = {key: by_p(found, rise).mean(0) for key, found in of.items()}
+    whole = {key: by_p(found, rise_of_whole_set).mean(0) for key, found in of.items()}
+    equal = {lr: _equal_loss(of[lr, "cosine"], of[lr, "constant"], exponents) for lr in rates}
+    main = {lr: [_effect(rises[lr, "cosine"]), _effect(equal[lr])] for lr in rates}
+    same = {lr: _effect(rises[lr, "cosine"] - rises[lr, "constant"]) for lr in rates}
+    of_whole = {
+        lr: [_effect(whole[lr, "cosine"]), _effect(whole[lr, "cosine"] - whole[lr, "constant"])] for lr in rates
     }
-    factors = ", ".join(
-        f"{np.exp(cosine[lr].mean()):.2f} x at lr={lr:g} ({outcomes[lr][0]}; constant "
-        f"{np.exp(rises(rows, lr, 'constant').mean()):.2f} x, more than that: {outcomes[lr][1]})"
-        for lr in rates
-    )
     return Verdict(
         number=7,
         claim="Learning-rate decay raises G_w/G_b late in training",
         paper="under cosine decay both gradients fall, the bias's faster, so that G_w/G_b often rises late",
-        measured=f"from half of training to its end G_w/G_b changes by {factors}, mean over p",
-        verdict=all_of(outcome for lr in PAPERS_RATES for outcome in outcomes[lr]),
-        reason=_both_gradients(rows),
+        measured="from half of training to its end under cosine decay, mean over p: "
+        + "; ".join(
+            f"{_factor(rises[lr, 'cosine'])} at lr={lr:g} ({main[lr][0]}), and at equal loss {_factor(equal[lr])} that "
+            f"under a constant one ({main[lr][1]})"
+            for lr in rates
+        ),
+        verdict=all_of(outcome for found in main.values() for outcome in found),
+        reason=f"{_fixed_p.data_of(rows)}, batches of {given['batch_size']}. {_both_gradients(of, rates)}",
+        parts={
+            "more than a constant learning rate at the same step": Part(
+                all_of(same.values()),
+                "; ".join(
+                    f"{_factor(rises[lr, 'constant'])} under a constant one at lr={lr:g} ({same[lr]})" for lr in rates
+                ),
+            ),
+            "gradient of the whole set": Part(
+                all_of(outcome for found in of_whole.values() for outcome in found),
+                "; ".join(
+                    f"{_factor(whole[lr, 'cosine'])} at lr={lr:g} ({of_whole[lr][0]}), "
+                    f"{_factor(whole[lr, 'constant'])} under a constant one (more than that: {of_whole[lr][1]})"
+                    for lr in rates
+                ),
+            ),
+        },
         figures={
             f"lr={lr:g}": {
-                f"p={p:g}": {
-                    "rise under cosine": str(statistics.mean_of(cosine[lr][i])),
-                    "more than constant": str(statistics.mean_of(more[lr][i])),
-                }
-                for i, p in enumerate(EXPONENTS)
+                f"log rise under {schedule}": statistics.means_by_p(exponents, by_p(of[lr, schedule], rise))
+                for schedule in SCHEDULES
             }
             for lr in rates
         },
     )
 
 
-def _both_gradients(rows: Sequence[Row]) -> str:
+def _equal_loss(cosine: Sequence[Row], constant: Sequence[Row], exponents: Sequence[float]) -> np.ndarray:
+    """Mean over p, by seed."""
+    by_exponent = [
+        [
+            at_equal_loss(one["result"], other["result"])
+            for one, other in zip(chosen(cosine, p=p), chosen(constant, p=p), strict=True)
+        ]
+        for p in exponents
+    ]
+    return np.array(by_exponent).mean(0)
+
+
+def _effect(values: np.ndarray) -> Outcome:
+    return statistics.effect(statistics.mean_of(values), BOUND)
+
+
+def _factor(values: np.ndarray) -> str:
+    found = statistics.mean_of(values)
+    return f"{math.exp(found.mean):.2f} ± {math.exp(found.mean) * found.spread:.2f} x"
+
+
+def _both_gradients(of: dict[tuple[float, str], list[Row]], rates: Sequence[float]) -> str:
     """How each gradient changes in the second half, which the paper's explanation is about."""
     told = []
-    for lr in PAPERS_RATES:
-        weight, bias = (
-            np.exp(by_p(rows, functools.partial(change, name=name), lr=lr, lr_scheduler="cosine").mean())
-            for name in ("D_w", "D_b")
+    for lr in rates:
+        ends = {name: [] for name in ("D_w", "D_b")}  # type: dict[str, list[float]]
+        for row in of[lr, "cosine"]:
+            for name, found in ends.items():
+                curve = row["result"]["curves"][name]
+                found.append(math.log((curve[-1] or math.nan) / (curve[len(curve) // 2 - 1] or math.nan)))
+        told.append(
+            " and ".join(f"{math.exp(float(np.mean(found))):.2f} x" for found in ends.values()) + f" at lr={lr:g}"
         )
-        told.append(f"{weight:.2f} x and {bias:.2f} x at lr={lr:g}")
-    return f"Under cosine decay D_w and D_b change in the second half by {', '.join(told)}, mean over p."
+    return f"Under cosine decay D_w and D_b change in the second half by {', '.join(told)}."
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """G_w/G_b over epochs under both schedules; below, both gradient norms under cosine decay."""
-    rates = _fixed_p.learning_rates(given)
-    with figures.panels(2, len(rates), height=2.5, sharex=True, sharey="row") as (figure, grid):
-        for (ratios, norms), lr in zip(grid.T, rates, strict=True):
-            for p, colour in zip(EXPONENTS, figures.colours(len(EXPONENTS)), strict=True):
-                _draw_ratios(ratios, rows, p, lr, colour)
-                for name, line in (("D_w", "-"), ("D_b", ":")):
-                    values = _curves(rows, name, p, lr, "cosine").mean(0)
-                    norms.semilogy(range(1, len(values) + 1), values, color=colour, linestyle=line)
-            ratios.set_title(f"lr = {lr:g}")
-            norms.set_xlabel("epoch")
-            if lr not in PAPERS_RATES:
-                figures.control([ratios, norms])
-        grid[0, 0].set(ylabel="G_w / G_b", ylim=(0, None))
-        grid[1, 0].set_ylabel("gradient norm, cosine")
+    """G_w/G_b over epochs under both schedules; and over training loss, where the same loss is compared."""
+    rates, exponents = _fixed_p.rates(given, "raw"), _fixed_p.extremes(given)
+    with figures.panels(len(rates), 2, height=2.6) as (figure, grid):
+        for (over_epochs, over_loss), lr in zip(grid, rates, strict=True):
+            for p, colour in zip(exponents, figures.colours(len(exponents)), strict=True):
+                for schedule, line in zip(SCHEDULES, ("-", "--"), strict=True):
+                    of_p = of_schedule(rows, lr, schedule, [p])
+                    logs = np.array([_logs(row["result"]) for row in of_p]).mean(0)
+                    epochs = range(1, logs.shape[1] + 1)
+                    label = f"p = {p:g}" if schedule == "cosine" else None
+                    over_epochs.plot(epochs, np.exp(logs[1]), line, color=colour, label=label)
+                    over_loss.plot(np.exp(logs[0]), np.exp(logs[1]), line, color=colour)
+            over_epochs.set(title=f"lr = {lr:g}", xlabel="epoch", ylabel="G_w / G_b", ylim=(0, None))
+            over_loss.set(title=f"lr = {lr:g}", xlabel="training loss, falling", xscale="log", ylim=(0, None))
+            over_loss.invert_xaxis()
         grid[0, 0].plot([], [], color="0.5", linestyle="--", label="constant learning rate (control)")
-        grid[1, 0].plot([], [], color="0.5", label="D_w")
-        grid[1, 0].plot([], [], color="0.5", linestyle=":", label="D_b")
-        figures.legend(figure, columns=3)
+        figures.legend(figure)
         figures.save(figure, given.directory / "figure.png")
 
 
-def _draw_ratios(axes: figures.Axes, rows: Sequence[Row], p: float, lr: float, colour: object) -> None:
-    cosine, constant = (_curves(rows, "G_w_over_G_b", p, lr, schedule) for schedule in SCHEDULES)
-    epochs = np.arange(1, cosine.shape[1] + 1)
-    figures.band(axes, epochs, cosine, color=colour, label=f"p = {p:g}")
-    axes.plot(epochs, constant.mean(0), color=colour, linestyle="--")
-
-
-def _curves(rows: Sequence[Row], name: str, p: float, lr: float, schedule: str) -> np.ndarray:
-    """(seeds, epochs)."""
-    found = chosen(rows, p=p, lr=lr, lr_scheduler=schedule)
-    return np.array([row["result"]["curves"][name] for row in found], float)
-
-
-CLAIM = Claim(__name__, __doc__, RULE, configurations, _fixed_p.run, judge, draw, _fixed_p.folder_of, _fixed_p.OPTIONS)
+CLAIM = Claim(
+    __name__,
+    __doc__,
+    RULE,
+    configurations,
+    _setting.RUN,
+    judge,
+    draw,
+    _fixed_p.folder_of,
+    _fixed_p.OPTIONS,
+    seeds=_fixed_p.SEEDS,
+)

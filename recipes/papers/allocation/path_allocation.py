@@ -34,9 +34,11 @@ ACTIVATIONS = (0.005, 0.02, 0.1, 0.5, 1.0)
 SPARSE = 0.1
 SCALES = ("raw", "adam")
 BOUND = 0.02
+LATE = 0.25
 RULE = f"""With the update scale matched: at every activation probability, the weight's mean share moves with p,
-either way; at those of {SPARSE:g} and below, it rises. Bound: {BOUND:g} of share. {ALL_RULE} {statistics.TREND_RULE}
-{statistics.EFFECT_RULE}"""
+either way; at those of {SPARSE:g} and below, it rises, and it rises from p = {LATE:g} to the largest p as well, so that
+no share passes for a rising one that has a peak on the way. Bound: {BOUND:g} of share. {ALL_RULE}
+{statistics.TREND_RULE} {statistics.EFFECT_RULE}"""
 
 
 class PathShares(TrainerCallback):
@@ -104,14 +106,21 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         pi: (statistics.effect if pi <= SPARSE else statistics.difference)(trends["adam", pi], BOUND)
         for pi in ACTIVATIONS
     }
+    late = {pi: _late(rows, pi) for pi in ACTIVATIONS}
+    rises = {pi: statistics.effect(found, BOUND) for pi, found in late.items() if pi <= SPARSE}
+    shape = ", ".join(
+        f"{found} at pi={pi:g} ({rises.get(pi, 'not asked')}), largest at p={_peak(rows, pi):g}"
+        for pi, found in late.items()
+    )
     by_pi = ", ".join(f"{trends['adam', pi]} at pi={pi:g} ({outcome})" for pi, outcome in outcomes.items())
     return Verdict(
         number=2,
         claim="Path allocation in one layer: p is not only a step size",
         paper="the weight's share of the output change varies with p once the update scale is matched, and a larger "
         "p raises it where inputs are sparse",
-        measured=f"from p=-0.4 to 0.5, matched, the weight's share changes along the fitted line by {by_pi}",
-        verdict=all_of(outcomes.values()),
+        measured=f"from p=-0.4 to 0.5, matched, the weight's share changes along the fitted line by {by_pi}; "
+        f"from p={LATE:g} to 0.5 by {shape}",
+        verdict=all_of([*outcomes.values(), *rises.values()]),
         figures={
             f"{scale}, pi={pi:g}": {
                 "share": statistics.means_by_p(EXPONENTS, _by_p(rows, scale, pi)),
@@ -121,6 +130,17 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
             for (scale, pi), trend in trends.items()
         },
     )
+
+
+def _late(rows: Sequence[Row], pi: float) -> statistics.Mean:
+    """The change of the matched share from LATE to the largest p."""
+    by_p = np.array(_by_p(rows, "adam", pi), float)
+    return statistics.mean_of(by_p[-1] - by_p[EXPONENTS.index(LATE)])
+
+
+def _peak(rows: Sequence[Row], pi: float) -> float:
+    """The p of the largest mean share, matched."""
+    return EXPONENTS[int(np.array(_by_p(rows, "adam", pi), float).mean(1).argmax())]
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:

@@ -1,4 +1,4 @@
-"""Runs of claims 2, 4, 8 and 10, cut short, by a launch of processes: `launched_claim.py DIRECTORY`."""
+"""Runs of claims 2, 8 and 10, cut short, by a launch of processes: `launched_claim.py DIRECTORY`."""
 
 import dataclasses
 import sys
@@ -8,16 +8,15 @@ from _common.entry_point import run_recipe
 from papers._claims.options import Options, world_size
 from papers._claims.rows import Configuration, Result, Rows
 from papers._claims.sweep import run_all
-from papers.allocation import _fixed_p, dynamic_p, fine_tuning, path_allocation
+from papers.allocation import dynamic_p, fine_tuning, path_allocation
 
 
 def configurations(options: Options) -> list[Configuration]:
     layer = path_allocation.configurations(options)[0]
-    network = _fixed_p.configurations(options, exponents=[0.2], rates=[0.1])[0]
     matched = next(c for c in dynamic_p.configurations(options) if c["strategy"] in dynamic_p.MATCHED)
     recipe = next(c for c in fine_tuning.configurations(options) if c["strategy"] == "Algorithm 1")
     # Twice the same recipe: the second finds the process group of the first.
-    return [{**layer, "steps": 20}, {**network, "epochs": 1}, matched, recipe, {**recipe, "seed": 1}]
+    return [{**layer, "steps": 20}, matched, recipe, {**recipe, "seed": 1}]
 
 
 def run(configuration: Configuration, options: Options) -> Result:
@@ -25,7 +24,7 @@ def run(configuration: Configuration, options: Options) -> Result:
         return fine_tuning.run(configuration, options)
     if "strategy" in configuration:  # each process needs what the main one observed, to go on alike
         return dynamic_p.run(configuration, options)
-    return (path_allocation if "pi" in configuration else _fixed_p).run(configuration, options)
+    return path_allocation.run(configuration, options)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from papers._claims import sweep
 from papers._claims.options import Options
 from papers._claims.rows import Rows
 from papers._claims.sweep import WorkTogether, run_all
@@ -105,9 +106,13 @@ def takes_a_while(configuration: dict[str, Any], options: Options) -> dict[str, 
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_no_run_begins_that_would_end_too_late(options: Options, tmp_path: Path, jobs: int) -> None:
+def test_no_run_begins_that_would_end_too_late(
+    options: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    monkeypatch.setattr(sweep, "STARTED", time.monotonic())
     given = dataclasses.replace(options, jobs=jobs, minutes=1e-6)
     assert run_all(CONFIGURATIONS, work, Rows(tmp_path / "rows.jsonl"), given, "squares") == []
     given = dataclasses.replace(options, jobs=1, minutes=0.8 / 60)
+    monkeypatch.setattr(sweep, "STARTED", time.monotonic())
     found = run_all(CONFIGURATIONS, takes_a_while, Rows(tmp_path / "rows.jsonl"), given, "naps")
     assert [row["configuration"]["x"] for row in found] == [0]

@@ -171,7 +171,7 @@ def test_the_script_checks_the_claims_of_the_papers_named(tmp_path: Path, output
     folder = "out/one" if output else "recipes/papers/one/results"
     assert log.read_text().splitlines() == [
         "recipes/claim.py --list one",
-        f"recipes/claim.py a --output_dir {folder} --seeds 5 --jobs 2",
-        f"recipes/claim.py b --output_dir {folder} --seeds 5 --jobs 2",
+        f"recipes/claim.py a --output_dir {folder} --jobs 2",
+        f"recipes/claim.py b --output_dir {folder} --jobs 2",
         f"recipes/claims_table.py one {'--output_dir out' if output else '--into paper_index.md'}",
     ]
