@@ -81,7 +81,7 @@ def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
     before = path.read_text().splitlines()[:finished]
     resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
-    assert f"residual_update: {48 - finished} of 48 runs to do" in resumed.stdout
+    assert f"residual_update: {80 - finished} of 80 runs to do" in resumed.stdout
     assert path.read_text().splitlines()[:finished] == before
     assert len(Rows(path)) == path.read_text().count("\n") == 48
     assert "verdict:  identity (" in resumed.stdout
