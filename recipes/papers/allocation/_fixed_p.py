@@ -26,7 +26,6 @@ FACTOR, POINT = 1.1, 0.01
 BOUND = math.log(FACTOR)
 """Of an effect on the logarithm of a ratio, a norm or a loss: less than a factor of 1.1 from p = -0.4 to 0.3 is none.
 The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a share."""
-CONVOLUTION, NORMALIZATION = ".convolution.weight", ".normalization"
 
 
 def numbers(words: str) -> tuple[float, ...]:
@@ -169,24 +168,14 @@ BOUNDS = f"Bounds: a factor of {FACTOR:g} from the first p to the last, a point 
 
 
 def layer_ratios(result: Result, *, invariant: bool = False) -> dict[str, float | None]:
-    """In the last epoch, each convolution's G_w over G_b of the normalisation that follows it; and the classifier's.
+    """Each layer's own G_w/G_b in the last epoch; invariant: times its weight's norm."""
+    return {name: _ratio(*numbers, invariant=invariant) for name, numbers in result["layers"].items()}
 
-    By Table 1 a normalisation has nothing weight-like, and no ratio of its own. invariant: times the weight's norm.
-    """
-    norms, sizes = result["layers"]["G"], result["layers"]["norm"]
-    found: dict[str, float | None] = {}
-    for name in norms:
-        if name.endswith(CONVOLUTION):
-            normalization = name.replace(CONVOLUTION, NORMALIZATION)
-            biases = [norms[f"{normalization}.{kind}"] for kind in ("weight", "bias")]
-        elif name.startswith("classifier") and name.endswith("weight"):
-            biases = [norms[name.replace("weight", "bias")]]
-        else:
-            continue
-        numbers = [norms[name], *biases, sizes[name]]
-        of_layer = None if None in numbers or not any(biases) else norms[name] / math.hypot(*biases)
-        found[short(name)] = of_layer * sizes[name] if of_layer and invariant else of_layer
-    return found
+
+def _ratio(weight: float | None, bias: float | None, norm: float | None, *, invariant: bool) -> float | None:
+    if weight is None or norm is None or not bias:
+        return None
+    return weight / bias * (norm if invariant else 1.0)
 
 
 def layer_effect(layer: str, *, invariant: bool = False) -> Effect:
@@ -194,25 +183,16 @@ def layer_effect(layer: str, *, invariant: bool = False) -> Effect:
     return Effect(-1, log(lambda result: layer_ratios(result, invariant=invariant)[layer]))
 
 
-def short(name: str) -> str:
-    """A layer's name without what all of them have."""
-    for long, brief in (
-        ("resnet.", ""),
-        ("encoder.stages.", "stage "),
-        (".layers.", "."),
-        (".layer.", " conv "),
-        (CONVOLUTION, ""),
-        ("embedder.embedder", "stem"),
-        ("classifier.1.weight", "classifier"),
-    ):
-        name = name.replace(long, brief)
-    return name
-
-
 def update_ratio(result: Result) -> float:
     """The mean over epochs of the log of weight over bias-like update norm."""
     curves = result["curves"]
     return float(np.mean(np.log(np.array(curves["update_w"], float) / np.array(curves["update_b"], float))))
+
+
+def epochs_of(rows: Sequence[Row]) -> np.ndarray:
+    """Of the points of a curve that rows keep."""
+    points, epochs = len(rows[0]["result"]["curves"]["loss"]), rows[0]["configuration"]["epochs"]
+    return np.linspace(epochs / points, epochs, points)
 
 
 def eps_shares(rows: Sequence[Row]) -> str:

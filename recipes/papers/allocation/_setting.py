@@ -12,13 +12,15 @@ A claim uses it so, and its rows lie with those of every claim that asks for the
 
     CLAIM = Claim(..., configurations, _setting.RUN, judge, draw, _setting.folder_of, _setting.OPTIONS)
 
-What a run returns is told by `stacked_training.train_together`. A claim that moves p, or chooses learning rates on the
-validation images, calls `train` with `move` or `tested_on="validation"` in work of its own, a `WorkTogether`.
+What a run returns is told by `stacked_training.train_together`, and what a row keeps of it by `kept`. A claim that
+moves p, or chooses learning rates on the validation images, calls `train` with `move` or `tested_on="validation"` in
+work of its own, a `WorkTogether`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -33,6 +35,7 @@ from papers._claims.sweep import WorkTogether
 
 EXPONENTS = (-0.4, -0.3, -0.2, -0.1, 0.0, 0.1, 0.2, 0.3)
 """The paper's."""
+CONVOLUTION, NORMALIZATION, CLASSIFIER = ".convolution.weight", ".normalization", "classifier.1.weight"
 VALIDATION = 1000
 """Images to choose settings on, which are neither trained nor tested on."""
 OPTIONS = (
@@ -75,9 +78,11 @@ def _network(given: Options) -> ResNetSize:
 
 
 def run_together(configurations: Sequence[Configuration], given: Options) -> list[Result]:
-    """Runs of one size, at once; half of them where the device has no room for all."""
+    """Runs of one size, at once, as `kept`; half of them where the device has no room for all."""
+    epochs = configurations[0]["epochs"]
     try:
-        return train(configurations, given)
+        found = train(configurations, given, measured_after=sorted({max(epochs // 2, 1), epochs}))
+        return [kept(result) for result in found]
     except torch.OutOfMemoryError:
         if len(configurations) == 1:
             raise
@@ -87,6 +92,58 @@ def run_together(configurations: Sequence[Configuration], given: Options) -> lis
 
 
 RUN = WorkTogether(run_together)
+
+
+def kept(result: Result) -> Result:
+    """What a row of a fixed p keeps of a result: about twenty epochs, the last among them, and layers by name.
+
+    layers: of each, the mean norms in the last epoch of its weight's gradient and of that of its bias-like parameters,
+    and the norm of its weight. A convolution's are those of the normalisation that follows it: by Table 1 that has
+    nothing weight-like. names: as `short`.
+    """
+    names = ("curves", "measured", "hard", "samples", "eps_share")
+    return {name: result[name] for name in names} | {
+        "curves": {name: thinned(curve) for name, curve in result["curves"].items()},
+        "layers": by_layer(result["layers"]["G"], result["layers"]["norm"]),
+    }
+
+
+def thinned(curve: Sequence[float | None]) -> list[float | None]:
+    """About twenty epochs of a curve, at equal distances up to the last."""
+    return list(curve[:: -max(len(curve) // 20, 1)][::-1])
+
+
+def by_layer(
+    gradients: dict[str, float | None], norms: dict[str, float | None]
+) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """By layer, from the input to the output; see `kept`."""
+    found = {}
+    for name in gradients:
+        if name.endswith(CONVOLUTION):
+            normalization = name.replace(CONVOLUTION, NORMALIZATION)
+            biases = [gradients[f"{normalization}.{kind}"] for kind in ("weight", "bias")]
+        elif name == CLASSIFIER:
+            biases = [gradients[name.replace("weight", "bias")]]
+        else:
+            continue
+        bias_like = None if None in biases else float(f"{math.hypot(*biases):.4g}")
+        found[short(name)] = (gradients[name], bias_like, norms[name])
+    return found
+
+
+def short(name: str) -> str:
+    """A layer's name without what all of them have."""
+    for long, brief in (
+        ("resnet.", ""),
+        ("encoder.stages.", "stage "),
+        (".layers.", "."),
+        (".layer.", " conv "),
+        (CONVOLUTION, ""),
+        ("embedder.embedder", "stem"),
+        (CLASSIFIER, "classifier"),
+    ):
+        name = name.replace(long, brief)
+    return name
 
 
 def folder_of(configuration: Configuration) -> str:

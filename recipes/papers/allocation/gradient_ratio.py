@@ -161,7 +161,7 @@ def _over_epochs(axes: figures.Axes, rows: Sequence[Row], exponents: Sequence[fl
     ]
     for p, of_p, colour in zip(exponents, curves, figures.colours(len(exponents)), strict=True):
         values = np.array(of_p, float)
-        axes.plot(range(1, values.shape[1] + 1), values.mean(0), color=colour, label=f"p = {p:g}")
+        axes.plot(_fixed_p.epochs_of(rows), values.mean(0), color=colour, label=f"p = {p:g}")
     axes.set_ylim(0, None)
 
 

@@ -180,7 +180,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
                 for schedule, line in zip(SCHEDULES, ("-", "--"), strict=True):
                     of_p = of_schedule(rows, lr, schedule, [p])
                     logs = np.array([_logs(row["result"]) for row in of_p]).mean(0)
-                    epochs = range(1, logs.shape[1] + 1)
+                    epochs = _fixed_p.epochs_of(of_p)
                     label = f"p = {p:g}" if schedule == "cosine" else None
                     over_epochs.plot(epochs, np.exp(logs[1]), line, color=colour, label=label)
                     over_loss.plot(np.exp(logs[0]), np.exp(logs[1]), line, color=colour)

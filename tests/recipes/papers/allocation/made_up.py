@@ -1,4 +1,4 @@
-"""Made-up results of `stacked_training.train_together`, of which it is known what they say."""
+"""Made-up results of runs of fixed p, of which it is known what they say."""
 
 import math
 import zlib
@@ -9,7 +9,7 @@ import numpy as np
 from papers._claims.stacked_training import CURVES, packed
 from papers._claims.training import TABLE_2
 
-LAYERS = ("resnet.embedder.embedder", "resnet.encoder.stages.0.layers.0.layer.0")
+LAYERS = ("stem", "stage 0.0 conv 0", "classifier")
 TESTED, TRAINED = 400, 100
 EPOCHS = 8
 
@@ -63,12 +63,6 @@ def network(
     row |= {"p50": p50, "p95": p95, "p99": p99, "std": std}
     row = {name: value * factor for name, value in row.items()}
     row |= {"share_above_5": share * factor, "accuracy": accuracy * factor}
-    norms = {f"{layer}.convolution.weight": ratio * factor for layer in LAYERS} | {
-        "classifier.1.weight": ratio * factor
-    }
-    for layer in LAYERS:
-        norms |= {f"{layer}.normalization.weight": 0.6, f"{layer}.normalization.bias": 0.8}
-    norms["classifier.1.bias"] = 1.0
     of_whole_set = {"G_w_over_G_b": ratio * factor, "by_name": ratio * factor, "invariant": invariant * factor}
     measured = {"table_2": {"train": row, "test": row}, "of_whole_set": of_whole_set}
     late = measured | {"of_whole_set": {name: value * rise for name, value in of_whole_set.items()}}
@@ -76,7 +70,7 @@ def network(
     return {
         "curves": curves,
         "measured": {str(EPOCHS // 2): measured, str(EPOCHS): late},
-        "layers": {"G": norms, "norm": dict.fromkeys(norms, 2.0)},
+        "layers": {layer: [ratio * factor, 1.0, 2.0] for layer in LAYERS},
         "hard": {"train": mask([one for one in own if one < TRAINED], TRAINED), "test": mask(own, TESTED)},
         "samples": {"train": TRAINED, "test": TESTED},
         "eps_share": 0.0,
@@ -90,5 +84,5 @@ def diverged(result: dict[str, Any]) -> dict[str, Any]:
     return result | {
         "curves": {name: [None] * EPOCHS for name in CURVES} | {"p": [0.0]},
         "measured": dict.fromkeys(result["measured"], nothing),
-        "layers": {kind: dict.fromkeys(found) for kind, found in result["layers"].items()},
+        "layers": dict.fromkeys(LAYERS, [None] * 3),
     }

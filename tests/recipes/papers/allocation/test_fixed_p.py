@@ -192,13 +192,27 @@ def test_the_growth_of_norms_explains_a_fall(given: Options) -> None:
     assert own.parts["scale-invariant"].verdict is CONFIRMED
 
 
-def test_layers_have_the_ratio_to_the_normalisation_after_them() -> None:
-    result = network({"p": 0.0}, ratio=5.0)
-    found = _fixed_p.layer_ratios(result)
-    assert list(found) == ["stem", "stage 0.0 conv 0", "classifier"]
-    weight = result["layers"]["G"]["classifier.1.weight"]
-    assert list(found.values()) == pytest.approx([weight] * 3)  # over sqrt(0.6^2 + 0.8^2), or over 1
-    assert list(_fixed_p.layer_ratios(result, invariant=True).values()) == pytest.approx([2 * weight] * 3)
+def test_layers_are_kept_with_the_normalisation_after_them() -> None:
+    convolution, normalization = (
+        f"resnet.encoder.stages.1.layers.0.layer.1.{of}" for of in ("convolution", "normalization")
+    )
+    gradients = {f"{convolution}.weight": 5.0, f"{normalization}.weight": 0.6, f"{normalization}.bias": 0.8}
+    gradients |= {"classifier.1.weight": 3.0, "classifier.1.bias": 2.0}
+    found = _setting.by_layer(gradients, dict.fromkeys(gradients, 7.0))
+    assert found == {"stage 1.0 conv 1": (5.0, 1.0, 7.0), "classifier": (3.0, 2.0, 7.0)}
+    assert _fixed_p.layer_ratios({"layers": found}) == {"stage 1.0 conv 1": 5.0, "classifier": 1.5}
+    assert _fixed_p.layer_ratios({"layers": found}, invariant=True) == {"stage 1.0 conv 1": 35.0, "classifier": 10.5}
+    assert _fixed_p.layer_ratios({"layers": {"stem": [1.0, 0.0, 1.0], "classifier": [None, 1.0, 1.0]}}) == {
+        "stem": None,
+        "classifier": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "kept"), [(1, [1]), (8, [*range(1, 9)]), (50, [*range(2, 51, 2)]), (80, [*range(4, 81, 4)])]
+)
+def test_rows_keep_about_twenty_epochs_and_the_last(epochs: int, kept: list[int]) -> None:
+    assert _setting.thinned(range(1, epochs + 1)) == kept
 
 
 def test_the_papers_own_table_is_one_curve() -> None:
@@ -320,7 +334,7 @@ def test_a_run_of_the_setting(options: Options) -> None:
     runs = [_setting.configuration(given, Training(p, 0.1, seed), split=seed) for p in (0.0, 0.3) for seed in (0, 1)]
     found = _setting.run_together(runs, given)
     assert [result["curves"]["p"] for result in found] == [[0.0], [0.0], [0.3], [0.3]]
-    assert all(list(result["measured"]) == ["1", "2", "3", "4"] for result in found)
+    assert all(list(result["measured"]) == ["2", "4"] for result in found)
     assert found[0]["samples"] == {"train": 40, "test": 30}
     assert len(_fixed_p.layer_ratios(found[0])) == 10
     rows: list[Row] = [{"configuration": one, "result": result} for one, result in zip(runs, found, strict=True)]
@@ -334,14 +348,17 @@ def test_half_of_the_runs_where_all_find_no_room(options: Options, monkeypatch: 
 
     done = []
 
-    def train(configurations: list[int], given: Options) -> list[int]:
+    def train(configurations: list[Any], given: Options, measured_after: list[int]) -> list[Any]:
+        assert measured_after == [4, 8]
         if len(configurations) > 2:
             raise torch.OutOfMemoryError
         done.append(len(configurations))
         return configurations
 
     monkeypatch.setattr(_setting, "train", train)
-    assert _setting.run_together([*range(7)], options) == [*range(7)]
+    monkeypatch.setattr(_setting, "kept", lambda result: result["run"])
+    runs = [{"epochs": 8, "run": i} for i in range(7)]
+    assert _setting.run_together(runs, options) == [*range(7)]
     assert sum(done) == 7 and max(done) == 2
 
 
