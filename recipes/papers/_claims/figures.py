@@ -75,17 +75,23 @@ def control(panels: Iterable[Axes]) -> None:
         axes.set_facecolor(_CONTROL)
 
 
-def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, of which those between powers of ten have room on short axes only."""
+def logarithmic(axes: Axes, which: str = "y") -> None:
+    """A logarithmic axis with plain numbers, of which those between powers of ten have room on short axes only.
+
+    which: y, or x, whose numbers stand beside each other.
+    """
+    axis = axes.yaxis if which == "y" else axes.xaxis
 
     def between(value: float, _: object) -> str:
-        low, high = axes.get_ylim()
+        low, high = sorted(axis.get_view_interval())
         digit = f"{value:.0e}"[0]
+        if which == "x":
+            return f"{value:g}" if high < 12 * low and digit in "25" else ""
         return f"{value:g}" if high < 3 * low or (high < 30 * low and digit in "235") else ""
 
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(between))
+    axes.set(**{f"{which}scale": "log"})
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(FuncFormatter(between))
 
 
 def save(figure: Figure, path: Path) -> None:

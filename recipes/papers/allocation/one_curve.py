@@ -118,7 +118,8 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             for axes, name in zip(line, shown, strict=True):
                 _points(axes, rows, name, scale, colour)
                 y, x = QUANTITIES[name]
-                axes.set(title=name if scale == "raw" else "", xscale="log")
+                axes.set_title(name if scale == "raw" else "")
+                figures.logarithmic(axes, "x")
                 if y.bound != POINT:
                     figures.logarithmic(axes)
                 if scale == "adam":

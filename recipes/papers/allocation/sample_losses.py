@@ -195,7 +195,8 @@ def draw(rows: Sequence[Row], given: Options) -> None:
                 for name, colour in zip(TOLD, ("C0", "C1", "C3"), strict=True):
                     values = losses(rows, lr, name, split).T
                     figures.band(axes, exponents, values, color=colour, marker="o", markersize=3, label=name)
-                axes.set(yscale="log", title=f"lr = {lr:g}", ylabel=f"{split} loss", xlabel="p")
+                axes.set(title=f"lr = {lr:g}", ylabel=f"{split} loss", xlabel="p")
+                figures.logarithmic(axes)
         for axes, cells, name in (
             (grid[0, -1], _ours(rows, rates, exponents)[:2], "ours: tail over median"),
             (grid[1, -1], _papers()[:2], "the paper's Table 2"),
@@ -204,8 +205,10 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             for lr, marker in zip(sorted(set(log_lr)), "os^v", strict=False):
                 for tail, colour in (("p95", "C1"), ("p99", "C3")):
                     of_lr = log_lr == lr
-                    axes.loglog(np.exp(columns["p50"])[of_lr], np.exp(columns[tail])[of_lr], marker, color=colour, ms=4)
+                    axes.plot(np.exp(columns["p50"])[of_lr], np.exp(columns[tail])[of_lr], marker, color=colour, ms=4)
             axes.set(title=name, xlabel="p50: each point one p", ylabel="p95, p99")
+            figures.logarithmic(axes)
+            figures.logarithmic(axes, "x")
         for lr, marker in zip(("smaller", "larger"), "os", strict=True):
             grid[0, -1].plot([], [], marker, color="0.4", ms=4, label=f"the {lr} learning rate")
         figures.legend(figure, columns=5)

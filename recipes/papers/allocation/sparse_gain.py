@@ -122,9 +122,10 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
         f"over seeds up to {max(spreads):.2g}",
         verdict=all_of(statistics.agreement(ratio, 1.0, CLOSE) for ratio in ratios),
         parts={"p = 0": Part(Identity(float(np.abs(of_noise[0.0]).max()), TOLERANCE), "all gains are 1")},
-        reason="Second moments have a term in pi^2 where an input correlates with the residual, so the slope goes "
-        "towards -2p; eps halves it at the probability whose second moment it equals, and flattens it towards 0 below. "
-        "Both follow `theory.minimal_model.sparse_gain_slope`.",
+        reason="Near an identity: where noise makes the gradients, second moments are proportional to the probability "
+        "by construction, up to sampling. They have a term in pi^2 where an input correlates with the residual, so "
+        "the slope goes towards -2p; eps halves it at the probability whose second moment it equals, and flattens it "
+        "towards 0 below. Both follow `theory.minimal_model.sparse_gain_slope`.",
         figures={
             case: {
                 f"p={p:g}": {

@@ -42,3 +42,16 @@ def test_a_band_is_the_mean_over_seeds() -> None:
         assert line.get_ydata().tolist() == [2.0, 4.0]
         lowest = axes.collections[0].get_datalim(axes.transData).y0
         assert lowest == pytest.approx(2 - 2**0.5)
+
+
+@pytest.mark.parametrize("which", ["x", "y"])
+def test_a_logarithmic_axis_has_plain_numbers(which: str) -> None:
+    with figures.panels(1, 1) as (figure, ((axes,),)):
+        axes.plot([0.01, 10], [0.01, 10])
+        figures.logarithmic(axes, which)
+        figure.canvas.draw()
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        assert axis.get_scale() == "log"
+        shown = [label.get_text() for label in axis.get_majorticklabels()]
+        assert {"0.01", "0.1", "1", "10"} <= set(shown)
+        assert {label.get_text() for label in axis.get_minorticklabels()} <= {""}
