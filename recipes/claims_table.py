@@ -15,6 +15,8 @@ from papers._claims.history import Standing
 from papers._claims.verdict import Verdict
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
+FOLDERS = {"": "results", "_larger": "larger"}
+"""Of a paper's package, by what stands after its name in marks: quick runs, and larger ones where there are any."""
 HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|\n"
 
 
@@ -63,12 +65,15 @@ def main() -> None:
     parser.add_argument("--into", type=Path, help="a document with marks for the table of each paper")
     given = parser.parse_args()
     for name in given.papers or PAPERS:
-        on_record = Path(paper(name).__path__[0], "results")
-        text = table(verdicts(given.output_dir / name if given.output_dir else on_record))
-        if text:
-            print(f"{paper(name).TITLE}\n\n{text}")
-        if given.into is not None:
-            put(text, given.into, name)
+        for mark, folder in FOLDERS.items():
+            on_record = Path(paper(name).__path__[0], folder)
+            if mark and (given.output_dir or not on_record.exists()):
+                continue
+            text = table(verdicts(given.output_dir / name if given.output_dir else on_record))
+            if text:
+                print(f"{paper(name).TITLE}\n\n{text}")
+            if given.into is not None:
+                put(text, given.into, name + mark)
 
 
 if __name__ == "__main__":

@@ -74,10 +74,15 @@ class Claim:
             rule=" ".join(self.rule.split()),
             rule_commit=commit,
             standing=standing,
-            size=given.size,
+            size=self._size(given),
             seeds=given.seeds,
             options=dict(given.own),
         )
+
+    def _size(self, given: Options) -> str:
+        """As `Options.size`, but "larger" where a number of images, channels or epochs is not the quick run's."""
+        other = any(isinstance(one.quick, int) and given[one.name] != one.quick for one in self.options)
+        return "larger" if other and not given.full else given.size
 
     def main(self, words: Sequence[str]) -> None:
         """Check it with the options of a command line; with `--rule` alone, print the rule and keep it."""

@@ -10,7 +10,12 @@ from enum import StrEnum
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
-CODE = ("hf_pdyn", "recipes", ":(exclude,glob)recipes/papers/*/results/**")
+CODE = (
+    "hf_pdyn",
+    "recipes",
+    ":(exclude,glob)recipes/papers/*/results/**",
+    ":(exclude,glob)recipes/papers/*/larger/**",
+)
 """What decides a run; rows, verdicts and figures do not."""
 
 

@@ -377,3 +377,11 @@ def test_cifar_in_full(options: Options, tmp_path: Path) -> None:
     )
     (result,) = _setting.run_together([configuration | {"epochs": 1, "train_images": 4, "batch_size": 2}], given)
     assert len(_fixed_p.layer_ratios(result)) == 21  # 17 convolutions, three shortcuts, the classifier
+
+
+def test_a_larger_run_says_so(given: Options) -> None:
+    own = options_of(gradient_ratio, given)
+    larger = dataclasses.replace(own, own=tuple((dict(own.own) | {"width": 32}).items()))
+    for options, size in ((own, "quick"), (larger, "larger")):
+        rows = rows_of(list(gradient_ratio.CLAIM.configurations(options)), exponential(ratio=-3.0))
+        assert gradient_ratio.CLAIM.judged(rows, options).size == size
