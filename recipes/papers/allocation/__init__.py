@@ -14,5 +14,6 @@ CLAIMS = (
     "own_effect",
     "fine_tuning",
     "one_curve",
+    "label_p",
 )
 """By number, from claim 1; a later one may take the rows of an earlier one."""

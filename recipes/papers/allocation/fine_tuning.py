@@ -1,12 +1,14 @@
-"""Claim 10: claims 4 and 8 on the fine-tuning recipes, GPT-2 and ViT with LoRA, biases, norms (and a new head).
+"""Claim 10: p fixed, steered and at random on the fine-tuning recipes: LoRA, biases and norms of GPT-2 and ViT.
 
     python recipes/claim.py fine_tuning
+    python recipes/claim.py fine_tuning --device cuda --jobs 8
 
-Each run is `recipes/gpt2_lora.py` or `recipes/vit_lora.py` with other options. Quick: their small models that need
-no network. Full: gpt2 and google/vit-base-patch16-224-in21k from the hub, the latter on the images of --image_folder, a
-folder for each class.
+Each run is `recipes/gpt2_lora.py` or `recipes/vit_lora.py` for 500 steps, with update_scale=adam: p fixed at 0, 0.25
+and 0.5; Algorithm 1; control by target, which holds U_w/U_b as it is at the first decision; and decisions at random, of
+Algorithm 1's number and step size. Quick: the recipes' small models that need no network. Full: gpt2 and
+google/vit-base-patch16-224-in21k from the hub, the latter on the images of --image_folder, a folder for each class.
 
-The paper's: the claims, and the learning rate 0.1 of the raw sweep. Ours: models, data and all other settings.
+The paper's: claims 4 and 8, on other models. Ours: models, data and all settings.
 """
 
 import contextlib
@@ -22,57 +24,58 @@ from pathlib import Path
 
 import numpy as np
 
-from _common.entry_point import DivergedError
+from _common.entry_point import DivergedError, RecipeError
 from hf_pdyn.sweep import statistics
-from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
-from papers._claims import figures
+from hf_pdyn.sweep.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, NO_EFFECT, Outcome, all_of
+from papers._claims import figures, paired
 from papers._claims.claim import Claim
-from papers._claims.options import IMAGE_FOLDER, Options
+from papers._claims.options import IMAGE_FOLDER, Option, Options
 from papers._claims.processes import from_main_process
 from papers._claims.rows import Configuration, Result, Row, chosen
-from papers._claims.verdict import Verdict
-from papers.allocation._fixed_p import by_p
-from papers.allocation.dynamic_p import ALGORITHM_1, BASELINE, FALLING
+from papers._claims.verdict import Part, Verdict
+from papers.allocation._exponents import ALGORITHM_1, RANDOM_SIGNS, random_signs
 
-EXPONENTS = (-0.4, -0.2, 0.0, 0.2, 0.3)
-SWEEPS = {"raw": 0.1, "adam": 5e-3}
-"""Learning rates of the sweep over p: the paper's larger one, and the recipes' own where updates are matched."""
-RECIPES_RATE = 5e-3
-MOVING = (*FALLING, ALGORITHM_1)
-STRATEGIES: dict[str, list[str]] = {
-    BASELINE: [],
-    **{name: ["--p_schedule", schedule] for name, schedule in FALLING.items()},
-    ALGORITHM_1: ["--p_control", "gradient", "--p_interval", "5"],
-}
+EXPONENTS = (0.0, 0.25, 0.5)
+BASELINE = "p = 0.5"
+FIXED = {f"p = {p:g}": p for p in EXPONENTS}
+TARGET = "control by target"
+STRATEGIES = (*FIXED, ALGORITHM_1, TARGET, RANDOM_SIGNS)
+STEPS, INTERVAL = 500, 25
+"""Optimizer steps of a training, and between decisions: twenty, as `--p_interval auto` has it."""
+RATE = 5e-3
+"""The recipes' own."""
 QUICK: dict[str, list[str]] = {
-    "gpt2_lora": ["--max_steps", "40", "--per_device_train_batch_size", "8", "--max_validation_blocks", "48"],
-    "vit_lora": ["--num_train_epochs", "3"],
+    "gpt2_lora": ["--max_steps", str(STEPS), "--max_validation_blocks", "96"],
+    "vit_lora": ["--max_steps", str(STEPS), "--validation_fraction", "0.5"],
 }
 HUB = {"gpt2_lora": "gpt2", "vit_lora": "google/vit-base-patch16-224-in21k"}
+RECIPES = Option("recipes", "of gpt2_lora and vit_lora those to run and judge", str, *[",".join(QUICK)] * 2)
 FACTOR, GAIN = 1.1, 0.01
-RULE = f"""For both recipes, raw: the logarithm of G_w/G_b (mean of the last quarter of training) falls with p, and
-the best validation loss with both falling p is below that with p = 0.5. Bounds: a factor of {FACTOR:g}, and {GAIN:g}
-of loss. {ALL_RULE} {statistics.TREND_RULE} {statistics.EFFECT_RULE}"""
+RULE = f"""For both recipes, the update scale matched: the logarithm of G_w/G_b (mean of the last quarter of training)
+falls with p over 0, 0.25 and 0.5, and the best validation loss with Algorithm 1 is below that with p = 0.5. Bounds: a
+factor of {FACTOR:g}, and {GAIN:g} of loss. Parts, for each recipe, by the same bound of loss. fixed p: the best
+validation loss moves with p, either way. Algorithm 1 against p = 0, p = 0.25, control by target, and random signs: its
+loss is below theirs; one part each. {ALL_RULE} A trend is the change from the first setting to the last along each
+seed's own least-squares line. {paired.PAIRED_RULE}"""
 
 
 def configurations(given: Options) -> list[Configuration]:
-    """The sweep over p and the strategies, raw and matched, for both recipes."""
-    sweep = [
-        {"p": p, "update_scale": scale, "learning_rate": lr, "strategy": None}
-        for scale, lr in SWEEPS.items()
-        for p in EXPONENTS
-    ]
-    moving = [
-        {"p": 0.5, "update_scale": scale, "learning_rate": RECIPES_RATE, "strategy": name}
-        for scale in SWEEPS
-        for name in STRATEGIES
-    ]
+    """Every strategy for both recipes, seed by seed."""
     return [
-        {"size": given.size, "recipe": recipe, **how, "options": _of_size(recipe, given), "seed": seed}
-        for recipe in QUICK
-        for how in (*sweep, *moving)
+        {"size": given.size, "recipe": recipe, "strategy": strategy, "p": FIXED.get(strategy, 0.5)}
+        | {"update_scale": "adam", "learning_rate": RATE, "options": _of_size(recipe, given), "seed": seed}
         for seed in range(given.seeds)
+        for recipe in recipes(given)
+        for strategy in STRATEGIES
     ]
+
+
+def recipes(given: Options) -> list[str]:
+    """Those that are run and judged."""
+    found = given["recipes"].split(",")
+    if not set(found) <= QUICK.keys():
+        raise RecipeError(f"--recipes must be of {', '.join(QUICK)}, with a comma between, got {given['recipes']!r}")
+    return found
 
 
 def _of_size(recipe: str, given: Options) -> list[str]:
@@ -80,20 +83,30 @@ def _of_size(recipe: str, given: Options) -> list[str]:
     if not given.full:
         return QUICK[recipe]
     images = ["--image_folder", str(given["image_folder"])] if recipe == "vit_lora" else []
-    return ["--model_name_or_path", HUB[recipe], *images]
+    return ["--model_name_or_path", HUB[recipe], "--max_steps", str(STEPS), *images]
 
 
 def options_of(configuration: Configuration, given: Options, folder: str) -> list[str]:
     """What the recipe is called with."""
-    strategy = configuration["strategy"]
     options = ["--output_dir", folder, "--seed", str(configuration["seed"])]
     options += ["--optim_args", f"p={configuration['p']},update_scale={configuration['update_scale']}"]
-    options += ["--learning_rate", str(configuration["learning_rate"]), "--logging_steps", "5", "--save_strategy", "no"]
-    options += ["--report_to", "none", "--disable_tqdm", "true", "--use_cpu", str(given.device == "cpu").lower()]
-    options += ["--eval_strategy", "steps", "--eval_steps", "10", "--telemetry", "global"]
-    options += STRATEGIES[strategy] if strategy else []
+    options += ["--learning_rate", str(configuration["learning_rate"]), "--logging_steps", str(INTERVAL)]
+    options += ["--save_strategy", "no", "--report_to", "none", "--disable_tqdm", "true"]
+    options += ["--use_cpu", str(given.device == "cpu").lower(), "--telemetry", "global"]
+    options += ["--eval_strategy", "steps", "--eval_steps", str(2 * INTERVAL)]
+    options += _of_strategy(configuration["strategy"], configuration["seed"])
     options += ["--sample_tokens", "0"] if configuration["recipe"] == "gpt2_lora" else []
     return options + configuration["options"]
+
+
+def _of_strategy(strategy: str, seed: int) -> list[str]:
+    if strategy == ALGORITHM_1:
+        return ["--p_control", "gradient", "--p_interval", str(INTERVAL)]
+    if strategy == TARGET:
+        return ["--p_control", "target", "--p_target", "update_ratio=hold", "--p_interval", str(INTERVAL)]
+    if strategy == RANDOM_SIGNS:
+        return ["--p_schedule", random_signs(0.5, seed, decisions=STEPS // INTERVAL - 1, interval=INTERVAL)]
+    return []
 
 
 def run(configuration: Configuration, given: Options) -> Result:
@@ -153,104 +166,152 @@ def best_loss(result: Result) -> float:
     return float("nan") if result["diverged"] else float(measured(result, "eval_loss")[1].min())
 
 
-def steps_to(result: Result, loss: float) -> float:
-    """The first step with a validation loss as small; infinite if none has."""
-    steps, losses = measured(result, "eval_loss")
-    return float(steps[losses <= loss].min(initial=np.inf))
+def last_loss(result: Result) -> float:
+    """The last validation loss during training; NaN for a run that diverged."""
+    return float("nan") if result["diverged"] else float(measured(result, "eval_loss")[1][-1])
 
 
-def swept(rows: Sequence[Row], recipe: str, scale: str, value: Callable[[Result], float] = ratio) -> np.ndarray:
-    """Of the sweep over p, (p, seeds)."""
-    return by_p(rows, value, recipe=recipe, update_scale=scale, strategy=None)
+def last_p(result: Result) -> float:
+    """p at the end."""
+    return float(measured(result, "pdyn/p")[1][-1])
 
 
-def with_strategy(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> list[Result]:
+def results(rows: Sequence[Row], recipe: str, strategy: str) -> list[Result]:
     """By seed."""
-    return [row["result"] for row in chosen(rows, recipe=recipe, update_scale=scale, strategy=strategy)]
+    return [row["result"] for row in chosen(rows, recipe=recipe, strategy=strategy)]
 
 
-def gain(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> statistics.Mean:
-    """In best validation loss below the baseline's, paired by seed."""
-    usual, moving = (with_strategy(rows, recipe, scale, name) for name in (BASELINE, strategy))
-    return statistics.mean_of([best_loss(one) - best_loss(other) for one, other in zip(usual, moving, strict=True)])
+def fixed(rows: Sequence[Row], recipe: str, value: Callable[[Result], float]) -> np.ndarray:
+    """Of the fixed p, (p, seeds)."""
+    return np.array([[value(result) for result in results(rows, recipe, name)] for name in FIXED])
 
 
-def falls_with_p(rows: Sequence[Row], recipe: str, scale: str) -> Outcome:
+def changes(of_p: np.ndarray) -> np.ndarray:
+    """From the first p to the last along each seed's line; of_p: (p, seeds)."""
+    return statistics.slopes(EXPONENTS, of_p) * (EXPONENTS[-1] - EXPONENTS[0])
+
+
+def below(rows: Sequence[Row], recipe: str, one: str, other: str) -> np.ndarray:
+    """By how much the best validation loss of one strategy is below that of another, seed by seed."""
+    pairs = zip(results(rows, recipe, one), results(rows, recipe, other), strict=True)
+    return np.array([best_loss(b) - best_loss(a) for a, b in pairs])
+
+
+def falls_with_p(rows: Sequence[Row], recipe: str) -> Outcome:
     """Whether G_w/G_b does."""
-    trend = statistics.trend(EXPONENTS, np.log(swept(rows, recipe, scale)))
-    return statistics.effect(trend, math.log(FACTOR), direction=-1)
+    return paired.effect(changes(np.log(fixed(rows, recipe, ratio))), math.log(FACTOR), direction=-1)
 
 
 def judge(rows: Sequence[Row], given: Options) -> Verdict:
     """By RULE."""
-    cases = list(itertools.product(QUICK, SWEEPS))
-    falls = {case: falls_with_p(rows, *case) for case in cases}
-    gains = {(*case, name): gain(rows, *case, name) for case in cases for name in MOVING}
-    ends = {case: swept(rows, *case).mean(1)[[0, -1]] for case in cases}
+    of = recipes(given)
+    falls = {recipe: falls_with_p(rows, recipe) for recipe in of}
+    gains = {recipe: below(rows, recipe, ALGORITHM_1, BASELINE) for recipe in of}
+    outcomes = {recipe: paired.effect(found, GAIN) for recipe, found in gains.items()}
+    ends = {recipe: fixed(rows, recipe, ratio).mean(1)[[0, -1]] for recipe in of}
     told = [
-        f"{recipe} G_w/G_b {ends[recipe, scale][0]:.3g} to {ends[recipe, scale][1]:.3g} {scale} ({outcome})"
-        for (recipe, scale), outcome in falls.items()
+        f"{recipe} G_w/G_b {ends[recipe][0]:.3g} with p = 0, {ends[recipe][1]:.3g} with 0.5 ({falls[recipe]})"
+        for recipe in of
     ]
     told += [
-        f"{recipe} {name}, {scale}: loss lower by {found} ({statistics.effect(found, GAIN)})"
-        for (recipe, scale, name), found in gains.items()
+        f"{recipe} loss lower by {statistics.mean_of(gains[recipe])} with Algorithm 1 ({outcomes[recipe]})"
+        for recipe in of
     ]
     return Verdict(
         number=10,
-        claim="Fine-tuning with LoRA: G_w/G_b falls with p, and a falling p helps",
+        claim="Fine-tuning with LoRA: G_w/G_b falls with p, and Algorithm 1 helps",
         paper="(claims 4 and 8, which the paper tests on other models)",
         measured="; ".join(told),
-        verdict=all_of(
-            [falls[recipe, "raw"] for recipe in QUICK]
-            + [statistics.effect(gains[recipe, "raw", name], GAIN) for recipe in QUICK for name in FALLING]
-        ),
-        reason=_learned(rows),
+        verdict=all_of([*falls.values(), *outcomes.values()]),
+        reason=_learned(rows, of),
+        parts=_parts(rows, of),
         figures={
-            f"{recipe}, {scale}": {
-                "G_w/G_b": statistics.means_by_p(EXPONENTS, swept(rows, recipe, scale)),
-                "best validation loss": statistics.means_by_p(EXPONENTS, swept(rows, recipe, scale, best_loss)),
-                "steps to the best loss of p = 0.5": {
-                    name: [str(steps) for steps in _steps_to_baseline(rows, recipe, scale, name)] for name in STRATEGIES
-                },
+            f"{recipe}, {strategy}": {
+                "best validation loss": str(_mean(rows, recipe, strategy, best_loss)),
+                "last validation loss": str(_mean(rows, recipe, strategy, last_loss)),
+                "G_w/G_b": str(_mean(rows, recipe, strategy, ratio)),
+                "last p": str(_mean(rows, recipe, strategy, last_p)),
             }
-            for recipe, scale in cases
+            for recipe, strategy in itertools.product(of, STRATEGIES)
         },
     )
 
 
-def _steps_to_baseline(rows: Sequence[Row], recipe: str, scale: str, strategy: str) -> list[float]:
-    usual, moving = (with_strategy(rows, recipe, scale, name) for name in (BASELINE, strategy))
-    return [steps_to(other, best_loss(one)) for one, other in zip(usual, moving, strict=True)]
+def _parts(rows: Sequence[Row], of: Sequence[str]) -> dict[str, Part]:
+    moved = {recipe: changes(fixed(rows, recipe, best_loss)) for recipe in of}
+    told = ", ".join(f"{recipe} {statistics.mean_of(found)}" for recipe, found in moved.items())
+    found = {
+        "fixed p": Part(
+            _some([paired.difference(found, GAIN) for found in moved.values()]), f"loss from 0 to 0.5: {told}"
+        )
+    }
+    for other in STRATEGIES:
+        if other in (BASELINE, ALGORITHM_1):
+            continue
+        less = {recipe: below(rows, recipe, ALGORITHM_1, other) for recipe in of}
+        outcomes = {recipe: paired.effect(found, GAIN) for recipe, found in less.items()}
+        told = ", ".join(f"{recipe} {statistics.mean_of(found)} ({outcomes[recipe]})" for recipe, found in less.items())
+        found[f"Algorithm 1 against {other}"] = Part(all_of(outcomes.values()), f"loss lower by: {told}")
+    return found
 
 
-def _learned(rows: Sequence[Row]) -> str:
-    """How far training came over the sweep, without which ratios cannot be read."""
+def _some(outcomes: Sequence[Outcome]) -> Outcome:
+    """Of an effect that is looked for in either recipe."""
+    return next(one for one in (CONFIRMED, INCONCLUSIVE, NO_EFFECT) if one in outcomes)
+
+
+def _mean(rows: Sequence[Row], recipe: str, strategy: str, value: Callable[[Result], float]) -> statistics.Mean:
+    return statistics.mean_of([value(result) for result in results(rows, recipe, strategy)])
+
+
+def _learned(rows: Sequence[Row], of: Sequence[str]) -> str:
+    """How far training came, without which nothing else can be read."""
     told = []
-    for recipe, scale in itertools.product(QUICK, SWEEPS):
-        found = swept(rows, recipe, scale, best_loss).mean(1)
-        told.append(f"{recipe} {scale} {found[0]:.3g} to {found[-1]:.3g}")
-    return f"p decides how far training comes: best validation loss from p=-0.4 to 0.3, {'; '.join(told)}."
+    for recipe in of:
+        found = results(rows, recipe, BASELINE)
+        first = np.mean([measured(result, "eval_loss")[1][0] for result in found])
+        best = np.mean([best_loss(result) for result in found])
+        told.append(f"{recipe} {first:.3g} to {best:.3g}")
+    return f"Validation loss with p = 0.5, before training and at its best: {', '.join(told)}."
 
 
 def draw(rows: Sequence[Row], given: Options) -> None:
-    """G_w/G_b over p, and what each strategy gains, by recipe."""
-    with figures.panels(len(QUICK), 2, height=2.6, sharex="col") as (figure, grid):
-        for (ratios, bars), recipe in zip(grid, QUICK, strict=True):
-            for i, (scale, lr) in enumerate(SWEEPS.items()):
-                label = f"{'raw' if scale == 'raw' else 'matched'}, lr = {lr:g}"
-                values = swept(rows, recipe, scale).T
-                figures.band(ratios, EXPONENTS, values, color=f"C{i}", marker="o", markersize=3, label=label)
-                found = [gain(rows, recipe, scale, name) for name in MOVING]
-                places = np.arange(len(MOVING)) + 0.4 * i - 0.2
-                bars.barh(places, [g.mean for g in found], 0.38, xerr=[g.spread for g in found], color=f"C{i}")
-            ratios.set(title=recipe, ylabel="G_w / G_b")
-            figures.logarithmic(ratios)
-            bars.set_yticks(range(len(MOVING)), MOVING)
-            bars.set(title=recipe)
-        grid[-1, 0].set_xlabel("p")
-        grid[-1, 1].set_xlabel("best validation loss below that of p = 0.5")
-        figures.legend(figure)
+    """Validation loss over steps, p over steps, and what each strategy gains, by recipe."""
+    of = recipes(given)
+    colours = dict(zip(STRATEGIES, [*figures.colours(len(FIXED)), "C3", "C1", "0.5"], strict=True))
+    with figures.panels(len(of), 3, height=2.5, sharex="col") as (figure, grid):
+        for (losses, exponents, bars), recipe in zip(grid, of, strict=True):
+            for place, strategy in enumerate(STRATEGIES):
+                found = results(rows, recipe, strategy)
+                style = {"color": colours[strategy], "label": strategy}
+                for axes, name in ((losses, "eval_loss"), (exponents, "pdyn/p")):
+                    if not any(result["diverged"] for result in found):
+                        curves = [measured(result, name) for result in found]
+                        axes.plot(curves[0][0], np.mean([curve[1] for curve in curves], 0), **style)
+                if strategy != BASELINE:
+                    gain = statistics.mean_of(below(rows, recipe, strategy, BASELINE))
+                    low, high = gain.interval
+                    bars.barh(
+                        place, gain.mean, 0.6, xerr=[[gain.mean - low], [high - gain.mean]], color=colours[strategy]
+                    )
+            losses.set(title=f"{recipe}: validation loss")
+            exponents.set(title="p")
+            bars.set(title="best loss below p = 0.5")
+            bars.set_yticks([])
+        for axes, label in zip(grid[-1], ("step", "step", "loss"), strict=True):
+            axes.set_xlabel(label)
+        figures.legend(figure, columns=3)
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(__name__, __doc__, RULE, configurations, run, judge, draw, options=(IMAGE_FOLDER,))
+CLAIM = Claim(
+    __name__,
+    __doc__,
+    RULE,
+    configurations,
+    run,
+    judge,
+    draw,
+    options=(IMAGE_FOLDER, RECIPES),
+    seeds=paired.FEWEST_SEEDS,
+)
