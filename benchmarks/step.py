@@ -25,6 +25,13 @@ from hf_pdyn import Padam, StepStatistics
 WORDS = 7
 """Read theta, g, m, v and write theta, m, v: what no such step can do without."""
 
+FORMATS = {
+    "16bit": {0.0: 0.77, 0.25: 0.77, 0.5: 0.77, 0.37: 0.90},
+    "8_16bit": {0.0: 0.75, 0.25: 0.75, 0.5: 0.75, 0.37: None},
+}
+"""Exponents that each format of the moments is measured at, and the largest ratios to AdamW that we want on a CPU."""
+FORMATS_ON_GPU = {"16bit": 0.75, "8_16bit": 0.70}
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -71,6 +78,14 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
     yield Comparison("p=0.37", padam(p=0.37), adamw, "adamw", arbitrary)
     for p in (0.0, 0.25, 0.5):
         yield Comparison(f"p={p:g}", padam(p=p), adamw, "adamw", special)
+    for state_dtype, targets in FORMATS.items() if not small else ():
+        for p, target in targets.items():
+            largest = FORMATS_ON_GPU[state_dtype] if device.type == "cuda" else target
+            ours = padam(p=p, state_dtype=state_dtype)
+            yield Comparison(f"{state_dtype}, p={p:g}", ours, adamw, "adamw", largest)
+    if not small:
+        matched = padam(p=0.37, update_scale="adam", state_dtype="16bit")
+        yield Comparison("16bit, update_scale=adam", matched, adamw, "adamw", 1.0)
     yield Comparison("p=0.37, everything measured", padam(p=0.37, statistics="measured"), adamw, "adamw", None)
     yield Comparison("p=0.37, no statistics", padam(p=0.37, statistics="none"), adamw, "adamw", None)
     if small:
@@ -93,13 +108,13 @@ def run(
     for name in names:
         for dtype in dtypes:
             model = Parameters(SHAPES[name], device=device, dtype=DTYPES[dtype])
-            # theta and g in their dtype, m and v in float32.
-            moved = model.numel * (3 * DTYPES[dtype].itemsize + 4 * 4)
             for comparison in comparisons(name, device):
                 if comparison.opponent not in against:
                     continue
                 ours, theirs = comparison.ours(model), comparison.theirs(model)
                 share_moments(ours, theirs)
+                # theta is read and written, g is read, in their dtype; m and v are read and written.
+                moved = model.numel * 3 * DTYPES[dtype].itemsize + 2 * _bytes_of_moments(ours)
                 pair = interleaved(ours.step, theirs.step, seconds=seconds, device=device)
                 rows.append(
                     {
@@ -131,6 +146,11 @@ def share_moments(ours: Optimizer, theirs: Optimizer) -> None:
             own = ours.state[param][name]
             if name in state and state[name].dtype == own.dtype:
                 ours.state[param][name] = state[name]
+
+
+def _bytes_of_moments(optimizer: Optimizer) -> int:
+    states = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    return sum(tensor.numel() * tensor.element_size() for tensor in states)
 
 
 HEADER = "| shapes | step | against | ms | theirs | ratio | target | of the memory limit |\n" + "|---" * 8 + "|"

@@ -1,9 +1,10 @@
 r"""The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
 
-`p`, `eps`, `update_scale`, `bias_correction`, `nonfinite`, `decoupled_weight_decay`, `amsgrad`, `maximize`, `foreach`,
-`fused` and `capturable` are `Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL` override one label (a
-pathway or a component), and `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name. Example:
+`p`, `eps`, `update_scale`, `bias_correction`, `state_dtype`, `nonfinite`, `decoupled_weight_decay`, `amsgrad`,
+`maximize`, `foreach`, `fused` and `capturable` are `Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL`
+override one label (a pathway or a component), and `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name.
 
+Example:
     p=0.25, update_scale=adam, p.norm=0, lr_mult.lora_B=16, label.wpe=bias_like/embedding
 
 In a regex write `\x2c` for a comma and `\x3d` for an equals sign, since the Trainer splits at these characters:
@@ -20,7 +21,7 @@ from typing import Any, get_args
 from hf_pdyn.common.errors import check_choice, did_you_mean, shortened
 from hf_pdyn.common.numbers import format_number, parse_number
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label, select
-from hf_pdyn.optim.hyperparameters import BiasCorrection, Nonfinite, UpdateScale
+from hf_pdyn.optim.hyperparameters import BiasCorrection, Nonfinite, StateDtype, UpdateScale
 from hf_pdyn.policy.limits import check_limits
 
 STEP_OPTIONS = ("foreach", "fused", "capturable")
@@ -151,6 +152,7 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     "eps": _number,
     "update_scale": _one_of(*get_args(UpdateScale)),
     "bias_correction": _one_of(*get_args(BiasCorrection)),
+    "state_dtype": _one_of(*get_args(StateDtype)),
     "nonfinite": _one_of(*get_args(Nonfinite)),
     "decoupled_weight_decay": _boolean,
     "amsgrad": _boolean,

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from hf_pdyn.measure.moments import step_count
+from hf_pdyn.optim import state_format
 from hf_pdyn.optim.equation import usable_eps
 from hf_pdyn.optim.step_work import as_scalar, group_lr
 from hf_pdyn.optim.update_list import local_reals
@@ -128,11 +129,13 @@ class _Line(NamedTuple):
     """The coefficient of an element is at_0 + slope v / (v + v_eps).
 
     Numbers, or 0-d tensors where a count of steps or a learning rate stands on the device. v_eps: None without v.
+    in_codes: as Padam stores v.
     """
 
     at_0: Any
     slope: Any
     v_eps: Any
+    in_codes: bool = False
 
 
 def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
@@ -143,10 +146,10 @@ def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
         numbers.setdefault(id(group_of[piece.holder]), []).append(i)
     lines: list[_Line | None] = [None] * len(pieces)
     for group in optimizer.param_groups:
-        own = numbers.get(id(group), [])
+        own, in_codes = numbers.get(id(group), []), group.get("state_dtype", "fp32") != "fp32"
         if own and why_no_coefficient(optimizer, group) is None:
             for i, line in zip(own, _lines_of_group(optimizer, group, [pieces[i].holder for i in own]), strict=True):
-                lines[i] = line
+                lines[i] = line and line._replace(in_codes=in_codes)
     return lines
 
 
@@ -161,7 +164,7 @@ def _lines_of_group(
     lines: list[_Line | None] = [None] * len(holders)
     if isinstance(times, Tensor):
         values = _line(optimizer, group, times)
-        rows = zip(*(value.expand_as(times).unbind() for value in values), strict=True)
+        rows = zip(*(value.expand_as(times).unbind() for value in values[:3]), strict=True)
         found: list[_Line | None] = [_Line(*row) for row in rows]
     else:
         of_time = {t: _line(optimizer, group, t) if t >= 1 else None for t in set(times)}
@@ -188,13 +191,13 @@ def _times(steps: Sequence[Any]) -> list[float] | Tensor:
 def _shares(optimizer: Optimizer, pieces: Sequence[Piece], lines: Sequence[_Line | None]) -> Tensor:
     """`shares` from the state; for optimizers without v, NaN and the number of elements."""
     device = pieces[0].holder.device
-    held = [
-        piece.of(
-            local_reals(piece.holder.detach() if line.v_eps is None else optimizer.state[piece.holder]["exp_avg_sq"])
-        )
-        for piece, line in zip(pieces, lines, strict=True)
-        if line is not None
-    ]
+    held: list[Tensor] = []
+    for piece, line in zip(pieces, lines, strict=True):
+        if line is not None and line.v_eps is None:
+            held.append(piece.of(local_reals(piece.holder.detach())))
+        elif line is not None:
+            v = piece.of(local_reals(optimizer.state[piece.holder]["exp_avg_sq"]))
+            held.append(state_format.decode_v(v) if line.in_codes else v)
     known = [i for i, line in enumerate(lines) if line is not None]
     shares = torch.full((len(pieces), 2), math.nan, device=device, dtype=accumulator_dtype(device))
     if not known:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_pdyn.integrations import low_bit
+from hf_pdyn.optim import state_format
 from hf_pdyn.optim.equation import usable_eps
 from hf_pdyn.optim.step_work import group_lr
 from hf_pdyn.optim.update_list import local_reals
@@ -45,9 +46,16 @@ def moments_of(optimizer: Optimizer, group: Mapping[str, Any], piece: Piece) -> 
     """The moments of a piece after a step, or why there are none."""
     name = type(optimizer).__name__
     state = optimizer.state.get(piece.holder, {})
+    second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    m: Tensor | None
+    v: Tensor | None
     try:
-        m = low_bit.moment(state, "exp_avg")
-        v = low_bit.moment(state, "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+        if group.get("state_dtype", "fp32") != "fp32" and second in state:  # of Padam
+            held = [piece.of(local_reals(state[moment])) for moment in ("exp_avg", "exp_avg_sq", second)]
+            m, _, v = state_format.decode(*held)
+            piece = Piece(piece.holder)
+        else:
+            m, v = low_bit.moment(state, "exp_avg"), low_bit.moment(state, second)
     except ValueError as error:
         return f"{name} cannot be read: {error}"
     if m is None or v is None or "betas" not in group or "step" not in state:

@@ -32,6 +32,7 @@ from hf_pdyn.integrations.deepspeed import (
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
+from hf_pdyn.optim import state_format
 from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
@@ -365,5 +366,8 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Pi
     v = state.get("max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
     if v is None or "betas" not in group or "step" not in state:
         return None
-    v_hat = piece.of(local(v)) / (1 - group["betas"][1] ** step_count(state["step"]))
+    held = piece.of(local(v))
+    if group.get("state_dtype", "fp32") != "fp32":
+        held = state_format.decode_v(held)
+    v_hat = held / (1 - group["betas"][1] ** step_count(state["step"]))
     return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -9,12 +9,14 @@ from collections.abc import Iterator, Mapping
 from numbers import Real
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from hf_pdyn.common.errors import check_choice
 from hf_pdyn.optim.equation import SMALLEST_EPS, usable_eps
 
 UpdateScale = Literal["raw", "adam"]
+StateDtype = Literal["fp32", "16bit", "8_16bit"]
 BiasCorrection = Literal["eq18", "padam"]
 Nonfinite = Literal["apply", "skip"]
 
@@ -130,6 +132,18 @@ def check_hyperparameters(group: dict[str, Any]) -> None:
         raise ValueError(f"Invalid weight_decay value: it must be finite and >= 0, got {group['weight_decay']!r}.")
     check_choice("update_scale", group["update_scale"], get_args(UpdateScale))
     check_choice("bias_correction", group["bias_correction"], get_args(BiasCorrection))
+    check_choice("state_dtype", group["state_dtype"], get_args(StateDtype))
+
+
+def check_state_dtype(group: dict[str, Any]) -> None:
+    """ValueError where a parameter needs moments of more bits than the group's `state_dtype` has."""
+    if group["state_dtype"] != "fp32":
+        for param in group["params"]:
+            if param.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                raise ValueError(
+                    f'state_dtype="{group["state_dtype"]}" is for parameters of float32, bf16 and fp16, got one of '
+                    f"{param.dtype}. Leave state_dtype at fp32 for its group."
+                )
 
 
 def check_one_update_scale(groups: list[dict[str, Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -16,17 +17,20 @@ from hf_pdyn.optim.dispatch import Match, StepDispatch
 from hf_pdyn.optim.hyperparameters import (
     BiasCorrection,
     Nonfinite,
+    StateDtype,
     UpdateScale,
     check_hyperparameters,
     check_nonfinite,
     check_one_update_scale,
     check_path,
     check_same_groups,
+    check_state_dtype,
     refuse_what_needs_the_whole,
     say_what_is_overruled,
     warn_of_small_eps,
 )
 from hf_pdyn.optim.partitions import watch_partitions
+from hf_pdyn.optim.state_format import convert_state, storage_of
 from hf_pdyn.optim.step_counts import StepCounts
 from hf_pdyn.optim.step_plan import StepPlan, can_be_planned
 from hf_pdyn.optim.step_work import StepSums, Update, as_scalar, group_lr
@@ -59,6 +63,9 @@ class Padam(Optimizer):
             tensor; None where nothing was matched.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
             Padam implementations (see `equation.update_directions`), and is never fused.
+        state_dtype: what moments are stored in: `"fp32"`; `"16bit"`, 4 bytes a parameter instead of 8; `"8_16bit"`, 3
+            bytes. They are rounded stochastically, by a hash that makes a run repeat itself bit for bit, also
+            resumed or sharded otherwise (`state_format`). For parameters of float32, bf16 and fp16.
         nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
             optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
             counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
@@ -73,7 +80,8 @@ class Padam(Optimizer):
             between replays must be a tensor, as for every optimizer: of a group, the learning rate can be one. Also
             in no group and no checkpoint.
 
-    Moments are float32 for bf16 and fp16 parameters: beta2=0.999 cannot move a bf16 second moment.
+    Moments are float32 for bf16 and fp16 parameters unless `state_dtype` says otherwise: beta2=0.999 cannot move a
+    bf16 second moment that is rounded to nearest.
 
     The largest gradients are those of `torch.optim.AdamW` in float32: from |g| = 1.8e19 / sqrt(1 - beta2) on, 5.8e20 at
     the default, v overflows, and for p > 0 such an element no longer moves. From 1.8e19 on its square, hence every
@@ -97,6 +105,7 @@ class Padam(Optimizer):
         decoupled_weight_decay: bool = True,
         update_scale: UpdateScale = "raw",
         bias_correction: BiasCorrection = "eq18",
+        state_dtype: StateDtype = "fp32",
         nonfinite: Nonfinite = "apply",
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -123,6 +132,7 @@ class Padam(Optimizer):
             "decoupled_weight_decay": decoupled_weight_decay,
             "update_scale": update_scale,
             "bias_correction": bias_correction,
+            "state_dtype": state_dtype,
         }
         super().__init__(params, defaults)
         watch_partitions()
@@ -145,6 +155,7 @@ class Padam(Optimizer):
         warn_of_small_eps(complete["eps"])
         super().add_param_group(param_group)
         try:
+            check_state_dtype(self.param_groups[-1])
             self._check_path_of(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
@@ -249,7 +260,8 @@ class Padam(Optimizer):
         """
         check_same_groups(state_dict["param_groups"], self.param_groups)
         groups = [
-            {**{name: own[name] for name in self.defaults if name in own}, **saved}  # torch adds defaults of its own
+            # torch adds defaults of its own. What moments are stored in is up to this run.
+            {**{name: own[name] for name in self.defaults if name in own}, **saved, "state_dtype": own["state_dtype"]}
             for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True)
         ]
         for group in groups:
@@ -258,10 +270,19 @@ class Padam(Optimizer):
         say_what_is_overruled(groups, self.param_groups)
         super().load_state_dict({**state_dict, "param_groups": groups})
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, params, strict=True):
+        params = ((group["state_dtype"], param) for group in self.param_groups for param in group["params"])
+        converted: set[str] = set()
+        for number, (key, (state_dtype, param)) in enumerate(zip(saved, params, strict=True)):
             if key in state_dict["state"]:
                 _restore_precision(self.state[param], state_dict["state"][key], param, self._step_device(param))
+                before = convert_state(self.state[param], state_dtype, number)
+                converted |= {f"{before} to {state_dtype}"} if before != state_dtype else set()
+        if converted:
+            warnings.warn(
+                f"This checkpoint's moments are converted from {', '.join(sorted(converted))}, in which this run "
+                "stores them. With the checkpoint's state_dtype they would be loaded as they are.",
+                stacklevel=2,
+            )
 
     def _any_nonfinite_gradient(self) -> bool:
         """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
@@ -278,12 +299,13 @@ class Padam(Optimizer):
 
         times: the step counts, if they have been counted.
         """
-        stepped = [
-            (group, param, grad)
-            for group in self.param_groups
-            for param in group["params"]
+        all_params = ((group, param) for group in self.param_groups for param in group["params"])
+        numbered = [
+            (number, (group, param, grad))
+            for number, (group, param) in enumerate(all_params)
             if (grad := param.grad) is not None
         ]
+        numbers, stepped = [number for number, _ in numbered], [found for _, found in numbered]
         if any(grad.is_sparse for _, _, grad in stepped):
             raise RuntimeError(
                 "Padam does not support sparse gradients: its moments are dense. Build the embedding with "
@@ -297,17 +319,17 @@ class Padam(Optimizer):
             if times:
                 # With a tensor on the device, it would be read on the host, which no capture allows (torch 2.13).
                 torch._foreach_add_(times, 1)
-        return self._updates.of_step(stepped, states, times, pieces)
+        return self._updates.of_step(stepped, numbers, states, times, pieces)
 
     def _state_of(self, group: dict[str, Any], param: Tensor) -> dict[str, Any]:
         state = self.state[param]
         if not state:
-            dtype = torch.promote_types(param.dtype, torch.float32)
+            of_m, of_v = storage_of(group["state_dtype"], param.dtype)
             state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
-            state["exp_avg"] = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
-            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+            state["exp_avg"] = torch.zeros_like(param, dtype=of_m, memory_format=torch.preserve_format)
+            state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"], dtype=of_v)
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg"])
+            state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
         return state
 
     def _step_device(self, param: Tensor) -> torch.device:
@@ -352,13 +374,13 @@ class Padam(Optimizer):
 def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor, step_device: torch.device) -> None:
     """Undo what torch's load_state_dict (2.13) does to us.
 
-    It casts every state to the parameter's dtype, which rounds float32 moments of a bf16 parameter;
-    and it leaves `step` on whatever device the checkpoint was mapped to, where reading it would
-    synchronise at every step.
+    It casts every state to the parameter's dtype, which rounds float32 moments of a bf16 parameter and
+    spoils codes; and it leaves `step` on whatever device the checkpoint was mapped to, where reading it
+    would synchronise at every step.
     """
     for name, value in saved.items():
         if name == "step":
             step = torch.as_tensor(value)  # torch allows numbers
             state[name] = step.detach().to(device=step_device, dtype=torch.float32, copy=True)
-        elif isinstance(value, Tensor) and value.is_floating_point() and value.dtype != state[name].dtype:
+        elif isinstance(value, Tensor) and not value.is_complex() and value.dtype != state[name].dtype:
             state[name] = value.to(device=param.device, copy=True)

@@ -69,6 +69,8 @@ class Update:
     theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: views of one shape, complex ones as pairs of reals.
     t: the step count, 1 at the first; a 0-d float32 tensor where it stands on the device.
     piece: what statistics call it; None where nobody asked.
+    number, start: which parameter of the optimizer this is of, and the index of its first element there. With the step
+    count they decide how moments are rounded that are not float32 (`state_format`).
 
     addresses, variant: where the tensors are, and which kernel takes them; known during a fused step.
     checked: what `fused.takes` found at an earlier step, so that it need not look at everything again.
@@ -83,6 +85,8 @@ class Update:
     max_exp_avg_sq: Tensor | None
     t: Any
     piece: Piece | None = None
+    number: int = 0
+    start: int = 0
     addresses: tuple[int, ...] = field(default=(), init=False)
     variant: Any = field(default=None, init=False)
     checked: Any = field(default=None, init=False)
@@ -125,7 +129,7 @@ class Update:
         cut: dict[str, Any] = {
             name: None if value is None else value.view(-1)[start : start + numel] for name, value in whole.items()
         }
-        return replace(self, piece=piece, **cut)
+        return replace(self, piece=piece, start=self.start + start, **cut)
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim import equation
+from hf_pdyn.optim import equation, state_format
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 from hf_pdyn.tensors import norms
 
@@ -71,11 +71,14 @@ def _measured(batch: _Batch, clip_factor: Tensor | None) -> dict[str, list[Tenso
     group, dtype = batch[0].group, norms.accumulator_dtype(batch[0].theta.device)
     p, eps, beta2 = group["p"], equation.usable_eps(group["eps"]), group["betas"][1]
     grads = [
-        update.grad if clip_factor is None else update.grad.to(update.exp_avg.dtype) / clip_factor for update in batch
+        update.grad if clip_factor is None else update.grad.to(_moment_type(update)) / clip_factor for update in batch
     ]
     one_norms = [norms.power_sum(grad, 0.5, eps=eps) for grad in grads]
     return {
-        "v_hat_sum": [update.second_moment.sum(dtype=dtype) / (1 - beta2 ** _time(update)) for update in batch],
+        "v_hat_sum": [
+            state_format.decode_v(update.second_moment).sum(dtype=dtype) / (1 - beta2 ** _time(update))
+            for update in batch
+        ],
         "one_norm": one_norms,
         "N_p": one_norms
         if p == 0.5
@@ -91,7 +94,7 @@ def _ruled_by_eps(batch: _Batch) -> dict[str, list[Tensor]]:
     group = batch[0].group
     constants = {"beta1": group["betas"][0], "beta2": group["betas"][1], "p": group["p"], "eps": group["eps"]}
     v_eps = [equation.update_scales(_time(update), **constants)[1] for update in batch]
-    sums = norms.shares_of_eps([update.second_moment for update in batch], v_eps)
+    sums = norms.shares_of_eps([state_format.decode_v(update.second_moment) for update in batch], v_eps)
     return dict(zip(("ruled_by_eps", "moved"), map(list, sums.unbind(1)), strict=True))
 
 
@@ -115,14 +118,20 @@ def _take_in_gradients(batch: _Batch) -> None:
     grads = [-update.grad if group["maximize"] else update.grad for update in batch]
     if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
         grads = [
-            grad.to(update.exp_avg.dtype).add(update.theta, alpha=group["weight_decay"])
+            grad.to(_moment_type(update)).add(update.theta, alpha=group["weight_decay"])
             for grad, update in zip(grads, batch, strict=True)
         ]
     beta1, beta2 = group["betas"]
-    exp_avgs, exp_avg_sqs = ([getattr(update, name) for update in batch] for name in ("exp_avg", "exp_avg_sq"))
+    moments = [state_format.decode(update.exp_avg, update.exp_avg_sq) for update in batch]
+    exp_avgs, exp_avg_sqs = (list(values) for values in zip(*moments, strict=True))
     equation.update_moments(exp_avgs, exp_avg_sqs, grads, beta1=beta1, beta2=beta2)
-    for update in batch:
-        if update.max_exp_avg_sq is not None:
+    for update, m, v in zip(batch, exp_avgs, exp_avg_sqs, strict=True):
+        if m is not update.exp_avg:
+            into = update.exp_avg, update.exp_avg_sq
+            state_format.store(m, v, into, step=update.t, number=update.number, start=update.start)
+            if update.max_exp_avg_sq is not None:
+                state_format.keep_larger(update.max_exp_avg_sq, update.exp_avg_sq)
+        elif update.max_exp_avg_sq is not None:
             torch.maximum(update.max_exp_avg_sq, update.exp_avg_sq, out=update.max_exp_avg_sq)
 
 
@@ -146,8 +155,8 @@ def _directions(batch: _Batch, p: float) -> list[Tensor]:
     group = batch[0].group
     beta1, beta2 = group["betas"]
     return equation.update_directions(
-        [update.exp_avg for update in batch],
-        [update.second_moment for update in batch],
+        [state_format.decode(update.exp_avg, update.exp_avg_sq)[0] for update in batch],
+        [state_format.decode_v(update.second_moment) for update in batch],
         times=[_time(update) for update in batch],
         beta1=beta1,
         beta2=beta2,
@@ -155,6 +164,10 @@ def _directions(batch: _Batch, p: float) -> list[Tensor]:
         eps=group["eps"],
         bias_correction=group["bias_correction"],
     )
+
+
+def _moment_type(update: Update) -> torch.dtype:
+    return torch.promote_types(update.theta.dtype, torch.float32)
 
 
 def _time(update: Update) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.optim.step_work import Update
-from hf_pdyn.tensors.sharding import Piece, is_dtensor, local, local_like
+from hf_pdyn.tensors.sharding import Piece, is_dtensor, local, local_like, start_of
 
 _NO_GRADIENT = torch.empty(0, device="cpu")
 
@@ -25,21 +25,24 @@ class UpdateList:
     def of_step(
         self,
         stepped: Sequence[tuple[dict[str, Any], Tensor, Tensor]],
+        numbers: Sequence[int],
         states: Sequence[Mapping[str, Tensor]],
         times: Sequence[Any],
         pieces: Sequence[Piece] | None,
     ) -> list[Update]:
         """One update for each (group, parameter, gradient), or the parts of it that `pieces` are, in their order.
 
+        numbers: of the parameters among all.
+
         An update is kept as long as its group, parameter and moments are the same objects. `release` it after the step.
         """
         before = self._kept if len(self._kept) == len(stepped) else [None] * len(stepped)
         updates: list[Update] = []
-        for (group, param, grad), state, t, kept in zip(stepped, states, times, before, strict=True):
+        for (group, param, grad), number, state, t, kept in zip(stepped, numbers, states, times, before, strict=True):
             if kept is None or not _is_of(kept, group, param, state):
-                updates.append(_update(group, param, grad, state, t))
+                updates.append(_update(group, param, grad, state, t, number))
             else:
-                kept.grad, kept.t = grad, t
+                kept.grad, kept.t, kept.number = grad, t, number
                 updates.append(kept)
         if pieces is not self._pieces or updates != self._kept:
             for update in updates:
@@ -69,13 +72,16 @@ def _is_of(update: Update, group: dict[str, Any], param: Tensor, state: Mapping[
     )
 
 
-def _update(group: dict[str, Any], param: Tensor, grad: Tensor, state: Mapping[str, Tensor], t: Any) -> Update:
+def _update(
+    group: dict[str, Any], param: Tensor, grad: Tensor, state: Mapping[str, Tensor], t: Any, number: int
+) -> Update:
     maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
-    update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t)
+    update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t, number=number)
     if is_dtensor(param) or param.is_complex():
         update.theta, update.grad = local_reals(param), local_reals(local_like(grad, param))
         update.exp_avg, update.exp_avg_sq = local_reals(update.exp_avg), local_reals(update.exp_avg_sq)
         update.max_exp_avg_sq = None if maximum is None else local_reals(maximum)
+        update.start = start_of(param)
     return update
 
 

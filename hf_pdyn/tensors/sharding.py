@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -69,6 +70,21 @@ def local_like(tensor: Tensor, param: Tensor) -> Tensor:
     if isinstance(tensor, DTensor) and isinstance(param, DTensor) and tensor.placements != param.placements:
         tensor = tensor.redistribute(placements=param.placements)
     return local(tensor)
+
+
+def start_of(tensor: Tensor) -> int:
+    """Where in the whole of a DTensor, as its elements lie in a row, this process's shard begins; 0 for others."""
+    if not isinstance(tensor, DTensor):
+        return 0
+    return _start_of(tuple(tensor.shape), tensor.device_mesh, tuple(tensor.placements))
+
+
+@cache
+def _start_of(shape: tuple[int, ...], mesh: Any, placements: tuple[Any, ...]) -> int:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offset = compute_local_shape_and_global_offset(shape, mesh, placements)
+    return sum(first * math.prod(shape[i + 1 :]) for i, first in enumerate(offset))
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hf_pdyn.optim.fused import cpu, gpu, self_check
 from hf_pdyn.optim.fused.layout import addresses_of
+from hf_pdyn.optim.state_format import M_STORAGE, V_STORAGE
 from hf_pdyn.optim.step_work import Task, Update
 
 FusedStep = ModuleType
@@ -136,8 +137,11 @@ def _fits(module: FusedStep, update: Update) -> bool:
     if type(theta) not in _PLAIN or type(grad) not in _PLAIN or grad.numel() != numel or grad.is_cpu != is_cpu:
         return False
     contiguous = theta.is_contiguous()
-    for moment in moments:
-        if type(moment) not in _PLAIN or moment.dtype != torch.float32:
+    stored = (torch.float32, torch.float32)
+    if update.exp_avg.dtype in M_STORAGE.values():
+        stored = (update.exp_avg.dtype, V_STORAGE)
+    for moment, dtype in zip(moments, (*stored, stored[1]), strict=False):
+        if type(moment) not in _PLAIN or moment.dtype != dtype:
             return False
         if moment.numel() != numel or moment.is_cpu != is_cpu or (not is_cpu and moment.device != theta.device):
             return False

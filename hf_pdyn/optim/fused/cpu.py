@@ -22,6 +22,7 @@ from torch import Tensor
 
 from hf_pdyn.common.environment import cache_dir
 from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
+from hf_pdyn.optim.state_format import format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -38,6 +39,7 @@ NEEDS = "a C++ compiler with OpenMP, ninja (pip install ninja) and a cache direc
 SETTINGS = (*COLUMNS[: COLUMNS.index("lr")], "rate", "decay", "grad_rescale")
 """`Settings` of padam.cpp."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
+_FORMATS = ("fp32", "16bit", "8_16bit")
 
 
 class _Call(ctypes.Structure):
@@ -51,6 +53,7 @@ class _Call(ctypes.Structure):
         ("tasks", ctypes.c_int32),
         ("theta_type", ctypes.c_int32),
         ("grad_type", ctypes.c_int32),
+        ("format", ctypes.c_int32),
         ("threads", ctypes.c_int32),
     )
 
@@ -82,7 +85,7 @@ def prepare() -> None:
 
 def variant(update: Update) -> Hashable:
     """What the kernel is told of a whole call: updates that differ in it take a call each."""
-    return update.theta.dtype, update.grad.dtype
+    return update.theta.dtype, update.grad.dtype, format_of(update.exp_avg)
 
 
 class Tables:
@@ -111,11 +114,13 @@ class _Alike:
         self.indices = indices
         self.n_chunks = 0
         self._rows = rows_of(updates)
-        self._types = _TYPES[updates[0].theta.dtype], _TYPES[updates[0].grad.dtype]
+        first = updates[0]
+        self._types = _TYPES[first.theta.dtype], _TYPES[first.grad.dtype], _FORMATS.index(format_of(first.exp_avg))
         chunk, table = library().hf_pdyn_chunk(), []
         for update, number in zip(updates, self._rows.of_update, strict=True):
             numel = update.theta.numel()
-            table.append((*(update.addresses or addresses_of(update)), numel, self.n_chunks, number))
+            addresses = update.addresses or addresses_of(update)
+            table.append((*addresses, numel, self.n_chunks, number, update.number, update.start))
             self.n_chunks += -(-numel // chunk)
         self._table = Table(table)
 

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
+from hf_pdyn.optim.hyperparameters import StateDtype
+from hf_pdyn.optim.state_format import format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -67,6 +69,7 @@ class _Variant(NamedTuple):
 
     theta_type: torch.dtype
     grad_type: torch.dtype
+    state_dtype: StateDtype
     amsgrad: bool
     times_on_device: bool
     aligned: bool
@@ -82,6 +85,7 @@ def variant(update: Update) -> _Variant:
     return _variant_of(
         update.theta.dtype,
         update.grad.dtype,
+        format_of(update.exp_avg),
         update.max_exp_avg_sq is not None,
         isinstance(update.t, Tensor),
         not together % _VECTOR,
@@ -126,6 +130,8 @@ class _Launch:
                     0,
                     numel,
                     number,
+                    update.number,
+                    update.start,
                 )
                 for update, numel, number in zip(updates, self._numels, self._settings.of_update, strict=True)
             ]
@@ -164,6 +170,7 @@ class _Launch:
                 chunk_sums,
                 theta_type=_triton(kind.theta_type),
                 grad_type=_triton(kind.grad_type),
+                m_format=triton_kernels.FORMATS.index(kind.state_dtype),
                 amsgrad=kind.amsgrad,
                 times_on_device=kind.times_on_device,
                 aligned=kind.aligned,

@@ -26,6 +26,7 @@ COLUMNS = (
     "eps",
     "l2",
     "sign",
+    "t",
     "lr",
     "weight_decay",
 )
@@ -108,6 +109,7 @@ def row(group: Mapping[str, Any], t: float, lr: float) -> tuple[float, ...]:
         usable_eps(eps),
         0.0 if decoupled else weight_decay,
         -1.0 if group["maximize"] else 1.0,
+        t,
         lr,
         weight_decay if decoupled else 0.0,
     )

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -25,6 +26,13 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kSmallestNormal = std::numeric_limits<float>::min();
 
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+// Of the moments: state_format.py.
+enum Format : int32_t { kFp32 = 0, k16Bit = 1, k8And16Bit = 2 };
+
+constexpr int32_t kVShift = 14, kVZero = (127 - 88) << 9, kVLargest = 65535;
+constexpr int32_t kMShift = 20, kMZero = (127 - 9) << 3, kMLargest = 127, kMNaN = -128;
+constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-9f;
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -45,12 +53,14 @@ enum Sum {
 struct Run {
   void* theta;
   const void* grad;
-  float* exp_avg;
-  float* exp_avg_sq;
-  float* max_exp_avg_sq;  // null without amsgrad
+  void* exp_avg;
+  void* exp_avg_sq;
+  void* max_exp_avg_sq;  // null without amsgrad
   int64_t numel;
   int64_t first_chunk;  // of the call
   int64_t settings;     // row
+  int64_t number;       // of the parameter, and the index there of the first element: they decide how moments are rounded
+  int64_t start;
 };
 
 // Of the runs of one group at one step count; SETTINGS of cpu.py. `one_minus_beta` are given: in float32, 1 - 0.999f is
@@ -68,6 +78,7 @@ struct Settings {
   float eps;
   float l2;            // coupled: weight_decay
   float sign;          // -1 to maximize
+  float t;
   float rate;          // lr c_t
   float decay;         // decoupled: lr weight_decay
   float grad_rescale;  // undoes clipping in the sums of kMeasure
@@ -79,6 +90,7 @@ struct Call {
   int64_t n_runs, n_chunks;
   int32_t tasks;
   Type theta_type, grad_type;
+  Format format;
   int32_t threads;
 };
 
@@ -164,6 +176,9 @@ inline void store(float* x, float value) { *x = value; }
 
 inline float root(float x) { return std::sqrt(x); }
 
+// a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
+inline float mul_add(float a, float b, float c) { return std::fma(a, b, c); }
+
 #ifdef __AVX512F__
 
 // Tables fit into registers here, so that polynomials can be short; no compiler makes such look-ups of a plain loop.
@@ -227,6 +242,9 @@ inline Lanes load<Lanes>(const float* x) {
 inline void store(float* x, Lanes values) { _mm512_storeu_ps(x, values); }
 
 inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
+
+inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+inline Lanes mul_add(float a, Lanes b, Lanes c) { return _mm512_fmadd_ps(spread(a), b, c); }
 
 inline float total(Lanes x) { return _mm512_reduce_add_ps(x); }
 
@@ -335,13 +353,201 @@ void add_second_moment(const float* v, int64_t n, const Settings& s, double* sum
 // m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
 template <class T>
 inline T lerp(T m, T g, float w) {
-  return m + w * (g - m);
+  return mul_add(w, g - m, m);
 }
 
 // v <- beta2 v + (1 - beta2) g^2. Not g^2 first, which overflows earlier than v does.
 template <class T>
 inline T second_moment(T v, T g, const Settings& s) {
-  return s.beta2 * v + s.one_minus_beta2 * g * g;
+  return mul_add(s.beta2, v, s.one_minus_beta2 * g * g);
+}
+
+// Integers of as many lanes as T has. The functions below are written once for both.
+template <class T>
+struct Lane {
+  using Int = int32_t;
+  using Uint = uint32_t;
+  static uint32_t count() { return 0; }
+};
+
+inline void load_code(const uint16_t* x, int32_t& code) { code = *x; }
+inline void load_code(const int8_t* x, int32_t& code) { code = *x; }
+inline void store_code(uint16_t* x, int32_t code) { *x = uint16_t(code); }
+inline void store_code(int8_t* x, int32_t code) { *x = int8_t(code); }
+inline int32_t smaller(int32_t a, int32_t b) { return a < b ? a : b; }
+inline uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+inline float smaller(float a, float b) { return a < b ? a : b; }
+
+#ifdef __AVX512F__
+using Ints = int32_t __attribute__((vector_size(64)));
+using Uints = uint32_t __attribute__((vector_size(64)));
+
+template <>
+struct Lane<Lanes> {
+  using Int = Ints;
+  using Uint = Uints;
+  static Uints count() { return Uints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}; }
+};
+
+inline void load_code(const uint16_t* x, Ints& code) {
+  code = Ints(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
+}
+inline void load_code(const int8_t* x, Ints& code) {
+  code = Ints(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+inline void store_code(uint16_t* x, Ints code) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtepi32_epi16(__m512i(code)));
+}
+inline void store_code(int8_t* x, Ints code) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm512_cvtepi32_epi8(__m512i(code)));
+}
+inline Ints smaller(Ints a, int32_t b) { return Ints(_mm512_min_epi32(__m512i(a), _mm512_set1_epi32(b))); }
+inline Uints smaller(Uints a, uint32_t b) { return Uints(_mm512_min_epu32(__m512i(a), _mm512_set1_epi32(int32_t(b)))); }
+inline Lanes smaller(Lanes a, float b) { return _mm512_min_ps(a, spread(b)); }
+#endif
+
+template <class Uint>
+inline Uint mixed(Uint x) {
+  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = (x ^ (x >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+template <class T>
+inline T decoded_v(typename Lane<T>::Int code) {
+  return bits_as<T>((code + kVZero) << kVShift) - kVSmallest;
+}
+
+template <class T>
+inline typename Lane<T>::Int encoded_v(T v, typename Lane<T>::Uint random) {
+  using Uint = typename Lane<T>::Uint;
+  const Uint bits = bits_as<Uint>(v + kVSmallest) + (random & 0x3fff);  // unsigned: NaN is large
+  return bits_as<typename Lane<T>::Int>(smaller(bits >> kVShift, uint32_t(kVLargest + kVZero)) - uint32_t(kVZero));
+}
+
+// Bits of 2^k for the code of v, and of 2^-k.
+template <class Int>
+inline Int two_to_k(Int v_code) {
+  return ((v_code + (166 << 9)) >> 10) << 23;
+}
+template <class Int>
+inline Int two_to_minus_k(Int v_code) {
+  return (254 << 23) - two_to_k(v_code);
+}
+
+template <Format format, class T>
+inline T decoded_m(typename Lane<T>::Int code, typename Lane<T>::Int v_code) {
+  using Int = typename Lane<T>::Int;
+  if constexpr (format == k16Bit) {
+    return bits_as<T>(code << 16);
+  } else {
+    const Int sign = code >> 31;
+    const T size = bits_as<T>((((code ^ sign) - sign) + kMZero) << kMShift) - kMSmallest;
+    const Int m = bits_as<Int>(size * bits_as<T>(two_to_k(v_code))) | (sign << 31);
+    return bits_as<T>(code == kMNaN ? (m | 0x7fc00000) : m);
+  }
+}
+
+// The code of m, which becomes what that stands for.
+template <Format format, class T>
+inline typename Lane<T>::Int encode_m(T& m, typename Lane<T>::Int v_code, typename Lane<T>::Uint random) {
+  using Int = typename Lane<T>::Int;
+  using Uint = typename Lane<T>::Uint;
+  const Int bits = bits_as<Int>(m), size_bits = bits & 0x7fffffff;
+  if constexpr (format == k16Bit) {
+    const Uint none = random ^ random;
+    const Uint code = (bits_as<Uint>(bits) + (size_bits < 0x7f800000 ? random >> 16 : none)) >> 16;
+    m = bits_as<T>(code << 16);
+    return bits_as<Int>(code);
+  } else {
+    // The largest has no digits to round.
+    const float largest = bits_as<float>((kMLargest + kMZero) << kMShift);
+    const T size = smaller(bits_as<T>(size_bits) * bits_as<T>(two_to_minus_k(v_code)) + kMSmallest, largest);
+    const Int rounded = (bits_as<Int>(size) + bits_as<Int>((random >> 14) << 2)) >> kMShift;
+    const Int code = rounded - kMZero, sign = bits >> 31;
+    const Int nan = (bits ^ bits) + kMNaN;
+    const T found = (bits_as<T>(rounded << kMShift) - kMSmallest) * bits_as<T>(two_to_k(v_code));
+    const T zero_or_nan = m - m;
+    m = bits_as<T>(bits_as<Int>(found) | (sign << 31)) + zero_or_nan;
+    return size_bits < 0x7f800000 ? (code ^ sign) - sign : nan;
+  }
+}
+
+template <Format format>
+struct Stored {
+  using M = uint16_t;
+  using V = uint16_t;
+};
+template <>
+struct Stored<k8And16Bit> {
+  using M = int8_t;
+  using V = uint16_t;
+};
+template <>
+struct Stored<kFp32> {
+  using M = float;
+  using V = float;
+};
+
+// Moments of a block as floats.
+template <Format format>
+void decode(const typename Stored<format>::M* exp_avg, const uint16_t* exp_avg_sq, int64_t n, float* m, float* v) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t v_code = exp_avg_sq[i];
+    m[i] = decoded_m<format, float>(exp_avg[i], v_code);
+    v[i] = decoded_v<float>(v_code);
+  }
+}
+
+// The moments of what T holds take in g, and are as they are stored then; returns the code of v.
+template <Format format, class T>
+inline typename Lane<T>::Int take_in(typename Stored<format>::M* exp_avg, uint16_t* exp_avg_sq, T g, bool usual,
+                                     uint32_t key, uint32_t index, const Settings& s, T& m, T& v) {
+  typename Lane<T>::Int m_code, v_code;
+  load_code(exp_avg_sq, v_code);
+  load_code(exp_avg, m_code);
+  m = decoded_m<format, T>(m_code, v_code);
+  m = usual ? lerp(m, g, s.one_minus_beta1) : g - (g - m) * (1.0f - s.one_minus_beta1);
+  v = second_moment(decoded_v<T>(v_code), g, s);
+  const auto random = mixed<typename Lane<T>::Uint>((index + Lane<T>::count()) ^ key);
+  v_code = encoded_v<T>(v, random);
+  store_code(exp_avg_sq, v_code);
+  store_code(exp_avg, encode_m<format, T>(m, v_code, random));
+  v = decoded_v<T>(v_code);
+  return v_code;
+}
+
+// What random bits of a block depend on besides an element's index.
+inline uint32_t key_of(const Run& run, uint32_t high, const Settings& s) {
+  return mixed(mixed(uint32_t(run.number)) + uint32_t(int32_t(s.t))) ^ mixed(high);
+}
+
+// The same for what `run` holds from `start` on: with `grad`, moments take it in; m and v are as they are stored then.
+// v is the running maximum where there is one.
+template <Format format>
+void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t n, const Settings& s, float* m, float* v) {
+  auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
+  auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
+  if (grad) {
+    const bool usual = s.one_minus_beta1 < 0.5f;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      const uint64_t index = uint64_t(run.start) + uint64_t(start) + uint64_t(i);
+      const uint32_t key = key_of(run, uint32_t(index >> 32), s);
+      take_in<format, float>(exp_avg + i, exp_avg_sq + i, grad[i], usual, key, uint32_t(index), s, m[i], v[i]);
+    }
+  } else {
+    decode<format>(exp_avg, exp_avg_sq, n, m, v);
+  }
+  if (run.max_exp_avg_sq) {
+    auto* maximum = static_cast<uint16_t*>(run.max_exp_avg_sq) + start;
+#pragma omp simd
+    for (int64_t i = 0; i < n; ++i) {
+      if (grad) maximum[i] = exp_avg_sq[i] > maximum[i] ? exp_avg_sq[i] : maximum[i];
+      v[i] = decoded_v<float>(maximum[i]);
+    }
+  }
 }
 
 struct Squares {
@@ -356,11 +562,20 @@ inline T larger(T v, T than) {
 
 // The update of what T holds. takes_in: the moments take in `grad`. amsgrad: then `maximum` takes in v
 // and stands under the power. moves: theta moves, else adam_sq is summed.
-template <class T, bool takes_in, bool moves, bool amsgrad, Gain gain>
-inline void update(float* theta, const float* grad, float* exp_avg, float* second, float* maximum, const Settings& s,
+template <class T, bool takes_in, bool moves, bool amsgrad, Gain gain, Format format>
+inline void update(float* theta, const float* grad, typename Stored<format>::M* exp_avg,
+                   typename Stored<format>::V* second, float* maximum, const Settings& s, uint32_t key, uint32_t index,
                    T& grad_sq, T& direction_sq, T& adam_sq) {
-  T m = load<T>(exp_avg), v = load<T>(second);
-  if constexpr (takes_in) {
+  T m, v;
+  if constexpr (format != kFp32) {
+    const T g = load<T>(grad);
+    take_in<format, T>(exp_avg, second, g, true, key, index, s, m, v);
+    grad_sq += g * g;
+  } else {
+    m = load<T>(exp_avg);
+    v = load<T>(second);
+  }
+  if constexpr (takes_in && format == kFp32) {
     const T g = load<T>(grad);
     m = lerp(m, g, s.one_minus_beta1);
     v = second_moment(v, g, s);
@@ -378,9 +593,10 @@ inline void update(float* theta, const float* grad, float* exp_avg, float* secon
   direction_sq += d * d;
   if constexpr (moves) {
     // Update and decay together, so that bf16 parameters are rounded once.
+    const T before = load<T>(theta);
     T step = s.rate * d;
-    if (s.decay != 0) step += s.decay * load<T>(theta);
-    store(theta, load<T>(theta) - step);
+    if (s.decay != 0) step = mul_add(s.decay, before, step);
+    store(theta, before - step);
   }
   if constexpr (!moves) {
     const T adam = s.adam_scale * m;
@@ -388,18 +604,21 @@ inline void update(float* theta, const float* grad, float* exp_avg, float* secon
   }
 }
 
-// The update of a block in one loop.
-template <bool takes_in, bool moves, bool amsgrad, Gain gain>
-Squares loop(float* __restrict theta, const float* __restrict grad, float* __restrict exp_avg, float* __restrict second,
-             float* __restrict maximum, int64_t n, const Settings& s) {
+// The update of a block in one loop. key, index: see `take_in`; nothing to float32 moments.
+template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
+Squares loop(float* __restrict theta, const float* __restrict grad, typename Stored<format>::M* __restrict exp_avg,
+             typename Stored<format>::V* __restrict second, float* __restrict maximum, int64_t n, const Settings& s,
+             uint32_t key, uint32_t index) {
+  static_assert(format == kFp32 || (takes_in && !amsgrad));
   Squares squares = {0, 0, 0};
   int64_t start = 0;
 #ifdef __AVX512F__
   if constexpr (gain != Gain::kPowerOfAny) {
     Lanes grad_sq = {}, direction_sq = {}, adam_sq = {};
     for (; start + kLanes <= n; start += kLanes) {
-      update<Lanes, takes_in, moves, amsgrad, gain>(theta + start, grad + start, exp_avg + start, second + start,
-                                           maximum + start, s, grad_sq, direction_sq, adam_sq);
+      update<Lanes, takes_in, moves, amsgrad, gain, format>(theta + start, grad + start, exp_avg + start,
+                                                            second + start, maximum + start, s, key,
+                                                            index + uint32_t(start), grad_sq, direction_sq, adam_sq);
     }
     squares = {total(grad_sq), total(direction_sq), total(adam_sq)};
   }
@@ -407,42 +626,68 @@ Squares loop(float* __restrict theta, const float* __restrict grad, float* __res
   float grad_sq = 0, direction_sq = 0, adam_sq = 0;
 #pragma omp simd reduction(+ : grad_sq, direction_sq, adam_sq)
   for (int64_t i = start; i < n; ++i) {
-    update<float, takes_in, moves, amsgrad, gain>(theta + i, grad + i, exp_avg + i, second + i, maximum + i, s, grad_sq,
-                                                  direction_sq, adam_sq);
+    update<float, takes_in, moves, amsgrad, gain, format>(theta + i, grad + i, exp_avg + i, second + i, maximum + i, s,
+                                                          key, index + uint32_t(i), grad_sq, direction_sq, adam_sq);
   }
   return {squares.grad + grad_sq, squares.direction + direction_sq, squares.adam + adam_sq};
 }
 
-template <bool takes_in, bool moves, bool amsgrad>
-Squares loop(float* theta, const float* grad, float* exp_avg, float* second, float* maximum, int64_t n,
-             const Settings& s) {
+template <bool takes_in, bool moves, bool amsgrad, Format format = kFp32>
+Squares loop(float* theta, const float* grad, typename Stored<format>::M* exp_avg, typename Stored<format>::V* second,
+             float* maximum, int64_t n, const Settings& s, uint32_t key = 0, uint32_t index = 0) {
+  const auto with = [&](auto of) {
+    return loop<takes_in, moves, amsgrad, format, decltype(of)::value>(theta, grad, exp_avg, second, maximum, n, s, key,
+                                                                       index);
+  };
   switch (gain_of(-s.p, s.v_eps)) {
     case Gain::kOne:
-      return loop<takes_in, moves, amsgrad, Gain::kOne>(theta, grad, exp_avg, second, maximum, n, s);
+      return with(std::integral_constant<Gain, Gain::kOne>());
     case Gain::kReciprocalRoot:
-      return loop<takes_in, moves, amsgrad, Gain::kReciprocalRoot>(theta, grad, exp_avg, second, maximum, n, s);
+      return with(std::integral_constant<Gain, Gain::kReciprocalRoot>());
     case Gain::kReciprocalFourthRoot:
-      return loop<takes_in, moves, amsgrad, Gain::kReciprocalFourthRoot>(theta, grad, exp_avg, second, maximum, n, s);
+      return with(std::integral_constant<Gain, Gain::kReciprocalFourthRoot>());
     case Gain::kReciprocal:
-      return loop<takes_in, moves, amsgrad, Gain::kReciprocal>(theta, grad, exp_avg, second, maximum, n, s);
+      return with(std::integral_constant<Gain, Gain::kReciprocal>());
     case Gain::kPowerOfNormal:
-      return loop<takes_in, moves, amsgrad, Gain::kPowerOfNormal>(theta, grad, exp_avg, second, maximum, n, s);
+      return with(std::integral_constant<Gain, Gain::kPowerOfNormal>());
     case Gain::kPowerOfAny:
       break;
   }
-  return loop<takes_in, moves, amsgrad, Gain::kPowerOfAny>(theta, grad, exp_avg, second, maximum, n, s);
+  return with(std::integral_constant<Gain, Gain::kPowerOfAny>());
+}
+
+// The same where moments are stored in fewer bits, for what `run` holds from `start` on, and take in `grad`.
+template <bool moves, Format format>
+Squares loop_of_codes(float* theta, const float* grad, const Run& run, int64_t start, int64_t n, const Settings& s) {
+  auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
+  auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
+  const uint64_t index = uint64_t(run.start) + uint64_t(start);
+  const uint64_t left = (uint64_t(1) << 32) - (index & 0xffffffffu);
+  const int64_t same = left < uint64_t(n) ? int64_t(left) : n;  // elements whose index has the same high word
+  const uint32_t high = uint32_t(index >> 32);
+  Squares found = loop<true, moves, false, format>(theta, grad, exp_avg, exp_avg_sq, nullptr, same, s,
+                                                   key_of(run, high, s), uint32_t(index));
+  if (same < n) {
+    const Squares rest = loop<true, moves, false, format>(theta + same, grad + same, exp_avg + same, exp_avg_sq + same,
+                                                          nullptr, n - same, s, key_of(run, high + 1, s), 0);
+    found = {found.grad + rest.grad, found.direction + rest.direction, found.adam + rest.adam};
+  }
+  return found;
 }
 
 void step_block(const Call& call, const Run& run, const Settings& s, int64_t start, int64_t n, double* sums) {
-  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock];
-  float* exp_avg = run.exp_avg + start;
-  float* second = run.exp_avg_sq + start;
-  float* maximum = run.max_exp_avg_sq ? run.max_exp_avg_sq + start : nullptr;
+  alignas(64) float theta_scratch[kBlock], grad_scratch[kBlock], taken_in[kBlock], m_scratch[kBlock], v_scratch[kBlock];
+  const bool in_floats = call.format == kFp32;
+  float* exp_avg = in_floats ? static_cast<float*>(run.exp_avg) + start : m_scratch;
+  float* second = in_floats ? static_cast<float*>(run.exp_avg_sq) + start : v_scratch;
+  float* maximum = in_floats && run.max_exp_avg_sq ? static_cast<float*>(run.max_exp_avg_sq) + start : nullptr;
   float* theta = const_cast<float*>(as_floats(run.theta, call.theta_type, start, n, theta_scratch));
   bool takes_in = call.tasks & kMoments;
   const bool moves = call.tasks & kApply;
 
   const bool in_one_loop = s.one_minus_beta1 < 0.5f;  // else m is not taken in by lerp's common form
+  // kMeasure needs v as floats.
+  const bool codes_in_loop = !in_floats && takes_in && in_one_loop && !run.max_exp_avg_sq && !(call.tasks & kMeasure);
 
   const float* grad = nullptr;
   bool loop_sums_gradient = false;
@@ -450,7 +695,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     grad = as_floats(run.grad, call.grad_type, start, n, grad_scratch);
     if (call.tasks & kMeasure) add_norms(grad, n, s, sums);
     const bool changed = s.sign < 0 || s.l2 != 0;
-    loop_sums_gradient = takes_in && !changed && in_one_loop;
+    loop_sums_gradient = takes_in && !changed && in_one_loop && (in_floats || codes_in_loop);
     if (call.tasks & kGradient && !loop_sums_gradient) sums[kGradSq] += sum_of_squares(grad, n);
     if (changed) {
 #pragma omp simd
@@ -459,6 +704,11 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     }
   }
 
+  if (!in_floats && !codes_in_loop) {
+    const auto moments = call.format == k16Bit ? moments_of_block<k16Bit> : moments_of_block<k8And16Bit>;
+    moments(run, takes_in ? grad : nullptr, start, n, s, exp_avg, second);
+    takes_in = false;
+  }
   if (takes_in && !in_one_loop) {
     const float w = s.one_minus_beta1;
 #pragma omp simd
@@ -477,10 +727,13 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
     maximum = nullptr;
   }
 
+  const auto of_codes = call.format == k16Bit ? (moves ? loop_of_codes<true, k16Bit> : loop_of_codes<false, k16Bit>)
+                                              : (moves ? loop_of_codes<true, k8And16Bit> : loop_of_codes<false, k8And16Bit>);
   const auto run_loop = !takes_in ? (moves ? loop<false, true, false> : loop<false, false, false>)
                         : maximum ? (moves ? loop<true, true, true> : loop<true, false, true>)
                                   : (moves ? loop<true, true, false> : loop<true, false, false>);
-  const Squares squares = run_loop(theta, grad, exp_avg, second, maximum, n, s);
+  const Squares squares = codes_in_loop ? of_codes(theta, grad, run, start, n, s)
+                                        : run_loop(theta, grad, exp_avg, second, maximum, n, s, 0, 0);
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad;
   if (call.tasks & kDirection) {
     sums[kDirectionSq] += squares.direction;

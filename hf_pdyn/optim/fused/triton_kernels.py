@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from hf_pdyn.optim.fused.layout import COLUMNS
+from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, M_ZERO, V_LARGEST, V_SHIFT, V_ZERO
 from hf_pdyn.optim.step_work import STEP_SUMS
 
 CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
@@ -29,6 +30,8 @@ RUN_COLUMNS = (
     "lr_at",
     "numel",
     "settings",
+    "number",
+    "start",
 )
 SETTINGS = (*COLUMNS, "log_beta1", "log_beta2")
 N_RUN_COLUMNS = tl.constexpr(len(RUN_COLUMNS))
@@ -45,6 +48,14 @@ RULED_BY_EPS = tl.constexpr(STEP_SUMS.index("ruled_by_eps"))
 MOVED = tl.constexpr(STEP_SUMS.index("moved"))
 DIRECTION_SQ = tl.constexpr(STEP_SUMS.index("direction_sq"))
 ADAM_SQ = tl.constexpr(STEP_SUMS.index("adam_sq"))
+
+FORMATS = ("fp32", "16bit", "8_16bit")
+FP32 = tl.constexpr(FORMATS.index("fp32"))
+BITS_16 = tl.constexpr(FORMATS.index("16bit"))
+_V_SHIFT, _V_ZERO, _V_LARGEST = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO), tl.constexpr(V_LARGEST)
+_M_SHIFT, _M_ZERO, _M_LARGEST = tl.constexpr(M_SHIFT), tl.constexpr(M_ZERO), tl.constexpr(M_LARGEST)
+_M_NAN = tl.constexpr(M_NAN)
+_V_SMALLEST, _M_SMALLEST = tl.constexpr(2.0**-88), tl.constexpr(2.0**-9)
 
 
 @triton.jit
@@ -109,6 +120,68 @@ def _one_minus_power(log_beta, time):
 
 
 @triton.jit
+def _mixed(x):
+    # lowbias32, as `state_format` has it; x is uint32.
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _random_bits(number, time, first, offsets):
+    # As `state_format.random_bits`. first: the index of the tensor's first element; offsets: from there, int64.
+    key = _mixed(_mixed(number.to(tl.uint32)) + time.to(tl.int32).to(tl.uint32))
+    high = (first + tl.min(offsets, axis=0)) >> 32
+    index = first + offsets
+    key = key ^ tl.where((index >> 32) == high, _mixed(high.to(tl.uint32)), _mixed((high + 1).to(tl.uint32)))
+    return _mixed(index.to(tl.uint32) ^ key)
+
+
+@triton.jit
+def _decoded_v(code):
+    return ((code + _V_ZERO) << _V_SHIFT).to(tl.float32, bitcast=True) - _V_SMALLEST
+
+
+@triton.jit
+def _encoded_v(v, random):
+    bits = (v + _V_SMALLEST).to(tl.int32, bitcast=True) + (random & 0x3FFF).to(tl.int32)
+    code = tl.minimum((bits >> _V_SHIFT) - _V_ZERO, _V_LARGEST)
+    return tl.where(v < float("inf"), code, _V_LARGEST)
+
+
+@triton.jit
+def _k_of(v_code):
+    return ((v_code >> 9) - 88) >> 1
+
+
+@triton.jit
+def _decoded_m(code, v_code, m_format: tl.constexpr):
+    # code: int32, of 16 bits without a sign's extension, or of 8 with it.
+    if m_format == BITS_16:
+        m = (code << 16).to(tl.float32, bitcast=True)
+    else:
+        size = ((tl.abs(code) + _M_ZERO) << _M_SHIFT).to(tl.float32, bitcast=True) - _M_SMALLEST
+        m = size * _power_of_two(_k_of(v_code))
+        m = tl.where(code < 0, -m, m)
+        m = tl.where(code == _M_NAN, float("nan"), m)
+    return m
+
+
+@triton.jit
+def _encoded_m(m, v_code, random, m_format: tl.constexpr):
+    finite = tl.abs(m) < float("inf")
+    if m_format == BITS_16:
+        bits = m.to(tl.int32, bitcast=True)
+        code = ((bits + tl.where(finite, (random >> 16).to(tl.int32), 0)) >> 16) & 0xFFFF
+    else:
+        size = tl.minimum(tl.abs(m) * _power_of_two(-_k_of(v_code)) + _M_SMALLEST, 1000.0)
+        bits = size.to(tl.int32, bitcast=True) + ((random >> 14) << 2).to(tl.int32)
+        code = tl.minimum((bits >> _M_SHIFT) - _M_ZERO, _M_LARGEST)
+        code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
+    return code
+
+
+@triton.jit
 def _elements(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
     # The hint is kept on what makes the pointer, not on an argument of this function. Only with it are loads and stores
     # vectors of 128 bits.
@@ -128,6 +201,7 @@ def step_chunk(
     sums,
     theta_type: tl.constexpr,
     grad_type: tl.constexpr,
+    m_format: tl.constexpr,
     amsgrad: tl.constexpr,
     times_on_device: tl.constexpr,
     aligned: tl.constexpr,
@@ -167,12 +241,13 @@ def step_chunk(
     eps = tl.load(row + 9)
     l2 = tl.load(row + 10)
     sign = tl.load(row + 11)
-    lr = tl.load(row + 12)
-    weight_decay = tl.load(row + 13)
+    time = tl.load(row + 12)
+    lr = tl.load(row + 13)
+    weight_decay = tl.load(row + 14)
     if times_on_device:
         time_at = tl.load(run + 5)
-        log_beta1 = tl.load(row + 14)
-        log_beta2 = tl.load(row + 15)
+        log_beta1 = tl.load(row + 15)
+        log_beta2 = tl.load(row + 16)
         time = tl.load(time_at.to(tl.pointer_type(tl.float32)))
         of_m = _one_minus_power(log_beta1, time)
         of_v = _one_minus_power(log_beta2, time)
@@ -189,10 +264,17 @@ def step_chunk(
     held = offsets < numel
     sums += chunk * N_SUMS
 
-    exp_avg_ptr = _elements(exp_avg_at, offsets, tl.float32, aligned)
-    exp_avg_sq_ptr = _elements(exp_avg_sq_at, offsets, tl.float32, aligned)
-    m = tl.load(exp_avg_ptr, mask=held, other=0.0)
-    v = tl.load(exp_avg_sq_ptr, mask=held, other=0.0)
+    if m_format == FP32:
+        exp_avg_ptr = _elements(exp_avg_at, offsets, tl.float32, aligned)
+        exp_avg_sq_ptr = _elements(exp_avg_sq_at, offsets, tl.float32, aligned)
+        m = tl.load(exp_avg_ptr, mask=held, other=0.0)
+        v = tl.load(exp_avg_sq_ptr, mask=held, other=0.0)
+    else:
+        exp_avg_ptr = _elements(exp_avg_at, offsets, tl.uint16 if m_format == BITS_16 else tl.int8, aligned)
+        exp_avg_sq_ptr = _elements(exp_avg_sq_at, offsets, tl.uint16, aligned)
+        v_code = tl.load(exp_avg_sq_ptr, mask=held, other=0).to(tl.int32)
+        m = _decoded_m(tl.load(exp_avg_ptr, mask=held, other=0).to(tl.int32), v_code, m_format)
+        v = _decoded_v(v_code)
     theta_ptr = _elements(theta_at, offsets, theta_type, aligned)
     if apply:
         theta = tl.load(theta_ptr, mask=held, other=0.0).to(tl.float32)
@@ -221,17 +303,35 @@ def step_chunk(
             # Either way as torch's lerp: at beta1 = 0, m is g.
             m = tl.where(one_minus_beta1 < 0.5, m + one_minus_beta1 * (g - m), g - (g - m) * (1 - one_minus_beta1))
             v = beta2 * v + one_minus_beta2 * g * g  # g * g alone would overflow earlier
-            tl.store(exp_avg_ptr, m, mask=held)
-            tl.store(exp_avg_sq_ptr, v, mask=held)
+            if m_format != FP32:
+                # What is stored is what the rest of the step sees, in this pass as in another.
+                random = _random_bits(tl.load(run + 9), time, tl.load(run + 10), offsets)
+                v_code = _encoded_v(v, random)
+                v = _decoded_v(v_code)
+                m_code = _encoded_m(m, v_code, random, m_format)
+                m = _decoded_m(m_code, v_code, m_format)
+                tl.store(exp_avg_ptr, m_code.to(tl.uint16 if m_format == BITS_16 else tl.int8), mask=held)
+                tl.store(exp_avg_sq_ptr, v_code.to(tl.uint16), mask=held)
+            else:
+                tl.store(exp_avg_ptr, m, mask=held)
+                tl.store(exp_avg_sq_ptr, v, mask=held)
 
     if amsgrad:
         maximum_at = tl.load(run + 4)
-        maximum_ptr = _elements(maximum_at, offsets, tl.float32, aligned)
-        maximum = tl.load(maximum_ptr, mask=held, other=0.0)
-        if moments:
-            maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
-            tl.store(maximum_ptr, maximum, mask=held)
-        v = maximum
+        if m_format == FP32:
+            maximum_ptr = _elements(maximum_at, offsets, tl.float32, aligned)
+            maximum = tl.load(maximum_ptr, mask=held, other=0.0)
+            if moments:
+                maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
+                tl.store(maximum_ptr, maximum, mask=held)
+            v = maximum
+        else:
+            maximum_code_ptr = _elements(maximum_at, offsets, tl.uint16, aligned)
+            maximum_code = tl.load(maximum_code_ptr, mask=held, other=0).to(tl.int32)
+            if moments:
+                maximum_code = tl.maximum(maximum_code, v_code)
+                tl.store(maximum_code_ptr, maximum_code.to(tl.uint16), mask=held)
+            v = _decoded_v(maximum_code)
     if measure:
         tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
         tl.store(sums + NUMEL, tl.minimum(numel - start, CHUNK).to(tl.float32))

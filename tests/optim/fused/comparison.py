@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import equation
 from hf_pdyn.optim.fused.tolerance import MOMENT, SUM, of_parameter
+from hf_pdyn.optim.state_format import codes_of, convert_state, decode
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, Task, Update
 
 STEP = Task.MOMENTS | Task.APPLY
@@ -71,6 +72,26 @@ def update_of(
     return Update(group, theta, theta, grad, m, v, maximum, t)
 
 
+def in_format(update: Update, state_dtype: str) -> Update:
+    """The same with its moments stored in another format, of elements around the 2^32nd of a parameter."""
+    names = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    state = {name: value.clone() for name in names if (value := getattr(update, name)) is not None}
+    convert_state(state, state_dtype, number=0)
+    return replace(update, **state, number=5, start=2**32 - 1000)
+
+
+def assert_same_codes(ours: Sequence[Update], expected: Sequence[Update]) -> None:
+    """Codes apart by one at most, in some of a thousand elements; theta where they are alike."""
+    for a, b in zip(ours, expected, strict=True):
+        alike = torch.ones_like(a.theta, dtype=torch.bool)
+        for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            if getattr(a, name) is not None:
+                apart = (codes_of(getattr(a, name)) - codes_of(getattr(b, name))).abs()
+                assert apart.max() <= 1 and (apart > 0).float().mean() < 5e-3, name
+                alike &= apart == 0
+        assert_near(a.theta[alike], b.theta[alike], of_parameter(a.theta.dtype, a.group["p"]), "theta")
+
+
 def copy_of(update: Update) -> Update:
     names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
     copies = {name: value if (value := getattr(update, name)) is None else value.clone() for name in names}
@@ -102,15 +123,16 @@ def exact_sums(before: Update, after: Update, *, clip_factor: float = 1.0, scale
     """All of STEP_SUMS in float64: of `before`'s gradient, and of `after`, with its moments and theta."""
     group = before.group
     options = {"times": [before.t], "beta1": group["betas"][0], "beta2": group["betas"][1], "eps": group["eps"]}
-    moments = [after.exp_avg.double()], [after.second_moment.double()]
+    m, _, second = decode(after.exp_avg, after.exp_avg_sq, after.second_moment)
+    moments = [m.double()], [second.double()]
     direction, adam = (equation.update_directions(*moments, p=p, **options)[0] for p in (group["p"], 0.5))
     grad, p = before.grad.double() / clip_factor, group["p"]
-    v, v_eps = after.second_moment.double(), group["eps"] * (1 - group["betas"][1] ** before.t)
+    v, v_eps = second.double(), group["eps"] * (1 - group["betas"][1] ** before.t)
     return {
         "grad_sq": before.grad.double().square().sum(),
         "update_sq": (group["lr"] * scale * direction).square().sum(),
         "param_sq": after.theta.double().square().sum(),
-        "v_hat_sum": after.second_moment.double().sum() / (1 - group["betas"][1] ** before.t),
+        "v_hat_sum": second.double().sum() / (1 - group["betas"][1] ** before.t),
         "one_norm": implicit_bias.perturbed_one_norm(grad, eps=group["eps"]),
         "N_p": implicit_bias.power_norm(grad, p=p, eps=group["eps"]),
         "numel": torch.tensor(float(grad.numel()), dtype=torch.float64, device=grad.device),

@@ -21,6 +21,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from hf_pdyn.optim.fused import gpu, triton_kernels
+from hf_pdyn.optim.hyperparameters import StateDtype
+from hf_pdyn.optim.state_format import storage_of
 from hf_pdyn.optim.step_work import Task, Update
 
 STEP = Task.MOMENTS | Task.APPLY
@@ -50,6 +52,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gradient": {"tasks": STEP | Task.GRADIENT},
     "measured": {"tasks": MEASURED, "clip": True},
     "measured bf16": {"tasks": MEASURED, "theta": torch.bfloat16, "grad": torch.bfloat16},
+    "16bit": {"state_dtype": "16bit"},
+    "16bit on 8.0": {"state_dtype": "16bit", "capability": 80},
+    "16bit, gradient": {"state_dtype": "16bit", "tasks": STEP | Task.GRADIENT},
+    "16bit, bf16": {"state_dtype": "16bit", "theta": torch.bfloat16, "grad": torch.bfloat16},
+    "8_16bit": {"state_dtype": "8_16bit"},
+    "8_16bit, gradient": {"state_dtype": "8_16bit", "tasks": STEP | Task.GRADIENT},
+    "measured 16bit": {"state_dtype": "16bit", "tasks": MEASURED, "amsgrad": True, "clip": True},
+    "measured 8_16bit": {"state_dtype": "8_16bit", "tasks": MEASURED, "on_device": True},
     "measured, all": {"tasks": MEASURED, "amsgrad": True, "on_device": True, "clip": True},
 }
 
@@ -121,6 +131,7 @@ def compile_variant(
     tasks: Task = STEP,
     offset: int = 0,
     *,
+    state_dtype: StateDtype = "fp32",
     amsgrad: bool = False,
     on_device: bool = False,
     scale: bool = False,
@@ -133,8 +144,9 @@ def compile_variant(
 
     parameter = zeros(theta)
     time = torch.ones(()) if on_device else 1.0
-    maximum = zeros() if amsgrad else None
-    update = Update(GROUP, parameter, parameter, zeros(grad), zeros(), zeros(), maximum, time)
+    of_m, of_v = storage_of(state_dtype, torch.float32)
+    maximum = zeros(of_v) if amsgrad else None
+    update = Update(GROUP, parameter, parameter, zeros(grad), zeros(of_m), zeros(of_v), maximum, time)
     kernels = {name: Compiler(getattr(triton_kernels, name), capability) for name in ("step_chunk", "add_chunks")}
     for name, kernel in kernels.items():
         setattr(triton_kernels, name, kernel)

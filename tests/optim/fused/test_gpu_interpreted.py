@@ -25,6 +25,7 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import availability, gpu, self_check
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
+from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
@@ -35,10 +36,13 @@ from tests.optim.fused.comparison import (
     SETTINGS,
     SPECIAL,
     STEP,
+    assert_near,
     assert_same,
+    assert_same_codes,
     assert_sums,
     copy_of,
     exact_sums,
+    in_format,
     special_updates,
     update_of,
 )
@@ -133,6 +137,50 @@ def test_a_power_is_good_to_3e_7_over_the_whole_range(exponent: float) -> None:
     # Subnormal numbers have absolute errors: at most a unit in the last place and half.
     torch.testing.assert_close(ours[exact < 1.2e-38], exact[exact < 1.2e-38], rtol=0, atol=2.2e-45)
     assert ours[exact > 3.41e38].isinf().all()
+
+
+FORMATS = ["16bit", "8_16bit"]
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("state_dtype", FORMATS)
+def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
+    """Around the 2^32nd element of a parameter, measured and not; sums are those of what is stored then."""
+    group = {**DEFAULTS, **SETTINGS[settings]}
+    for tasks, columns in ((EVERYTHING, MEASURED), (STEP | Task.GRADIENT, ["grad_sq"])):
+        before = [in_format(update_of(group, 5000, seed=seed), state_dtype) for seed in range(2)]
+        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+        sums = gpu.advance(ours, tasks)
+        tensor_step.advance(expected, STEP)
+        assert_same_codes(ours, expected)
+        assert_sums(sums, before, ours, columns)
+
+
+@pytest.mark.parametrize("state_dtype", FORMATS)
+def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None:
+    before = [
+        in_format(update_of({**DEFAULTS, "amsgrad": seed == 1}, 5000, seed=seed), state_dtype) for seed in range(2)
+    ]
+    twice, once = [list(map(copy_of, before)) for _ in range(2)]
+    gpu.advance(twice, Task.MOMENTS | Task.DIRECTION)
+    gpu.advance(twice, Task.APPLY, scale=torch.ones((), dtype=torch.float64))
+    gpu.advance(once, STEP)
+    for a, b in zip(twice, once, strict=True):
+        assert torch.equal(codes_of(a.exp_avg), codes_of(b.exp_avg))
+        assert torch.equal(codes_of(a.exp_avg_sq), codes_of(b.exp_avg_sq))
+        assert_near(a.theta, b.theta, 0.0, "theta")
+
+
+def test_what_is_not_finite_stays_so_in_fewer_bits() -> None:
+    for state_dtype in FORMATS:
+        before = in_format(update_of({**DEFAULTS, "weight_decay": 0.0}, 16), state_dtype)
+        before.grad[:3] = torch.tensor([math.nan, math.inf, 0.0])
+        ours, expected = [[copy_of(before)] for _ in range(2)]
+        gpu.advance(ours, STEP)
+        tensor_step.advance(expected, STEP)
+        assert not ours[0].theta[:2].isfinite().any() and ours[0].theta[2:].isfinite().all()
+        assert torch.equal(codes_of(ours[0].exp_avg_sq), codes_of(expected[0].exp_avg_sq))
+        assert torch.equal(ours[0].theta.isnan(), expected[0].theta.isnan())
 
 
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
