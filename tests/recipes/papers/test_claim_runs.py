@@ -93,7 +93,7 @@ def test_two_processes_train_together_and_one_writes(tmp_path: Path, options: Op
     assert launched.stdout.count("3 of 3 runs to do") == 1
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     rows = Rows(tmp_path / "rows.jsonl")
-    layer, *_ = launched_claim.configurations(options)
+    layer = {**path_allocation.configurations(options)[0], "steps": 20}
     assert rows.of(layer)["hardware"].endswith("2 processes")
     assert rows.of(layer)["result"]["share"] == pytest.approx(path_allocation.run(layer, options)["share"], rel=1e-4)
     fine_tuned = [json.loads(line)["result"] for line in lines[1:]]
