@@ -40,7 +40,10 @@ MARKS = {
         *("optim/test_padam.py", "optim/test_padam_properties.py", "common/test_extras.py"),
         *("report/test_charts.py", "report/test_damage.py", "report/test_thinning.py"),
         *("test_architecture.py", "test_collection.py", "test_gpu_check.py"),
-        *(f"distributed/test_{name}.py" for name in ("failing", "killed_launches", "samples", "sharded", "spectral")),
+        *(
+            f"distributed/test_{name}.py"
+            for name in ("failing", "killed_launches", "samples", "sharded", "spectral", "formats")
+        ),
         *(f"distributed/test_{name}.py" for name in ("unreadable", "variants", "zero_redundancy")),
         *("recipes/test_recipe_image_data.py", "recipes/test_recipe_launches.py", "recipes/test_recipe_text_data.py"),
         *(f"frontend/test_launcher.py::{name}" for name in _LAUNCHER_BY_ITSELF),
