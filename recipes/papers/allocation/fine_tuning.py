@@ -279,15 +279,16 @@ def draw(rows: Sequence[Row], given: Options) -> None:
     """Validation loss over steps, p over steps, and what each strategy gains, by recipe."""
     of = recipes(given)
     colours = dict(zip(STRATEGIES, [*figures.colours(len(FIXED)), "C3", "C1", "0.5"], strict=True))
-    with figures.panels(len(of), 3, height=2.5, sharex="col") as (figure, grid):
+    with figures.panels(len(of), 3, height=2.5) as (figure, grid):
         for (losses, exponents, bars), recipe in zip(grid, of, strict=True):
             for place, strategy in enumerate(STRATEGIES):
                 found = results(rows, recipe, strategy)
                 style = {"color": colours[strategy], "label": strategy}
-                for axes, name in ((losses, "eval_loss"), (exponents, "pdyn/p")):
+                # Without the loss before training, beside which all differences look small.
+                for axes, name, start in ((losses, "eval_loss", 1), (exponents, "pdyn/p", 0)):
                     if not any(result["diverged"] for result in found):
                         curves = [measured(result, name) for result in found]
-                        axes.plot(curves[0][0], np.mean([curve[1] for curve in curves], 0), **style)
+                        axes.plot(curves[0][0][start:], np.mean([curve[1] for curve in curves], 0)[start:], **style)
                 if strategy != BASELINE:
                     gain = statistics.mean_of(below(rows, recipe, strategy, BASELINE))
                     low, high = gain.interval
@@ -297,7 +298,8 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             losses.set(title=f"{recipe}: validation loss")
             exponents.set(title="p")
             bars.set(title="best loss below p = 0.5")
-            bars.set_yticks([])
+            bars.set_yticks(*zip(*((i, name) for i, name in enumerate(STRATEGIES) if name != BASELINE), strict=True))
+            bars.axvline(0, color="0.3", linewidth=0.8)
         for axes, label in zip(grid[-1], ("step", "step", "loss"), strict=True):
             axes.set_xlabel(label)
         figures.legend(figure, columns=3)

@@ -191,17 +191,18 @@ def draw(rows: Sequence[Row], given: Options) -> None:
     with figures.panels(len(RATES), len(QUANTITIES), height=2.4, sharex=True) as (figure, grid):
         for line, lr in zip(grid, RATES, strict=True):
             for axes, quantity in zip(line, QUANTITIES, strict=True):
+                times = 100 if quantity == "test accuracy" else 1
                 for i, (name, cells) in enumerate({"p_w = p_b": TOGETHER, "p_w = 0.5": APART}.items()):
-                    of = np.array([values(rows, cell, lr, quantity) for cell in cells]).T
+                    of = times * np.array([values(rows, cell, lr, quantity) for cell in cells]).T
                     exponents = [cell.norm for cell in cells]
                     figures.band(axes, exponents, of, color=f"C{i}", marker="o", markersize=3, label=name)
                 for i, (name, cell) in enumerate(ALONE.items(), 2):
-                    of_cell = values(rows, cell, lr, quantity)
+                    of_cell = times * values(rows, cell, lr, quantity)
                     axes.errorbar(
                         [0.02 * i], of_cell.mean(), of_cell.std(ddof=1), color=f"C{i}", marker="s", markersize=4,
                         linestyle="none", label=f"{name} at 0",
                     )  # fmt: skip
-                axes.set(title=f"{quantity}, lr = {lr:g}")
+                axes.set(title=f"{quantity}{' (%)' if times > 1 else ''}, lr = {lr:g}")
         for axes in grid[-1]:
             axes.set_xlabel("p of bias-like parameters")
         figures.legend(figure)
