@@ -41,6 +41,9 @@ def check_nonfinite(value: str, *, capturable: bool) -> None:
         )
 
 
+_LARGEST_M = 15.4
+"""Of m / 2^k in 8 bits, where sqrt(v) is less than 2^(k+1): see `state_format`."""
+
 _NEEDS_THE_WHOLE = {
     "update_scale": ("adam", "matches the size of the whole update", "raw"),
     "nonfinite": ("skip", "looks for NaN and infinity in the whole gradient", "apply"),
@@ -133,6 +136,12 @@ def check_hyperparameters(group: dict[str, Any]) -> None:
     check_choice("update_scale", group["update_scale"], get_args(UpdateScale))
     check_choice("bias_correction", group["bias_correction"], get_args(BiasCorrection))
     check_choice("state_dtype", group["state_dtype"], get_args(StateDtype))
+    beta1, beta2 = betas
+    if group["state_dtype"] == "8_16bit" and 2 * (1 - beta1) / (1 - beta2) ** 0.5 > _LARGEST_M:
+        raise ValueError(
+            'state_dtype="8_16bit" stores a first moment of at most 7.7 times the root of the second, and after a step '
+            f"it is (1 - beta1) / (1 - beta2)^(1/2) times that, got betas={betas}. Use 16bit."
+        )
 
 
 def check_state_dtype(group: dict[str, Any]) -> None:

@@ -5,13 +5,14 @@ format      first moment m                                        second moment 
 ==========  ====================================================  ==================================  ==================
 `fp32`      float32                                               float32                             8
 `16bit`     bf16                                                  7 bits of exponent, 9 of mantissa   4
-`8_16bit`   sign, 4 bits of exponent, 3 of mantissa, of m / 2^k   as in `16bit`                       3
+`8_16bit`   sign, 3 bits of exponent, 4 of mantissa, of m / 2^k   as in `16bit`                       3
 ==========  ====================================================  ==================================  ==================
 
 v is never negative, so a bit of sign would be lost on it. Where its exponent is e, k is e/2 rounded down: |m| is at
-most some ten times sqrt(v) at any betas in use, so m has the range it needs without scales of blocks, and m and v of an
-element depend on no other. Codes of v and of the 8-bit m count up through floats from a smallest one, which stands for
-0 and is subtracted again: there are no subnormal numbers to treat apart, and 0 stays 0.
+most 7.3 times sqrt(v) at betas of 0.9 and 0.999, so m has the range it needs without scales of blocks, and m and v of
+an element depend on no other; beyond 15.4 times 2^k, it is stored as that. Codes of v and of the 8-bit m count up
+through floats from a smallest one, which stands for 0 and is subtracted again: there are no subnormal numbers to treat
+apart, and 0 stays 0.
 
 Rounding is stochastic: to nearest, beta2 = 0.999 would move v by less than half a unit in the last place, and v would
 stand still. The random bits are a hash of the step count, the parameter's number and the element's index in the whole
@@ -37,10 +38,10 @@ V_SHIFT, V_ZERO, V_LARGEST = 14, (127 - 88) << 9, 65535
 """Of a float's bits, how many are rounded away; what is left of 2^-88, which stands for 0; the code of the largest v,
 1.1e12, which also stands for what is larger, infinity and NaN: m beside it is infinite or NaN then."""
 
-M_SHIFT, M_ZERO, M_LARGEST, M_NAN = 20, (127 - 9) << 3, 127, -128
-"""The same for |m| / 2^k: 2^-9 stands for 0, and the largest is 120. -128 stands for infinity and NaN."""
+M_SHIFT, M_ZERO, M_LARGEST, M_NAN = 19, (127 - 4) << 4, 127, -128
+"""The same for |m| / 2^k: 2^-4 stands for 0, and the largest is 15.4. -128 stands for infinity and NaN."""
 
-_V_SMALLEST, _M_SMALLEST = 2.0**-88, 2.0**-9
+_V_SMALLEST, _M_SMALLEST = 2.0**-88, 2.0**-4
 
 
 def format_of(exp_avg: Tensor) -> StateDtype:
@@ -106,7 +107,7 @@ def encode(m: Tensor, v: Tensor, into: tuple[Tensor, Tensor], random: Tensor) ->
         exp_avg.copy_(rounded.to(torch.int16).view(torch.bfloat16))
     else:
         a = m.abs() * _two_to_k(code, -1) + _M_SMALLEST
-        rounded = a.clamp_(max=1e3).view(torch.int32) + ((random >> 14) << 2).int()
+        rounded = a.clamp_(max=1e3).view(torch.int32) + ((random >> 14) << 1).int()
         magnitude = ((rounded >> M_SHIFT) - M_ZERO).clamp_(max=M_LARGEST)
         signed = torch.where(m < 0, -magnitude, magnitude)
         exp_avg.copy_(signed.masked_fill_(~m.isfinite(), M_NAN).to(torch.int8))

@@ -55,15 +55,15 @@ def test_every_code_of_m_stands_for_itself_beside_any_v(state_dtype: str) -> Non
         exact_v = state_format.decode_v(v_code)
         m = decode(every, v_code)[0]
         assert torch.equal(stored(m, exact_v, state_dtype)[0], every)
-        assert m.abs().max() > 8 * math.sqrt(v) or state_dtype == "16bit"
+        assert m.abs().max() > 7.5 * math.sqrt(v) or state_dtype == "16bit"
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_rounding_is_unbiased_and_to_a_neighbour(state_dtype: str) -> None:
     """The mean over 400 steps within five standard errors, for each of 2,000 elements; no error beyond a code."""
     m, v = moments(2000)
-    # A step of bf16; of 8 bits, of which there are 2^-12 beside 2^k <= sqrt(v) next to 0; and of v.
-    of_m = 2.0**-7 * m.abs() if state_dtype == "16bit" else m.abs() / 8 + v.sqrt() / 2**11
+    # A step of bf16; of 8 bits, 2^-8 beside 2^k <= sqrt(v) next to 0; and of v.
+    of_m = 2.0**-7 * m.abs() if state_dtype == "16bit" else m.abs() / 16 + v.sqrt() / 2**8
     widths = of_m, v / 511
     sums = [torch.zeros(2000, dtype=torch.float64) for _ in range(2)]
     for step in range(400):
@@ -205,7 +205,7 @@ def test_a_checkpoint_in_another_format_is_converted_and_said(before: str, after
     for moments, state in zip(expected, other.state.values(), strict=True):
         m, *vs = decode(*[state[name] for name in NAMES])
         assert state["exp_avg"].dtype == M_STORAGE.get(after, torch.float32)
-        torch.testing.assert_close(m, moments[0], rtol=1 / 8, atol=1e-5)
+        torch.testing.assert_close(m, moments[0], rtol=1 / 16, atol=1e-5)
         for v, expected_v in zip(vs, moments[1:], strict=True):
             torch.testing.assert_close(v, expected_v, rtol=1 / 400, atol=0)
     take_steps(other, range(5, 6))
@@ -285,6 +285,8 @@ def test_parameters_that_need_more_bits_are_refused() -> None:
             ValueError, match=r'state_dtype="16bit" is for parameters of float32, bf16 and fp16, got one'
         ):
             Padam([nn.Parameter(torch.ones(3, dtype=dtype))], state_dtype="16bit")
+    with pytest.raises(ValueError, match=r"at most 7.7 times the root of .* got betas=\(0.0, 0.999\)"):
+        Padam([nn.Parameter(torch.ones(3))], betas=(0.0, 0.999), state_dtype="8_16bit")
     with pytest.raises(ValueError, match="state_dtype must be"):
         Padam([nn.Parameter(torch.ones(3))], state_dtype="8bit")  # type: ignore[arg-type]
 

@@ -31,8 +31,8 @@ enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 enum Format : int32_t { kFp32 = 0, k16Bit = 1, k8And16Bit = 2 };
 
 constexpr int32_t kVShift = 14, kVZero = (127 - 88) << 9, kVLargest = 65535;
-constexpr int32_t kMShift = 20, kMZero = (127 - 9) << 3, kMLargest = 127, kMNaN = -128;
-constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-9f;
+constexpr int32_t kMShift = 19, kMZero = (127 - 4) << 4, kMLargest = 127, kMNaN = -128;
+constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-4f;
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -463,7 +463,7 @@ inline typename Lane<T>::Int encode_m(T& m, typename Lane<T>::Int v_code, typena
     // The largest has no digits to round.
     const float largest = bits_as<float>((kMLargest + kMZero) << kMShift);
     const T size = smaller(bits_as<T>(size_bits) * bits_as<T>(two_to_minus_k(v_code)) + kMSmallest, largest);
-    const Int rounded = (bits_as<Int>(size) + bits_as<Int>((random >> 14) << 2)) >> kMShift;
+    const Int rounded = (bits_as<Int>(size) + bits_as<Int>((random >> 14) << 1)) >> kMShift;
     const Int code = rounded - kMZero, sign = bits >> 31;
     const Int nan = (bits ^ bits) + kMNaN;
     const T found = (bits_as<T>(rounded << kMShift) - kMSmallest) * bits_as<T>(two_to_k(v_code));

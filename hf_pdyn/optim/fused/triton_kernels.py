@@ -55,7 +55,7 @@ BITS_16 = tl.constexpr(FORMATS.index("16bit"))
 _V_SHIFT, _V_ZERO, _V_LARGEST = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO), tl.constexpr(V_LARGEST)
 _M_SHIFT, _M_ZERO, _M_LARGEST = tl.constexpr(M_SHIFT), tl.constexpr(M_ZERO), tl.constexpr(M_LARGEST)
 _M_NAN = tl.constexpr(M_NAN)
-_V_SMALLEST, _M_SMALLEST = tl.constexpr(2.0**-88), tl.constexpr(2.0**-9)
+_V_SMALLEST, _M_SMALLEST = tl.constexpr(2.0**-88), tl.constexpr(2.0**-4)
 
 
 @triton.jit
@@ -175,7 +175,7 @@ def _encoded_m(m, v_code, random, m_format: tl.constexpr):
         code = ((bits + tl.where(finite, (random >> 16).to(tl.int32), 0)) >> 16) & 0xFFFF
     else:
         size = tl.minimum(tl.abs(m) * _power_of_two(-_k_of(v_code)) + _M_SMALLEST, 1000.0)
-        bits = size.to(tl.int32, bitcast=True) + ((random >> 14) << 2).to(tl.int32)
+        bits = size.to(tl.int32, bitcast=True) + ((random >> 14) << 1).to(tl.int32)
         code = tl.minimum((bits >> _M_SHIFT) - _M_ZERO, _M_LARGEST)
         code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
     return code
