@@ -30,9 +30,14 @@ class Standing(StrEnum):
 
 @functools.cache
 def code_commit(root: Path = ROOT) -> str | None:
-    """The commit that is checked out, with "+dirty" where the code differs from it; without git what COMMIT says."""
+    """The commit that is checked out, with "+dirty" where the code differs from it; or what COMMIT says; or None.
+
+    COMMIT is for copies of a checkout, whose git may be missing, or be that of another commit.
+    """
+    if named := os.environ.get("COMMIT"):
+        return named
     if not _git(root, "ls-files", "recipes/claim.py"):  # no repository, or one around this directory
-        return os.environ.get("COMMIT")
+        return None
     changed = _git(root, "status", "--porcelain", "--untracked-files=all", "--", *CODE)
     return f"{_git(root, 'rev-parse', 'HEAD')}{'+dirty' if changed else ''}"
 

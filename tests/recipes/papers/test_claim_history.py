@@ -85,6 +85,7 @@ def test_a_rule_that_was_never_kept(root: Path) -> None:
 
 def test_without_git_nothing_is_dated(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("COMMIT", raising=False)
     assert standing(RULE, rule_in(root), [AFTER]) == (None, Standing.UNDATED)
     assert code_commit.__wrapped__(root) is None
 
@@ -122,3 +123,9 @@ def test_a_repository_around_the_project_is_not_its_own(root: Path) -> None:
 
 def test_the_root_is_that_of_the_repository() -> None:
     assert (history.ROOT / "recipes" / "claim.py").is_file()
+
+
+def test_a_copy_of_a_checkout_is_told_its_commit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git may be that of another commit there."""
+    monkeypatch.setenv("COMMIT", "abc")
+    assert code_commit.__wrapped__(root) == "abc"
