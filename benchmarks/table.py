@@ -71,26 +71,32 @@ def spectra(records: dict[str, list[dict[str, Any]]]) -> str:
 def short(records: dict[str, list[dict[str, Any]]]) -> str:
     """What the README shows: a few rows of each hardware, against torch's fused AdamW in float32."""
     lines = ["| a step of | on | time of AdamW's |", "|---|---|---|"]
-    for record in records["step"]:
-        shown = _SHOWN_OF_A_CPU if _is_of_a_cpu(record) else _SHOWN_OF_A_GPU
-        for row in record["rows"]:
-            if (
-                row["against"] == "adamw"
-                and row["dtype"] == "fp32"
-                and row["ours"] == "p=0.37"
-                and row["shapes"] in shown
-            ):
-                lines.append(f"| {shown[row['shapes']]} | {record['hardware']} | {row['ratio']:.2f} x |")
+    of_gpus = [
+        record
+        for record in records["step"]
+        if _SHOWN_OF_A_GPU.keys() <= {(row["shapes"], row["ours"]) for row in record["rows"]}
+    ]
+    shown = [*(record for record in records["step"] if _is_of_a_cpu(record)), *of_gpus[-1:]]
+    for record in shown:
+        for (shapes, step_name), name in (_SHOWN_OF_A_CPU if _is_of_a_cpu(record) else _SHOWN_OF_A_GPU).items():
+            for row in record["rows"]:
+                if (row["shapes"], row["ours"], row["against"], row["dtype"]) == (shapes, step_name, "adamw", "fp32"):
+                    lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
         for other in records["trainer"]:
             if other["hardware"] == record["hardware"]:
                 for row in other["rows"]:
-                    name = f"a Trainer, {row['training']}, with telemetry, control and shutoff"
-                    lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
+                    if row["training"] in _SHOWN_TRAININGS:
+                        name = f"a Trainer, {row['training']}, with telemetry, control and shutoff"
+                        lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
     return "\n".join(lines)
 
 
-_SHOWN_OF_A_CPU = {"gpt2": "GPT-2, 124 M parameters", "lora24": "24 tensors of LoRA"}
-_SHOWN_OF_A_GPU = {"1b": "a GPT-2 of 1 B parameters", "gpt2": "GPT-2, 124 M parameters"}
+_SHOWN_OF_A_CPU = {("gpt2", "p=0.37"): "GPT-2, 124 M parameters", ("lora24", "p=0.37"): "24 tensors of LoRA"}
+_SHOWN_OF_A_GPU = {
+    ("gpt2", "p=0.37"): "GPT-2, 124 M parameters",
+    ("1b", "16bit, p=0.37"): "a GPT-2 of 1 B parameters, `state_dtype=16bit`",
+}
+_SHOWN_TRAININGS = ("gpt2 full fine-tuning",)
 
 
 def _is_of_a_cpu(record: dict[str, Any]) -> bool:
@@ -98,7 +104,8 @@ def _is_of_a_cpu(record: dict[str, Any]) -> bool:
 
 
 def _where(record: dict[str, Any]) -> str:
-    return f"{record['hardware']}, torch {record['versions']['torch']}, {record['date']}"
+    commit = f", commit {record['commit']}" if "commit" in record else ""
+    return f"{record['hardware']}, torch {record['versions']['torch']}, {record['date']}{commit}"
 
 
 def _extremes(record: dict[str, Any]) -> list[str]:

@@ -127,7 +127,7 @@ def random_bits(numel: int, *, step: Any, number: int, start: int, device: torch
     """
     key = _mixed(_mixed(torch.full((), number & _MASK, device=device, dtype=torch.int64)) + _count(step, device))
     index = torch.arange(start, start + numel, device=device)
-    return _mixed((index & _MASK) ^ key ^ _mixed(index >> 32))
+    return _mixed((index & _MASK) + (key ^ _mixed(index >> 32)))
 
 
 def _count(step: Any, device: torch.device) -> Any:
@@ -135,9 +135,8 @@ def _count(step: Any, device: torch.device) -> Any:
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """A permutation of 32 bits after which each depends on all: `lowbias32` of C. Wellons; 0 stays 0."""
-    x = x & _MASK
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & _MASK
+    """A permutation of 32 bits after which each depends on many: `lowbias32` of C. Wellons without its first line."""
+    x = (x * 0x7FEB352D) & _MASK
     x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
     return x ^ (x >> 16)
 

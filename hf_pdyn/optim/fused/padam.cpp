@@ -21,6 +21,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
+constexpr int64_t kAhead = 128;         // floats between what is loaded and what is prefetched
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kSmallestNormal = std::numeric_limits<float>::min();
@@ -408,7 +409,7 @@ inline Lanes smaller(Lanes a, float b) { return _mm512_min_ps(a, spread(b)); }
 
 template <class Uint>
 inline Uint mixed(Uint x) {
-  x = (x ^ (x >> 16)) * 0x7feb352du;
+  x = x * 0x7feb352du;
   x = (x ^ (x >> 15)) * 0x846ca68bu;
   return x ^ (x >> 16);
 }
@@ -424,6 +425,17 @@ inline typename Lane<T>::Int encoded_v(T v, typename Lane<T>::Uint random) {
   const Uint bits = bits_as<Uint>(v + kVSmallest) + (random & 0x3fff);  // unsigned: NaN is large
   return bits_as<typename Lane<T>::Int>(smaller(bits >> kVShift, uint32_t(kVLargest + kVZero)) - uint32_t(kVZero));
 }
+
+// The high half of the random bits, or 0 beside infinity and NaN.
+inline uint32_t random_of_finite(float m, uint32_t random) {
+  return (bits_as<uint32_t>(m) & 0x7fffffffu) < 0x7f800000u ? random >> 16 : 0;
+}
+#ifdef __AVX512DQ__
+inline Uints random_of_finite(Lanes m, Uints random) {
+  constexpr int kNaNOrInfinity = 0x99;
+  return Uints(_mm512_maskz_srli_epi32(__mmask16(~_mm512_fpclass_ps_mask(m, kNaNOrInfinity)), __m512i(random), 16));
+}
+#endif
 
 // Bits of 2^k for the code of v, and of 2^-k.
 template <class Int>
@@ -455,8 +467,7 @@ inline typename Lane<T>::Int encode_m(T& m, typename Lane<T>::Int v_code, typena
   using Uint = typename Lane<T>::Uint;
   const Int bits = bits_as<Int>(m), size_bits = bits & 0x7fffffff;
   if constexpr (format == k16Bit) {
-    const Uint none = random ^ random;
-    const Uint code = (bits_as<Uint>(bits) + (size_bits < 0x7f800000 ? random >> 16 : none)) >> 16;
+    const Uint code = (bits_as<Uint>(bits) + random_of_finite(m, random)) >> 16;
     m = bits_as<T>(code << 16);
     return bits_as<Int>(code);
   } else {
@@ -510,7 +521,7 @@ inline typename Lane<T>::Int take_in(typename Stored<format>::M* exp_avg, uint16
   m = decoded_m<format, T>(m_code, v_code);
   m = usual ? lerp(m, g, s.one_minus_beta1) : g - (g - m) * (1.0f - s.one_minus_beta1);
   v = second_moment(decoded_v<T>(v_code), g, s);
-  const auto random = mixed<typename Lane<T>::Uint>((index + Lane<T>::count()) ^ key);
+  const auto random = mixed<typename Lane<T>::Uint>((index + key) + Lane<T>::count());
   v_code = encoded_v<T>(v, random);
   store_code(exp_avg_sq, v_code);
   store_code(exp_avg, encode_m<format, T>(m, v_code, random));
@@ -616,6 +627,12 @@ Squares loop(float* __restrict theta, const float* __restrict grad, typename Sto
   if constexpr (gain != Gain::kPowerOfAny) {
     Lanes grad_sq = {}, direction_sq = {}, adam_sq = {};
     for (; start + kLanes <= n; start += kLanes) {
+      if constexpr (format == kFp32) {  // there memory is the limit; elsewhere it costs more than it saves
+        __builtin_prefetch(theta + start + kAhead, 1);
+        __builtin_prefetch(grad + start + kAhead);
+        __builtin_prefetch(exp_avg + start + kAhead, 1);
+        __builtin_prefetch(second + start + kAhead, 1);
+      }
       update<Lanes, takes_in, moves, amsgrad, gain, format>(theta + start, grad + start, exp_avg + start,
                                                             second + start, maximum + start, s, key,
                                                             index + uint32_t(start), grad_sq, direction_sq, adam_sq);

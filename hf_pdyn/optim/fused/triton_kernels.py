@@ -121,8 +121,8 @@ def _one_minus_power(log_beta, time):
 
 @triton.jit
 def _mixed(x):
-    # lowbias32, as `state_format` has it; x is uint32.
-    x = (x ^ (x >> 16)) * 0x7FEB352D
+    # As `state_format` has it; x is uint32.
+    x = x * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     return x ^ (x >> 16)
 
@@ -134,7 +134,7 @@ def _random_bits(number, time, first, offsets):
     high = (first + tl.min(offsets, axis=0)) >> 32
     index = first + offsets
     key = key ^ tl.where((index >> 32) == high, _mixed(high.to(tl.uint32)), _mixed((high + 1).to(tl.uint32)))
-    return _mixed(index.to(tl.uint32) ^ key)
+    return _mixed(index.to(tl.uint32) + key)
 
 
 @triton.jit
