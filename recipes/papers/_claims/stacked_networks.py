@@ -90,6 +90,11 @@ class StackedNetworks:
         return mean, variance
 
 
+def kind_of(name: str) -> str:
+    """Of a tensor: weight, norm or bias."""
+    return "norm" if ".normalization." in name else "bias" if name.endswith(".bias") else "weight"
+
+
 def at_seed(seed: int, make: Callable[[], ResNetForImageClassification]) -> ResNetForImageClassification:
     """A model whose initial weights are of that seed, whatever was drawn before."""
     with torch.random.fork_rng(devices=[]):

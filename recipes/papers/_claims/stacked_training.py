@@ -21,35 +21,12 @@ from torch.nn import functional
 from hf_pdyn.measure.sample_loss import hard_samples, summary
 
 from .stacked_networks import ALL, StackedNetworks
+from .stacked_norms import BIAS_LIKE, StackedNorms
+from .stacked_padam import StackedPadam, Training
 from .training import TABLE_2
 
-BETA1, BETA2 = 0.9, 0.999
 LARGEST = 2**28
 """Elements of the largest tensor that a measurement makes."""
-
-
-@dataclass(frozen=True)
-class Training:
-    """How one network is trained.
-
-    p: of weights; p_norm, p_bias: of normalisation and of the classifier's bias, None: p. eps: inside the power. seed:
-    of the initial weights and the order of images. lr_factors: of every epoch, on top of the schedule.
-    """
-
-    p: float
-    lr: float
-    seed: int
-    p_norm: float | None = None
-    p_bias: float | None = None
-    update_scale: str = "raw"
-    eps: float = 1e-16
-    lr_scheduler: str = "cosine"
-    lr_factors: tuple[float, ...] | None = None
-
-    def rate(self, step: int, steps: int, epoch: int) -> float:
-        """The learning rate of a step, counted from 0, of so many."""
-        decay = 1.0 if self.lr_scheduler == "constant" else (1 + math.cos(math.pi * step / steps)) / 2
-        return self.lr * decay * (1.0 if self.lr_factors is None else self.lr_factors[epoch])
 
 
 @dataclass(frozen=True)
@@ -98,95 +75,6 @@ Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D
 convolutions; training loss."""
 
 
-class _Optimizer:
-    """Padam of every network: Eq. 18, with the update scale matched where that is asked for."""
-
-    def __init__(self, networks: StackedNetworks, trainings: Sequence[Training]) -> None:
-        self._values, self._sizes = networks.values, networks.sizes
-        device = networks.values.device
-        self._exp_avg, self._exp_avg_sq = (torch.zeros_like(networks.values, requires_grad=False) for _ in range(2))
-        self._eps = torch.tensor([one.eps for one in trainings], device=device)[:, None]
-        matched = [[one.update_scale == "adam"] for one in trainings]
-        self._any_matched, self._matched = [True] in matched, torch.tensor(matched, device=device)
-        kinds = [_kind(name) for name in networks.names]
-        of_kinds = [{"weight": one.p, "norm": one.p_norm, "bias": one.p_bias} for one in trainings]
-        table = [[one["weight"] if one[kind] is None else one[kind] for kind in kinds] for one in of_kinds]
-        self.set_p(torch.tensor(table, dtype=torch.float32))
-        self._step = 0
-
-    def set_p(self, by_tensor: Tensor) -> None:
-        """by_tensor: (networks, tensors)."""
-        sizes = torch.tensor(self._sizes)
-        self._p = by_tensor.repeat_interleave(sizes, 1).to(self._values.device)
-
-    @torch.no_grad()
-    def step(self, grads: Tensor, rates: Tensor) -> Tensor:
-        """Move all networks, and return by what; rates: (networks, 1)."""
-        self._step += 1
-        self._exp_avg.lerp_(grads, 1 - BETA1)
-        self._exp_avg_sq.mul_(BETA2).addcmul_(grads, grads, value=1 - BETA2)
-        m_hat, v_hat = self._exp_avg / (1 - BETA1**self._step), self.v_hat() + self._eps
-        update = m_hat * v_hat.pow(-self._p)
-        if self._any_matched:
-            adams = (m_hat * v_hat.rsqrt()).square().sum(1, keepdim=True)
-            scale = (adams / update.square().sum(1, keepdim=True)).sqrt()
-            update *= torch.where(self._matched, scale, 1.0)
-        update *= -rates
-        self._values += update
-        return update
-
-    def v_hat(self) -> Tensor:
-        return self._exp_avg_sq / (1 - BETA2**self._step)
-
-    def share_below_eps(self) -> Tensor:
-        """Of second moments, (networks,)."""
-        return (self.v_hat() < self._eps).float().mean(1)
-
-
-class _Norms:
-    """Squared norms of tensors, and of the groups that they belong to."""
-
-    def __init__(self, networks: StackedNetworks) -> None:
-        self._networks = networks
-        kinds = [_kind(name) for name in networks.names]
-        device = networks.values.device
-
-        def mask(which: list[bool]) -> Tensor:
-            return torch.tensor(which, device=device, dtype=torch.float32)
-
-        self.weights = mask([kind == "weight" for kind in kinds])
-        self.convolutions = mask([".convolution." in name for name in networks.names])
-        self.bias_by_name = mask([name.endswith(".bias") for name in networks.names])
-        self.bias_like = torch.stack([mask([kind == one for kind in kinds]) for one in BIAS_LIKE], 1)
-
-    def squares(self, values: Tensor) -> Tensor:
-        """(networks, parameters) to (networks, tensors)."""
-        return torch.stack([piece.square().sum(1) for piece in values.detach().split(self._networks.sizes, 1)], 1)
-
-    def of_step(self, loss: Tensor, grads: Tensor, weights: Tensor, updates: Tensor) -> Tensor:
-        """(networks, 8): norms that `CURVES` are made of; the arguments after loss as squares by tensor."""
-        biases = 1 - self.weights
-        sums = [
-            grads @ self.weights,
-            grads @ biases,
-            grads @ (1 - self.bias_by_name),
-            grads @ self.bias_by_name,
-            (grads * weights) @ self.convolutions,
-            updates @ self.weights,
-            updates @ biases,
-            weights @ self.convolutions,
-        ]
-        return torch.cat([torch.stack(sums, 1).sqrt(), loss[:, None]], 1)
-
-
-BIAS_LIKE = ("norm", "bias")
-"""Normalisation, and the classifier's bias."""
-
-
-def _kind(name: str) -> str:
-    return "norm" if ".normalization." in name else "bias" if name.endswith(".bias") else "weight"
-
-
 def train_together(
     networks: StackedNetworks,
     trainings: Sequence[Training],
@@ -205,7 +93,7 @@ def train_together(
     mean epoch, counted from 1, weighted by update norms. validation_accuracy: every `validated_every` epochs.
     """
     device = networks.values.device
-    optimizer, norms = _Optimizer(networks, trainings), _Norms(networks)
+    optimizer, norms = StackedPadam(networks, trainings), StackedNorms(networks)
     generators = [torch.Generator().manual_seed(one.seed) for one in trainings]
     per_epoch = len(train) // how.batch_size
     rates = _rates(trainings, per_epoch, how.epochs).to(device)
@@ -289,8 +177,8 @@ def _gradient(networks: StackedNetworks, batch: Samples, *, keep: bool, of: slic
     return losses.detach(), grads[of]
 
 
-def _of_probe(networks: StackedNetworks, norms: _Norms, probe: Samples) -> Tensor:
-    """As `_Norms.of_step`, of one gradient of the whole probe: without the noise of small batches."""
+def _of_probe(networks: StackedNetworks, norms: StackedNorms, probe: Samples) -> Tensor:
+    """As `StackedNorms.of_step`, of one gradient of the whole probe: without the noise of small batches."""
     weights = norms.squares(networks.values)
     found = []
     for of in _slices(networks, probe):
@@ -344,7 +232,7 @@ def _table_2(losses: np.ndarray, correct: np.ndarray) -> dict[str, Any]:
 
 
 def _named(sums: np.ndarray) -> dict[str, list[Any]]:
-    """`CURVES`; sums: (epochs, 9) of `_Norms.of_step`."""
+    """`CURVES`; sums: (epochs, 9) of `StackedNorms.of_step`."""
     d_w, d_b, by_name, bias, invariant, update_w, update_b, conv_norm, loss = sums.T
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (d_w, d_b, d_w / d_b, by_name / bias, invariant / d_b, update_w, update_b, conv_norm, loss)
