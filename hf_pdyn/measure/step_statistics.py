@@ -113,6 +113,7 @@ class StepStatistics:
         for piece in self._columns:
             self._pieces_of.setdefault(piece.holder, []).append(piece)
         self._table: Tensor | None = None
+        self._known_pieces: Sequence[Piece] | None = None
         self._no_clip: Tensor | None = None
         self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
 
@@ -240,6 +241,8 @@ class StepStatistics:
                 shares = None if answer is None else answer[:, -2:]
                 bias = implicit_bias.coefficient_sums(self._optimizer, pieces, shares)
                 rows = torch.cat([rows[:, : len(SUMS) - 2], bias.to(rows)], dim=1)
+            if not measuring and clip.max_norm == math.inf:
+                return self._squares(pieces, rows), math.inf, None
             sums = self._sum_by_scope(pieces, rows)
         if sums is None:
             return None
@@ -294,23 +297,42 @@ class StepStatistics:
             "numel": torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
         }
 
-    def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
-        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway, component and layer."""
-        if list(pieces) != self._pieces:
-            # All pieces in their order, so that one table is for all steps: sending it waits for the device.
+    def _squares(self, pieces: Sequence[Piece], rows: Tensor) -> Tensor:
+        """`_sum_by_scope` of one column, with the 0 of a step that was not clipped at its end."""
+        return self._summed(self._all_pieces(pieces, rows[:, :1]), self._table_beside(rows))
+
+    @staticmethod
+    def _summed(values: Tensor, table: Tensor) -> Tensor:
+        """Values of one column times the table; a product of matrices is quicker on a CPU and slower on a GPU."""
+        return (values.T @ table)[0] if values.is_cpu else (values * table).sum(dim=0)
+
+    def _all_pieces(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
+        """`values` of all pieces in their order, 0 where one has none."""
+        if pieces is not self._known_pieces and list(pieces) != self._pieces:
+            # So that one table is for all steps: sending it waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
-            values = torch.stack([given.get(piece, zeros) for piece in self._pieces])
+            return torch.stack([given.get(piece, zeros) for piece in self._pieces])
+        self._known_pieces = pieces
+        return values
+
+    def _table_beside(self, values: Tensor) -> Tensor:
+        """Which scopes each piece enters, with what share; a last column of zeros."""
         if self._table is None or self._table.device != values.device:
             # A process that holds what others hold too gives its share of it.
-            table = torch.zeros(len(self._columns), len(self.scopes), dtype=values.dtype, device="cpu")
+            table = torch.zeros(len(self._columns), len(self.scopes) + 1, dtype=values.dtype, device="cpu")
             for row, (piece, columns) in zip(table, self._columns.items(), strict=True):
                 row[list(columns)] = self._shards.share(piece.holder)
             self._table = table.to(values.device)
+        return self._table
+
+    def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
+        """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway, component and layer."""
+        values, table = self._all_pieces(pieces, values), self._table_beside(values)[:, :-1]
         if values.shape[1] == 1:  # a gradient that is not finite leaves out the whole step anyway
-            return (values * self._table).sum(dim=0, keepdim=True)  # a product of matrices is slower on a GPU
+            return self._summed(values, table)[None]
         finite = values.isfinite()
-        sums = torch.where(finite, values, 0).T @ self._table
-        return torch.where((~finite).to(values.dtype).T @ self._table > 0, math.nan, sums)
+        sums = torch.where(finite, values, 0).T @ table
+        return torch.where((~finite).to(values.dtype).T @ table > 0, math.nan, sums)
 
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer.param_groups).device

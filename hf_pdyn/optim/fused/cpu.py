@@ -123,6 +123,7 @@ class _Alike:
             table.append((*addresses, numel, self.n_chunks, number, update.number, update.start))
             self.n_chunks += -(-numel // chunk)
         self._table = Table(table)
+        self._by_chunk = torch.empty(self.n_chunks, len(STEP_SUMS), dtype=torch.float64, device="cpu")
 
     def follow(self, grads_at: Sequence[int], times: Sequence[Any], *, whole: bool) -> None:
         if not whole:
@@ -142,9 +143,8 @@ class _Alike:
             *self._types,
             torch.get_num_threads(),
         )
-        by_chunk = torch.empty(self.n_chunks, len(STEP_SUMS), dtype=torch.float64, device="cpu")
         sums = torch.empty(len(self.indices), len(STEP_SUMS), dtype=torch.float64, device="cpu")
-        library().hf_pdyn_step(ctypes.addressof(call), by_chunk.data_ptr(), sums.data_ptr())
+        library().hf_pdyn_step(ctypes.addressof(call), self._by_chunk.data_ptr(), sums.data_ptr())
         # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
         return sums
 
