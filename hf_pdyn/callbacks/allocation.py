@@ -26,7 +26,7 @@ from hf_pdyn.policy import allocation_curve as curve
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.run_dir.tables import ALLOCATION
-from hf_pdyn.tensors.sharding import agreed, first_param
+from hf_pdyn.tensors.sharding import agreed
 
 _MOST_OF_TRAINING = 0.01
 """The part of a training's time that measuring may take with `every="auto"`."""
@@ -119,7 +119,7 @@ class AllocationCallback(RememberingCallback):
         skipped = _records_to_skip(cost=ended - begun, training=begun - self._since)
         if self._first:  # it has costs of its own
             self._first, skipped = False, min(skipped, _MOST_AFTER_THE_FIRST)
-        (skipped,) = map(int, agreed([skipped], first_param(self.run.groups).device))
+        (skipped,) = map(int, agreed([skipped], self.run.device))
         self._records_to_skip, self._since = skipped, ended
         return found or {}
 

@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -30,6 +31,7 @@ from hf_pdyn.integrations.transformers import (
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.policy.schedules import Moment
 from hf_pdyn.run_dir import run_json
+from hf_pdyn.tensors.sharding import first_param
 
 PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
@@ -56,6 +58,11 @@ class TrainingRun:
     def groups(self) -> list[dict[str, Any]]:
         """The parameter groups as they are now: wrappers replace them, so they are never kept."""
         return self.optimizer.param_groups
+
+    @property
+    def device(self) -> torch.device:
+        """Where the optimizer's parameters are."""
+        return first_param(unwrap_optimizer(self.optimizer)).device
 
     def step_of(self, moment: Moment) -> int:
         """The number of optimizer steps done when `moment` comes."""

@@ -24,7 +24,7 @@ from hf_pdyn.measure.windows import Scope, Window
 from hf_pdyn.policy.algorithm1 import BRANCHES, ControlConfig, ControlState, next_p
 from hf_pdyn.policy.allocation_curve import size_factor, total
 from hf_pdyn.run_dir.tables import DECISIONS
-from hf_pdyn.tensors.sharding import agreed, first_param
+from hf_pdyn.tensors.sharding import agreed
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class PControlCallback(DecidingCallback):
 
     def decide(self, state: TrainerState) -> None:
         """Read D_w and D_b of the interval, and take one decision of Algorithm 1."""
-        weight_norm, bias_norm = agreed(self._read() or _NOTHING, first_param(self.run.groups).device)
+        weight_norm, bias_norm = agreed(self._read() or _NOTHING, self.run.device)
         if not (math.isfinite(weight_norm) and math.isfinite(bias_norm)):
             return
         before = self._state.p

@@ -14,7 +14,7 @@ from hf_pdyn.integrations.accelerate import has_gradient_scaler, step_was_skippe
 from hf_pdyn.measure.mirror_time import MirrorClock, planned_time, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.policy.decay_targets import DecayTarget
-from hf_pdyn.tensors.sharding import agreed, first_param
+from hf_pdyn.tensors.sharding import agreed
 
 Groups = Callable[[], list[dict[str, Any]]]
 """Looks up parameter groups anew: wrappers replace them."""
@@ -97,7 +97,7 @@ class RatioGauge:
                 "--spectra 50, or name a moment or a_t."
             )
         self._metric = f"pdyn/spectrum/{target.quantity}"
-        self._spectral, self._device = spectral, first_param(run.groups).device
+        self._spectral, self._device = spectral, run.device
         self._seen_at: int | None = None
         interval, ranks = spectral.interval(), spectral.ranks()
         if interval is not None and interval >= run.total_steps:

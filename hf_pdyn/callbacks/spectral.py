@@ -22,7 +22,7 @@ from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Mea
 from hf_pdyn.measure.spectra import QUANTITIES, summary
 from hf_pdyn.policy.intervals import parse_interval
 from hf_pdyn.run_dir.tables import LAYERS
-from hf_pdyn.tensors.sharding import agreed, first_param, has_fsdp1, is_dtensor, whole
+from hf_pdyn.tensors.sharding import agreed, has_fsdp1, is_dtensor, whole
 
 _KINDS = (ATTENTION, ATTENTION_HEADS, LORA)
 _STEP = "pdyn/spectrum/step"
@@ -138,7 +138,7 @@ class SpectralCallback(RememberingCallback):
             return
         self.measured_at, self.latest = state.global_step, {}
         main = state.is_world_process_zero
-        if self._sharded and agreed([self.gave_up], first_param(self.run.groups).device)[0]:
+        if self._sharded and agreed([self.gave_up], self.run.device)[0]:
             return
         found: list[tuple[Product, Measured]] = []
         for product in self._products if self._sharded or main else ():

@@ -25,7 +25,7 @@ from hf_pdyn.measure.windows import Scope
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.allocation_curve import PowerMoments
 from hf_pdyn.policy.targets import Part, Target, solve, value_at
-from hf_pdyn.tensors.sharding import agreed, first_param
+from hf_pdyn.tensors.sharding import agreed
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class PTargetCallback(DecidingCallback):
         """Solve for p on this step's curve, on the main process's word; all processes come to it."""
         parts = self._parts()
         decision = self._decision(parts, state) if parts is not None else None
-        found = agreed(decision or [math.nan] * len(_METRICS), first_param(self.run.groups).device)
+        found = agreed(decision or [math.nan] * len(_METRICS), self.run.device)
         if not all(map(math.isfinite, found)):
             return
         self._unlogged = {f"pdyn/target/{name}": value for name, value in zip(_METRICS, found, strict=True)}

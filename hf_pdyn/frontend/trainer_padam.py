@@ -12,8 +12,7 @@ from transformers.trainer_optimizer import OptimizerContext
 from hf_pdyn.frontend.optim_args import OptimArgs, Override, apply_overrides, parse_optim_args
 from hf_pdyn.grouping import Label, label_parameters, split_groups
 from hf_pdyn.integrations.deepspeed import keep_padam_where_it_is_offloaded, want_one_step_for_all_groups
-from hf_pdyn.integrations.transformers import make_checkpoints_resumable, shards_every_parameter
-from hf_pdyn.optim.hyperparameters import refuse_what_needs_the_whole
+from hf_pdyn.integrations.transformers import make_checkpoints_resumable
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import declare_fsdp1_shards, is_known_shard
 
@@ -59,8 +58,8 @@ class TrainerPadam(Padam):
         params = (param for group in self.param_groups for param in group["params"])
         if not all(id(param) in known or is_known_shard(param) for param in params):
             self.refuse_parts(
-                "this launch has it step parts of parameters that cannot be added up (DeepSpeed outside ZeRO-1 and "
-                "ZeRO-2, or ZeRO-1 in bf16 with grad_accum_dtype fp32)",
+                "this launch has it step parts of parameters that cannot be added up (DeepSpeed without ZeRO, "
+                "with offload to NVMe, or ZeRO-1 in bf16 with grad_accum_dtype fp32)",
             )
 
 
@@ -102,8 +101,6 @@ def build_for_trainer(context: OptimizerContext) -> tuple[type[Padam], dict[str,
         "betas": (args.adam_beta1, args.adam_beta2),
         "eps": _inside_the_power(args.adam_epsilon),
     }
-    if shards_every_parameter():
-        refuse_what_needs_the_whole(optim_args.settings, "DeepSpeed ZeRO-3 steps one piece of it after the other")
     if context.model is not None:
         declare_fsdp1_shards(context.model)  # FSDP1 has wrapped it by now, the others come later
         return TrainerPadam, _labelled_settings(context.model, optim_args, **settings)

@@ -69,6 +69,13 @@ ZERO_OPTIMIZER_STEP = Patch(
     lost="DeepSpeed steps each parameter group by itself, and nothing can read or match a training step as a whole.",
     required=True,
 )
+ZERO_3_OPTIMIZER_STEP = Patch(
+    "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._optimizer_step",
+    tried="0.19.8",
+    when="Padam, `nonfinite` or statistics meet ZeRO-3",
+    lost="DeepSpeed steps each sub-group by itself, and nothing can read or match a training step as a whole.",
+    required=True,
+)
 OFFLOADED_OPTIMIZER = Patch(
     "accelerate.accelerator:map_pytorch_optim_to_deepspeed",
     tried=_ACCELERATE,

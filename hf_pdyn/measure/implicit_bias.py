@@ -41,7 +41,7 @@ from hf_pdyn.optim.equation import usable_eps
 from hf_pdyn.optim.step_work import as_scalar, group_lr
 from hf_pdyn.optim.update_list import local_reals
 from hf_pdyn.tensors.norms import accumulator_dtype, shares_of_eps
-from hf_pdyn.tensors.sharding import Piece
+from hf_pdyn.tensors.sharding import Piece, group_by_param
 from hf_pdyn.theory.modified_flow import bias_coefficient, momentum_coefficient
 
 
@@ -140,7 +140,7 @@ class _Line(NamedTuple):
 
 def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
     """Of each piece; None where there is no coefficient."""
-    group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
+    group_of = group_by_param(optimizer)
     numbers: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):
         numbers.setdefault(id(group_of[piece.holder]), []).append(i)

@@ -18,7 +18,7 @@ from hf_pdyn.measure.windows import Scope
 from hf_pdyn.optim.step_work import group_lr
 from hf_pdyn.policy.allocation_curve import COUNT, FIRST, STEP, PowerMoments
 from hf_pdyn.tensors.power_sums import part_size, power_sums
-from hf_pdyn.tensors.sharding import Piece
+from hf_pdyn.tensors.sharding import Piece, group_by_param
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class PowerMomentsReader:
 
     def _pairs(self, pieces: Sequence[Piece], reasons: set[str]) -> Iterator[tuple[Tensor, Tensor]]:
         optimizer = self._statistics.optimizer
-        group_of = {param: group for group in optimizer.param_groups for param in group["params"]}
+        group_of = group_by_param(optimizer)
         largest = _largest_lr(optimizer)
         for piece in pieces:
             group = group_of[piece.holder]

@@ -36,7 +36,17 @@ from hf_pdyn.optim import state_format
 from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
-from hf_pdyn.tensors.sharding import Piece, Shards, declare_fsdp1_shards, first_param, is_partial, local, local_like
+from hf_pdyn.tensors.sharding import (
+    Piece,
+    Shards,
+    declare_fsdp1_shards,
+    first_param,
+    group_by_param,
+    held,
+    is_partial,
+    local,
+    local_like,
+)
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
 
@@ -115,7 +125,7 @@ class StepStatistics:
         self._table: Tensor | None = None
         self._known_pieces: Sequence[Piece] | None = None
         self._no_clip: Tensor | None = None
-        self._shards = Shards(param for group in self._optimizer.param_groups for param in group["params"])
+        self._shards = Shards(param for params in held(self._optimizer) for param in params)
 
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more.
@@ -254,7 +264,7 @@ class StepStatistics:
         grad_sq = norms.two_norms([_gradient(piece) for piece in pieces]).square()
         if not measuring:
             return grad_sq.view(-1, 1)
-        groups = {param: group for group in self._optimizer.param_groups for param in group["params"]}
+        groups = group_by_param(self._optimizer)
         columns = {
             "grad_sq": grad_sq,
             **_stacked([self._measured(piece, groups[piece.holder]) for piece in pieces], like=grad_sq),
@@ -335,7 +345,7 @@ class StepStatistics:
         return torch.where((~finite).to(values.dtype).T @ table > 0, math.nan, sums)
 
     def _full(self, value: float, *shape: int) -> Tensor:
-        device = first_param(self._optimizer.param_groups).device
+        device = first_param(self._optimizer).device
         return torch.full(shape, value, device=device, dtype=norms.accumulator_dtype(device))
 
 
@@ -352,13 +362,13 @@ def _closure(optimizer: Optimizer, closure: Any = None, *_: Any, **__: Any) -> A
 
 def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapping[str, Any], Piece | None]]:
     """What `optimizer` steps of `model`: names, groups and what this process holds; names alike on every process."""
-    groups = unwrap_optimizer(optimizer).param_groups
+    inner = unwrap_optimizer(optimizer)
     zero = zero_optimizer(optimizer)
     if zero is not None:
         for name, index, piece in zero_pieces(zero, model):
-            yield name, groups[index], piece
+            yield name, inner.param_groups[index], piece
         return
-    group_of = {param: group for group in groups for param in group["params"]}
+    group_of = group_by_param(inner)
     for name, param in model.named_parameters():
         if param in group_of:
             yield name, group_of[param], Piece(param)

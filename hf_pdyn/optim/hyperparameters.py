@@ -55,8 +55,7 @@ def refuse_what_needs_the_whole(settings: Mapping[str, Any], because: str) -> No
     for name, (value, what_it_does, default) in _NEEDS_THE_WHOLE.items():
         if settings.get(name) == value:
             raise ValueError(
-                f'{name}="{value}" {what_it_does}, and {because}. Use ZeRO-1, ZeRO-2, DDP or FSDP2, or leave {name} at '
-                f"{default}."
+                f'{name}="{value}" {what_it_does}, and {because}. Use ZeRO, DDP or FSDP2, or leave {name} at {default}.'
             )
 
 

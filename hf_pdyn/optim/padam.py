@@ -344,7 +344,7 @@ class Padam(Optimizer):
         tensor that holds NaN or infinity is left out, or it would spread from one tensor to all.
         """
         shards = Shards(param for group in self.param_groups for param in group["params"])
-        device = first_param(self.param_groups).device
+        device = first_param(self).device
         sums = torch.zeros(2, device=device, dtype=norms.accumulator_dtype(device))
         # A process that holds none of what has a gradient must still take part in the sum.
         if updates:

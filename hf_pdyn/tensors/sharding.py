@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from hf_pdyn.tensors.norms import accumulator_dtype
 
@@ -28,7 +29,7 @@ else:  # builds without distributed support have none of these
 
 T = TypeVar("T")
 
-_SHARD_COUNT = "_hf_pdyn_shard_count"
+_SHARD_COUNT, _HELD = "_hf_pdyn_shard_count", "_hf_pdyn_held"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +51,26 @@ class Piece:
         return values.view(-1).narrow(0, self.start, self.numel)
 
 
-def first_param(groups: Iterable[Mapping[str, Any]]) -> Tensor:
-    """Of an optimizer's groups, some of which may be empty: the Trainer's first is where only biases train."""
-    return next(param for group in groups for param in group["params"])
+def declare_held(optimizer: Optimizer, params: list[list[Tensor]]) -> None:
+    """Say what the groups of `optimizer` hold, of which a launcher leaves them empty between steps."""
+    setattr(optimizer, _HELD, params)
+
+
+def held(optimizer: Optimizer) -> list[list[Tensor]]:
+    """The parameters of each group of an (innermost) optimizer, during a step and between steps."""
+    declared: list[list[Tensor]] | None = getattr(optimizer, _HELD, None)
+    return [group["params"] for group in optimizer.param_groups] if declared is None else declared
+
+
+def group_by_param(optimizer: Optimizer) -> dict[Tensor, dict[str, Any]]:
+    """The group of every parameter that an (innermost) optimizer steps."""
+    pairs = zip(optimizer.param_groups, held(optimizer), strict=True)
+    return {param: group for group, params in pairs for param in params}
+
+
+def first_param(optimizer: Optimizer) -> Tensor:
+    """A parameter of an (innermost) optimizer, whose first group may be empty: the Trainer's is where biases train."""
+    return next(param for params in held(optimizer) for param in params)
 
 
 def is_dtensor(tensor: Tensor) -> bool:

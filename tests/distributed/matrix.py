@@ -58,6 +58,7 @@ LAUNCHES: dict[str, Launch] = {
     "FSDP1": Launch(2, _fsdp(version=1, sync_module_states=False), "FullyShardedDataParallel", "1-D Parameter"),
     "ZeRO-1": Launch(2, zero(1), "DeepSpeedEngine", "flat Tensor"),
     "ZeRO-2": Launch(2, zero(2), "DeepSpeedEngine", "flat Tensor"),
+    "ZeRO-3": Launch(2, zero(3), "DeepSpeedEngine", "flat Tensor"),
 }
 
 _ON_GPU = {"use_cpu": False}

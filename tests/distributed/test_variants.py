@@ -15,8 +15,8 @@ pytestmark = pytest.mark.distributed
 TRAININGS = ("full, padam p=.25 matched", "full, clipped at every step")
 
 
-def zero_2(**settings: Any) -> dict[str, Any]:
-    options = copy.deepcopy(zero(2))
+def zero_with(stage: int, **settings: Any) -> dict[str, Any]:
+    options = copy.deepcopy(zero(stage))
     options["deepspeed"]["zero_optimization"].update(settings)
     options["deepspeed"]["zero_force_ds_cpu_optimizer"] = False
     return options
@@ -28,8 +28,15 @@ def fsdp_1(strategy: str) -> dict[str, Any]:
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "ZeRO-2": {
-        "optimizer on the CPU": zero_2(offload_optimizer={"device": "cpu"}),
-        "round robin": zero_2(round_robin_gradients=True),
+        "optimizer on the CPU": zero_with(2, offload_optimizer={"device": "cpu"}),
+        "round robin": zero_with(2, round_robin_gradients=True),
+    },
+    "ZeRO-3": {
+        "many sub-groups": zero_with(3, sub_group_size=500, stage3_param_persistence_threshold=0),
+        "optimizer on the CPU": zero_with(3, offload_optimizer={"device": "cpu"}),
+        "all on the CPU": zero_with(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}),
+        "MiCS": zero_with(3, mics_shard_size=1),
+        "hpZ": zero_with(3, zero_hpz_partition_size=1),
     },
     "FSDP1": {
         "parameters whole until the step": fsdp_1("shard_grad_op"),

@@ -22,6 +22,7 @@ from hf_pdyn import (
     WeightDecayShutoffCallback,
 )
 from hf_pdyn.policy.algorithm1 import ControlConfig
+from hf_pdyn.tensors.sharding import first_param, held
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.training import gpt2, trainer
@@ -90,7 +91,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         "wrapper": type(run.model_wrapped).__name__,
         "tensors": kinds(inner),
         "names": sorted({group.get("group_name", "") for group in inner.param_groups}),
-        "device": inner.param_groups[0]["params"][0].device.type,
+        "device": first_param(inner).device.type,
         "backend": dist.get_backend() if dist.is_initialized() else None,
         "p": exponents.steps,
         "logs": [record for record in run.state.log_history if "loss" in record],
@@ -99,7 +100,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def kinds(optimizer: torch.optim.Optimizer) -> list[str]:
-    params = [param for group in optimizer.param_groups for param in group["params"]]
+    params = [param for params in held(optimizer) for param in params]
     if all(isinstance(param, DTensor) for param in params):
         return ["DTensor"]
     if all(param.ndim == 1 for param in params):
@@ -117,6 +118,12 @@ def full_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     weights = {}
     for name, param in model.named_parameters():
+        if hasattr(param, "ds_shape"):
+            import deepspeed
+
+            with deepspeed.zero.GatheredParameters([param]):
+                weights[name] = param.detach().double().cpu().clone()
+            continue
         whole = param.full_tensor() if isinstance(param, DTensor) else param
         weights[name.replace("_fsdp_wrapped_module.", "")] = whole.detach().double().cpu().clone()
     return weights

@@ -1,0 +1,115 @@
+"""Stage 3 of ZeRO: every process has a slice of every parameter.
+
+The slices of some parameters of one group, a sub-group, are one flat float32 tensor, a partition. A step takes the
+sub-groups one after the other; between steps the inner optimizer's groups have no parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hf_pdyn.integrations.deepspeed import common
+from hf_pdyn.optim.clipping import note_clip
+from hf_pdyn.tensors.sharding import Piece, declare_held, declare_shard
+
+MODULE, CLASS = "deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3"
+
+
+def why_special(zero: Any) -> str | None:
+    """What of DeepSpeed's has the sub-groups stepped in a way of its own; None where nothing has."""
+    if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
+        return "offload to NVMe"
+    if getattr(zero, "offload_optimizer", False) and getattr(zero, "partial_offload", 1.0) < 1:
+        return "partial offload (offload_optimizer.ratio)"
+    special = ("zenflow", "torch_autocast_gradscaler", "use_muon")
+    return next((name for name in special if getattr(zero, name, None)), None)
+
+
+def pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:
+    """For every parameter that `zero` steps: its name, its group's index, and what of it this process holds.
+
+    The last processes' slices may hold padding, or nothing else.
+    """
+    declare(zero)
+    places: dict[Tensor, tuple[int, Piece | None]] = {}
+    for i, params in enumerate(zero.fp16_groups):
+        rank = dist.get_rank(group=_process_group(zero, i))
+        start = 0
+        for param in params:
+            size = param.partition_numel()
+            held = min(max(param.ds_numel - rank * size, 0), size)
+            piece = Piece(zero.fp32_partitioned_groups_flat[i], start, held) if held else None
+            places[param] = zero.sub_group_to_group_id[i], piece
+            start += size
+    for name, param in model.named_parameters():
+        if param in places:
+            yield name, *places[param]
+
+
+def joining(original: Callable[..., None]) -> Callable[..., None]:
+    """`_optimizer_step` that makes the step of all sub-groups with the last one's turn."""
+
+    def _optimizer_step(self: Any, sub_group_id: int) -> None:
+        if why_special(self) or not common.wants_one_step(self.optimizer):
+            original(self, sub_group_id)
+        else:
+            _step_with_the_last_sub_group(self, sub_group_id)
+
+    return _optimizer_step
+
+
+def _step_with_the_last_sub_group(zero: Any, sub_group_id: int) -> None:
+    """What ZeRO does for one sub-group, for all at once when the last one's turn has come.
+
+    The gradients of those that wait are a float32 copy of this process's slices, unless they are offloaded.
+    """
+    partitions: list[Tensor] = zero.fp32_partitioned_groups_flat
+    waiting = common.waiting(zero)
+    if sub_group_id < len(partitions) - 1:
+        waiting[sub_group_id] = partitions[sub_group_id].grad  # type: ignore[assignment]
+        return
+    for i, grad in waiting.items():
+        partitions[i].grad = grad
+    declare(zero)
+    note_clip(zero.optimizer, zero._global_grad_norm, zero.clip_grad or math.inf)
+    groups = zero.optimizer.param_groups
+    for group, params in zip(groups, _by_group(zero), strict=True):
+        group["params"] = params
+    try:
+        zero.optimizer.step()
+    finally:
+        for group in groups:
+            group["params"] = []
+    for i in waiting:
+        zero._reassign_or_swap_out_partitioned_parameters(i)
+        if not zero.offload_optimizer:  # its gradients have a buffer of their own that stays
+            partitions[i].grad = None
+    waiting.clear()
+
+
+def declare(zero: Any) -> None:
+    """Say of every partition how many processes its parameters are spread over, and which groups hold it.
+
+    With MiCS these are fewer processes than all.
+    """
+    for i, partition in enumerate(zero.fp32_partitioned_groups_flat):
+        declare_shard(partition, dist.get_world_size(group=_process_group(zero, i)))
+    declare_held(zero.optimizer, _by_group(zero))
+
+
+def _by_group(zero: Any) -> list[list[Tensor]]:
+    found: list[list[Tensor]] = [[] for _ in zero.optimizer.param_groups]
+    for i, partition in enumerate(zero.fp32_partitioned_groups_flat):
+        found[zero.sub_group_to_group_id[i]].append(partition)
+    return found
+
+
+def _process_group(zero: Any, sub_group_id: int) -> Any:
+    # 0.17 and earlier have one for all.
+    of_sub_group = getattr(zero, "_get_sub_group_process_group", None)
+    return zero.dp_process_group if of_sub_group is None else of_sub_group(sub_group_id)
