@@ -73,8 +73,9 @@ ZERO_3_OPTIMIZER_STEP = Patch(
     "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3._optimizer_step",
     tried="0.19.8",
     when="Padam, `nonfinite` or statistics meet ZeRO-3",
-    lost="DeepSpeed steps each sub-group by itself, and nothing can read or match a training step as a whole.",
-    required=True,
+    lost="DeepSpeed steps each sub-group by itself, and nothing can read or match a training step as a whole: "
+    "telemetry says so, and what needs it is refused.",
+    required=False,
 )
 OFFLOADED_OPTIMIZER = Patch(
     "accelerate.accelerator:map_pytorch_optim_to_deepspeed",
@@ -107,6 +108,7 @@ PATCHES = (
     MIXED_MESH_GRAD_NORM,
     CLIP_GRAD_NORM,
     ZERO_OPTIMIZER_STEP,
+    ZERO_3_OPTIMIZER_STEP,
     OFFLOADED_OPTIMIZER,
     DEFAULT_CALLBACKS,
     GET_LAST_CHECKPOINT,

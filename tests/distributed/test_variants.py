@@ -35,7 +35,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "many sub-groups": zero_with(3, sub_group_size=500, stage3_param_persistence_threshold=0),
         "optimizer on the CPU": zero_with(3, offload_optimizer={"device": "cpu"}),
         "all on the CPU": zero_with(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}),
-        "MiCS": zero_with(3, mics_shard_size=1),
         "hpZ": zero_with(3, zero_hpz_partition_size=1),
     },
     "FSDP1": {

@@ -42,7 +42,7 @@ def why_unreadable(optimizer: Any) -> str | None:
     stage = _stage_of(zero)
     assert stage is not None
     special = stage.why_special(zero)
-    return f"DeepSpeed's {special} steps in a way of its own; switch it off" if special else None
+    return f"DeepSpeed's {special} steps in a way of its own; switch it off, or use DDP or FSDP2" if special else None
 
 
 def want_one_step_for_all_groups(optimizer: Any) -> None:

@@ -17,6 +17,15 @@ from hf_pdyn.integrations.deepspeed import common
 from hf_pdyn.optim.clipping import note_clip
 from hf_pdyn.tensors.sharding import Piece, declare_held, declare_shard
 
+_READ = (
+    "fp16_groups",
+    "fp32_partitioned_groups_flat",
+    "sub_group_to_group_id",
+    "clip_grad",
+    "_optimizer_step",
+    "_reassign_or_swap_out_partitioned_parameters",
+)
+
 MODULE, CLASS = "deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3"
 
 
@@ -27,7 +36,9 @@ def why_special(zero: Any) -> str | None:
     if getattr(zero, "offload_optimizer", False) and getattr(zero, "partial_offload", 1.0) < 1:
         return "partial offload (offload_optimizer.ratio)"
     special = ("zenflow", "torch_autocast_gradscaler", "use_muon")
-    return next((name for name in special if getattr(zero, name, None)), None)
+    used = next((name for name in special if getattr(zero, name, None)), None)
+    moved = next((name for name in _READ if not hasattr(zero, name)), None)
+    return used or (f"version, in which {type(zero).__name__} has no {moved}," if moved else None)
 
 
 def pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:
