@@ -25,9 +25,9 @@ pytestmark = pytest.mark.gpu
 # Relative, after 18 steps: exp, tanh and every sum of a forward pass round otherwise, at 6e-8 in float32, and Adam's
 # normalised steps pass such differences on to the weights.
 TOLERANCE = 1e-4
-# Means over elements count one as soon as its v is not exactly zero. The gradients of attention's key biases are zero but
-# for rounding, so which of these 32 of 448 bias-like elements count depends on the device: the share of eps may move by
-# their part, and the coefficient by three times as much (on an H100 it was 1.6e-3 and 1.3e-2).
+# Means over elements count one as soon as its v is not exactly zero. The gradients of attention's key biases are zero
+# but for rounding, so which of these 32 of 448 bias-like elements count depends on the device: the share of eps may
+# move by their part, the coefficient by three times as much (on an H100 it was 1.6e-3 and 1.3e-2).
 NOISE = 32 / 448
 TOLERANCES = {"pdyn/eps_share/bias_like": NOISE, "pdyn/implicit_bias/bias_like": 3 * NOISE}
 
