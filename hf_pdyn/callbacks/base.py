@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from hf_pdyn.callbacks.memory import INITIAL, check_memory, memory_of
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
-from hf_pdyn.integrations.deepspeed import check_not_replaced
+from hf_pdyn.integrations.deepspeed import check_not_replaced, declare_partitions
 from hf_pdyn.integrations.transformers import (
     all_callbacks,
     check_optim_args,
@@ -31,7 +32,7 @@ from hf_pdyn.integrations.transformers import (
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.policy.schedules import Moment
 from hf_pdyn.run_dir import run_json
-from hf_pdyn.tensors.sharding import first_param
+from hf_pdyn.tensors.sharding import held
 
 PINNED_BY_CALLBACK = "callback"
 """In a group's FIELD_pinned: a callback owns the field for this training. True is optim_args, which own it for good."""
@@ -61,8 +62,9 @@ class TrainingRun:
 
     @property
     def device(self) -> torch.device:
-        """Where the optimizer's parameters are."""
-        return first_param(unwrap_optimizer(self.optimizer)).device
+        """Where the optimizer's parameters are; the model's, where nothing tells what it steps."""
+        stepped = (param for params in held(unwrap_optimizer(self.optimizer)) for param in params)
+        return next(chain(stepped, self.model.parameters())).device
 
     def step_of(self, moment: Moment) -> int:
         """The number of optimizer steps done when `moment` comes."""
@@ -141,6 +143,7 @@ class PdynCallback(TrainerCallback):
         if _CLAIMS not in vars(state):  # the first of our callbacks
             setattr(state, _CLAIMS, {})
             check_not_replaced(optimizer)
+            declare_partitions(optimizer)
             shorten_console(short_record, self._trainer)
             _unpin(self.run.groups)
             if state.global_step == 0:

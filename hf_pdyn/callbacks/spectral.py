@@ -17,7 +17,7 @@ from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
 from hf_pdyn.common.never_fatal import described, give_up, never_fatal
 from hf_pdyn.common.numbers import is_count, is_number
-from hf_pdyn.integrations.transformers import shards_every_parameter
+from hf_pdyn.integrations.deepspeed import gathered, is_partitioned
 from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
 from hf_pdyn.measure.spectra import QUANTITIES, summary
 from hf_pdyn.policy.intervals import parse_interval
@@ -72,13 +72,12 @@ class SpectralCallback(RememberingCallback):
     @never_fatal
     def _find(self, state: TrainerState) -> None:
         problem = None
-        if shards_every_parameter():
-            problem = "DeepSpeed ZeRO-3 leaves no process a whole weight; use ZeRO-2, DDP or FSDP2"
-        elif has_fsdp1(self.run.model):
+        if has_fsdp1(self.run.model):
             problem = "FSDP1 keeps flat pieces of weights; use FSDP2 (fsdp_config version 2) or DDP"
         else:
             found = find_products(self.run.model)
-            self._sharded = any(is_dtensor(tensor) for product in found.products for tensor in product.tensors())
+            tensors = [tensor for product in found.products for tensor in product.tensors()]
+            self._sharded = any(is_dtensor(tensor) or is_partitioned(tensor) for tensor in tensors)
             self._products = found.products
             if found.unavailable:
                 layer, reason = next(iter(found.unavailable.items()))
@@ -142,25 +141,27 @@ class SpectralCallback(RememberingCallback):
             return
         found: list[tuple[Product, Measured]] = []
         for product in self._products if self._sharded or main else ():
-            gathered = self._gather(product) if self._sharded else None
+            parts = self._gather(product) if self._sharded else None
             if main:
-                found += [(product, measured) for measured in self._spectra(product, gathered)]
+                found += [(product, measured) for measured in self._spectra(product, parts)]
         if main:
             self._note(state, [(product, measured) for product, measured in found if type(product) not in self._failed])
 
     def _gather(self, product: Product) -> dict[Tensor, Tensor]:
         try:
-            return {tensor: whole(tensor) for tensor in product.tensors()}
+            return {
+                tensor: gathered(tensor) if is_partitioned(tensor) else whole(tensor) for tensor in product.tensors()
+            }
         except Exception as error:
             give_up(self, error)
             return {}
 
-    def _spectra(self, product: Product, gathered: dict[Tensor, Tensor] | None) -> list[Measured]:
+    def _spectra(self, product: Product, parts: dict[Tensor, Tensor] | None) -> list[Measured]:
         """Empty once a product of this kind has failed: a mean over the other layers would be about something else."""
         if self.gave_up or type(product) in self._failed:
             return []
         try:
-            return product.measure(Tensor.detach if gathered is None else gathered.__getitem__)
+            return product.measure(Tensor.detach if parts is None else parts.__getitem__)
         except Exception as error:
             self._failed.add(type(product))
             warnings.warn(

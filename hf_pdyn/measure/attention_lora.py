@@ -8,6 +8,7 @@ are part of K and Q.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from hf_pdyn.common.never_fatal import described
 from hf_pdyn.grouping import layer_of
 from hf_pdyn.integrations import peft
+from hf_pdyn.integrations.deepspeed import full_shape
 from hf_pdyn.integrations.peft import Whole
 from hf_pdyn.measure.projections import Projection, head_count, head_size, projections_of
 from hf_pdyn.measure.spectra import Spectrum, singular_values
@@ -120,7 +122,8 @@ class LoraProduct(Product):
 
     def ranks(self) -> dict[str, int]:
         """Of the adapter with the largest."""
-        ranks = (min(*lora.a.flatten(1).shape, lora.b.shape[0]) for lora in peft.active_loras(self.module))
+        shapes = ((full_shape(lora.a), full_shape(lora.b)) for lora in peft.active_loras(self.module))
+        ranks = (min(a[0], math.prod(a[1:]), b[0]) for a, b in shapes)
         return {LORA: max(ranks, default=0)}
 
     def measure(self, whole: Whole) -> list[Measured]:

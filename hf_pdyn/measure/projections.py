@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_pdyn.integrations import peft
+from hf_pdyn.integrations.deepspeed import full_shape
 from hf_pdyn.integrations.peft import Whole
 from hf_pdyn.tensors.sharding import is_dtensor
 
@@ -61,7 +62,7 @@ class Projection:
     def columns(self) -> int:
         """The inputs of the layer."""
         own = self._own_weight()
-        return own.shape[0 if _is_transposed(self._base()) else 1]
+        return full_shape(own)[0 if _is_transposed(self._base()) else 1]
 
     def tensors(self) -> list[Tensor]:
         """What the weight is made of."""
@@ -191,13 +192,13 @@ def _of_torch(attention: nn.MultiheadAttention) -> tuple[Projection, Projection]
 
 def _whole(layer: nn.Module) -> Projection:
     base = peft.base_layer(peft.running(layer))
-    shape: torch.Size = base.weight.shape  # type: ignore[assignment]
+    shape = full_shape(base.weight)  # type: ignore[arg-type]
     return Projection(layer, Rows(0, shape[1 if _is_transposed(base) else 0]))
 
 
 def _is_linear(layer: nn.Module) -> bool:
     weight = getattr(peft.base_layer(peft.running(layer)), "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2
+    return isinstance(weight, Tensor) and len(full_shape(weight)) == 2
 
 
 def _is_transposed(module: nn.Module) -> bool:

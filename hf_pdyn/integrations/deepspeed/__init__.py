@@ -13,8 +13,22 @@ from hf_pdyn.integrations import patches
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, wrappers
 from hf_pdyn.integrations.deepspeed import stage_3, stages_1_and_2
 from hf_pdyn.integrations.deepspeed.common import want_one_step
+from hf_pdyn.integrations.deepspeed.stage_3 import full_shape, gathered, is_partitioned
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import Piece
+
+__all__ = [
+    "check_not_replaced",
+    "declare_partitions",
+    "full_shape",
+    "gathered",
+    "is_partitioned",
+    "keep_padam_where_it_is_offloaded",
+    "want_one_step_for_all_groups",
+    "why_unreadable",
+    "zero_optimizer",
+    "zero_pieces",
+]
 
 _STAGES = {stages_1_and_2: patches.ZERO_OPTIMIZER_STEP, stage_3: patches.ZERO_3_OPTIMIZER_STEP}
 
@@ -77,6 +91,14 @@ def check_not_replaced(optimizer: Any) -> None:
     innermost = unwrap_optimizer(optimizer)
     if type(innermost).__name__ == "DeepSpeedCPUAdam" and "p" in innermost.param_groups[0]:
         raise ValueError(_NO_REPLACEMENT)
+
+
+def declare_partitions(optimizer: Any) -> None:
+    """Say of what ZeRO steps how it is spread over processes, and which groups hold it between steps."""
+    zero = zero_optimizer(optimizer)
+    stage = None if zero is None else _stage_of(zero)
+    if stage is not None and stage.why_special(zero) is None:
+        stage.declare(zero)
 
 
 def zero_pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None]]:

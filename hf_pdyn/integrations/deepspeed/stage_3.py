@@ -7,9 +7,11 @@ sub-groups one after the other; between steps the inner optimizer's groups have 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -60,6 +62,22 @@ def pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None
     for name, param in model.named_parameters():
         if param in places:
             yield name, *places[param]
+
+
+def is_partitioned(tensor: Tensor) -> bool:
+    """Whether `tensor` is a parameter of which each process has a slice."""
+    return hasattr(tensor, "ds_tensor")
+
+
+def full_shape(tensor: Tensor) -> torch.Size:
+    """The shape that a parameter has as a whole: one that is partitioned has none of its elements between passes."""
+    return getattr(tensor, "ds_shape", tensor.shape)
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """All of a partitioned parameter, detached, which every process must ask for."""
+    with sys.modules["deepspeed"].zero.GatheredParameters([tensor]):
+        return tensor.detach().clone()
 
 
 def joining(original: Callable[..., None]) -> Callable[..., None]:
