@@ -30,6 +30,11 @@ from hf_pdyn.run_dir.tables import LAYERS
 
 logger = logging.getLogger(__name__)
 
+_WHY_MISSING = {
+    "v_hat_mean": "keeps no second moment of its gradients that can be read",
+    "N_p": "has no exponent p",
+}
+
 _BY_LABEL, _BY_GROUP = "pdyn/by_label", "pdyn/by_group"
 """Where the metrics of single labels, and of a user's named groups, stand."""
 
@@ -82,7 +87,7 @@ class TelemetryCallback(RememberingCallback):
         self._nonfinite_steps = 0
         self._covered_until = state.global_step
         self._clock = MirrorClock(_by_label(self.run.groups))
-        self._a_t_ended = False
+        self._a_t_ended = self._said_missing = False
         self._settings: dict[str, float] = {}
         self._start_measuring()
         reason = next(filter(None, map(self._why_no_coefficient, self.run.groups)), None)
@@ -183,6 +188,7 @@ class TelemetryCallback(RememberingCallback):
         collected: dict[str, float] = {}
         if reading:
             self._count_nonfinite(reading.nonfinite_steps)
+            self._say_what_is_missing(reading, state)
             collected = _global_metrics(reading)
             if self.row_buffer is not None:
                 self.row_buffer.add(state, _layer_rows(reading))
@@ -194,6 +200,15 @@ class TelemetryCallback(RememberingCallback):
         collected["pdyn/skipped_steps"] = self._skipped_steps
         collected["pdyn/nonfinite_steps"] = self._nonfinite_steps
         return collected
+
+    def _say_what_is_missing(self, reading: Reading, state: TrainerState) -> None:
+        if self._said_missing or not reading.measured_steps or not state.is_world_process_zero:
+            return
+        self._said_missing = True
+        name = type(unwrap_optimizer(self.run.optimizer)).__name__
+        for quantity, reason in _WHY_MISSING.items():
+            if not reading.quantities.get(quantity):
+                logger.warning("pdyn/%s is left out: %s %s.", quantity, name, reason)
 
     def _times(self) -> dict[str, float]:
         """a_t of every label that has one."""

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from hf_pdyn.common.never_fatal import give_up, never_fatal
 from hf_pdyn.grouping import NAME, PATHWAYS, Label, label_parameters, layer_of
+from hf_pdyn.integrations import low_bit
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.deepspeed import (
     want_one_step_for_all_groups,
@@ -395,7 +396,11 @@ def _beside(value: Tensor | float, like: Tensor) -> Tensor:
 
 def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Piece) -> Tensor | None:
     """v_hat of a piece from an Adam-like optimizer's state; None for others."""
-    v = state.get("max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq")
+    name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    try:
+        v = state.get(name) if name in state else low_bit.moment(state, name)
+    except ValueError:  # in a format that nobody knows
+        return None
     if v is None or "betas" not in group or "step" not in state:
         return None
     held = piece.of(local(v))
