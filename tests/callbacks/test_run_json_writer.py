@@ -239,6 +239,8 @@ def test_a_callback_keeps_each_argument_under_its_name(name: str) -> None:
     """The convention that `constructor_arguments` goes by; `trainer` says who delivers events and is no setting."""
     cls = getattr(callbacks, name)
     required = {
+        "GroupRulesCallback": ([{"name": "all", "match": "."}],),
+        "LearningRateScheduleCallback": ("lr_mult", 0.5, "norm"),
         "ScheduleCallback": ("p", "linear:0.5..0.4"),
         "WeightDecayShutoffCallback": (0.5,),
         "PTargetCallback": ("update_ratio=6",),
