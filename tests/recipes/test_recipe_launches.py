@@ -68,6 +68,7 @@ def test_accelerate_knows_every_key(name: str) -> None:
     [
         ("ddp", "MULTI_GPU", {}),
         ("fsdp2", "FSDP", {"fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}),
+        ("zero3", "DEEPSPEED", {"zero_stage": 3, "zero3_save_16bit_model": True}),
         ("zero2", "DEEPSPEED", {"zero_stage": 2, "gradient_clipping": "auto", "gradient_accumulation_steps": "auto"}),
     ],
 )
@@ -135,6 +136,7 @@ def plain(directory: Path) -> Run:
 TRACES = {
     "ddp": "optimizer.pt",
     "fsdp2": "pytorch_model_fsdp.bin",
+    "zero3": "global_step12/*zero_pp_rank_1_mp_rank_00_optim_states.pt",
     "zero2": "global_step12/*zero_pp_rank_1_mp_rank_00_optim_states.pt",
 }
 
@@ -147,7 +149,7 @@ def test_the_recipe_on_two_processes_is_the_recipe_on_one(directory: Path, plain
     assert (run.summary["processes"], plain.summary["processes"]) == (2, 1)
     assert list((run.out / "checkpoint-12").glob(TRACES[launch]))
     assert run.printed.count("Summary") == 1
-    assert (run.summary["sample"] is None) == (launch == "fsdp2")
+    assert (run.summary["sample"] is None) == (launch in ("fsdp2", "zero3"))
     assert (run.out / "adapter" / "adapter_model.safetensors").exists()
 
     assert [record["pdyn/p"] for record in run.records] == [record["pdyn/p"] for record in plain.records]
