@@ -94,9 +94,9 @@ class PdynCallback(TrainerCallback):
     row_buffer: RowBuffer | None = None
     """Where its rows go, if it has any; they are in files before every checkpoint, and at the end of an epoch."""
     _run_json_writer: RunJsonWriter | None = None
-    """Of the last of our callbacks to begin a training, for all of them."""
+    """The last of our callbacks to begin a training has it, for all of them."""
     _training: TrainerState | None = None
-    """Of the training that it has begun; each has its own."""
+    """The state of the training that it has begun; each training has its own."""
     # Not under its argument's name: it is no setting for run.json.
     _trainer: Any | None = None
 

@@ -50,7 +50,7 @@ class TelemetryCallback(RememberingCallback):
     `/weight` and `/bias_like`: `pdyn/update_norm` (and `pdyn/update_ratio`), `pdyn/param_norm`,
     `pdyn/v_hat_mean`, `pdyn/one_norm`, `pdyn/N_p`, `pdyn/implicit_bias` (the coefficient of N_p: penalised where
     positive, protected where negative; see `measure.implicit_bias`), `pdyn/eps_share` (the mean of
-    eps / (v_hat + eps): near 1, eps rules the denominator and p is a learning rate). Of these means:
+    eps / (v_hat + eps): near 1, eps rules the denominator and p is a learning rate). Computed from these means:
     `pdyn/G_w_over_G_b_invariant` (in which the growth of scale-invariant weights does not show), and
     `pdyn/by_label/weight/attention/grad_share` and `.../update_share`, the part that each component has of the squared
     norm of the whole gradient or update. Every named group has `pdyn/by_group/NAME/grad_norm`, `grad_share`,
@@ -308,7 +308,7 @@ def _metrics_by_name(gradients: Mapping[Scope, float], updates: Mapping[Scope, f
 
 
 def _settings_by_name(groups: list[dict[str, Any]]) -> dict[str, float]:
-    """Of every named group: its largest learning rate and weight decay, and its p."""
+    """The largest learning rate, weight decay and p of every named group, by metric."""
     found: dict[str, float] = {}
     for group in groups:
         if NAME not in group:

@@ -79,7 +79,7 @@ class AttentionProduct(Product):
         return list(dict.fromkeys([*self.query.tensors(), *self.key.tensors()]))
 
     def ranks(self) -> dict[str, int]:
-        """Of the whole product and of one head's."""
+        """Ranks of the whole product and of one head's."""
         rows = min(len(projection) for projection in (self.query, self.key))
         columns = self.query.columns
         whole = {ATTENTION: min(rows, columns)}
@@ -121,7 +121,7 @@ class LoraProduct(Product):
         return [tensor for lora in peft.active_loras(self.module) for tensor in (lora.a, lora.b)]
 
     def ranks(self) -> dict[str, int]:
-        """Of the adapter with the largest."""
+        """The rank of the adapter with the largest."""
         shapes = ((full_shape(lora.a), full_shape(lora.b)) for lora in peft.active_loras(self.module))
         ranks = (min(a[0], math.prod(a[1:]), b[0]) for a, b in shapes)
         return {LORA: max(ranks, default=0)}

@@ -98,7 +98,7 @@ def why_no_coefficient(optimizer: Optimizer, group: Mapping[str, Any]) -> str | 
 
 
 def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece], shares: Tensor | None = None) -> Tensor:
-    """Of each piece after a step: sums of its elements' coefficients and of eps / (v_hat + eps), and their number.
+    """Sums of each piece's coefficients and of eps / (v_hat + eps) after a step, and the number of its elements.
 
     Shape (len(pieces), 3). NaN where `why_no_coefficient` has a reason, and before a first step. Elements whose
     gradient has always been zero (rows of an embedding that no token has used) do not count: their part of dN_p is
@@ -139,7 +139,7 @@ class _Line(NamedTuple):
 
 
 def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
-    """Of each piece; None where there is no coefficient."""
+    """The factor of each piece; None where there is no coefficient."""
     group_of = group_by_param(optimizer)
     numbers: dict[int, list[int]] = {}
     for i, piece in enumerate(pieces):

@@ -42,7 +42,7 @@ def check_nonfinite(value: str, *, capturable: bool) -> None:
 
 
 _LARGEST_M = 15.4
-"""Of m / 2^k in 8 bits, where sqrt(v) is less than 2^(k+1): see `state_format`."""
+"""The largest m / 2^k in 8 bits, where sqrt(v) is less than 2^(k+1): see `state_format`."""
 
 _NEEDS_THE_WHOLE = {
     "update_scale": ("adam", "matches the size of the whole update", "raw"),
@@ -79,7 +79,7 @@ def check_same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) ->
 
 
 def say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
-    """Of settings that the checkpoint's run began with, not of what callbacks have made of them since."""
+    """Warn of settings that a checkpoint overrules: what its run began with, not what callbacks have made of them."""
     overruled: dict[str, str] = {}
     for theirs, ours in zip(saved, own, strict=True):
         for name in _SETTINGS:

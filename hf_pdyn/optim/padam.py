@@ -285,7 +285,7 @@ class Padam(Optimizer):
             )
 
     def _any_nonfinite_gradient(self) -> bool:
-        """Of any process, where parameters are sharded: all call this, also one that has no gradient."""
+        """Whether any process holds one, where parameters are sharded: all call this, also one that has no gradient."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [
             local_reals(local_like(param.grad, param))

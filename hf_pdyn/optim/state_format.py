@@ -35,7 +35,7 @@ V_STORAGE = torch.float16
 M_STORAGE = {"16bit": torch.bfloat16, "8_16bit": torch.int8}
 
 V_SHIFT, V_ZERO, V_LARGEST = 14, (127 - 88) << 9, 65535
-"""Of a float's bits, how many are rounded away; what is left of 2^-88, which stands for 0; the code of the largest v,
+"""How many of a float's bits are rounded away; what is left of 2^-88, which stands for 0; the code of the largest v,
 1.1e12, which also stands for what is larger, infinity and NaN: m beside it is infinite or NaN then."""
 
 M_SHIFT, M_ZERO, M_LARGEST, M_NAN = 19, (127 - 4) << 4, 127, -128

@@ -31,7 +31,7 @@ _KINDS: tuple[Kind, ...] = ("linear", "cosine", "step")
 
 _WHOLE = re.compile(r"\+?[0-9]+")
 _LATEST = 2.0**53
-"""Of steps and epochs: a float holds every whole number up to here."""
+"""The largest step or epoch: a float holds every whole number up to here."""
 
 
 @dataclass(frozen=True)

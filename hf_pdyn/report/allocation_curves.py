@@ -13,7 +13,7 @@ from hf_pdyn.policy.allocation_curve import COUNT, PowerMoments
 from hf_pdyn.report.columns import encoded, known
 
 _LARGEST_LOGARITHM = 700.0
-"""Of a sum that float64 holds."""
+"""The largest logarithm of a sum that float64 holds."""
 _LEAST_CONVEX = -1e-3
 """log M is convex in s, so its second differences are positive, but for rounding."""
 

@@ -15,7 +15,7 @@ from hf_pdyn.report.recorded_run import RecordedRun
 from hf_pdyn.report.thinning import evenly
 
 _MOMENTS_OF_A_RUN = 3
-"""Of how many steps there is a sentence: the first that was measured, the last, and one between."""
+"""How many steps have a sentence: the first that was measured, the last, and one between."""
 
 
 def findings_of(run: RecordedRun, baseline: RecordedRun | None = None) -> list[Finding]:

@@ -15,7 +15,7 @@ _INK = {"light": "#1c2330", "dark": "#e7eaf0"}
 _SOFT = {"light": "#5b6575", "dark": "#a3adbd"}
 _GRID = {"light": "#e4e7ec", "dark": "#2b323d"}
 _RAMP = {"light": [0, 0.9], "dark": [0.2, 1]}
-"""Of viridis, for lines: neither its yellow on white nor its violet on black."""
+"""Colours of viridis for lines: neither its yellow on white nor its violet on black."""
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', Arial, sans-serif"
 
 

@@ -100,7 +100,7 @@ class Rows:
 
 
 def versions() -> dict[str, str]:
-    """Of what a result may depend on."""
+    """The versions that a result may depend on."""
     return {"python": platform.python_version(), **installed_versions(LIBRARIES)}
 
 

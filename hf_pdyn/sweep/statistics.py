@@ -81,7 +81,7 @@ def effect(found: Mean, bound: float, *, direction: int = +1) -> Outcome:
 
 
 def difference(found: Mean, bound: float) -> Outcome:
-    """Of an effect claimed in no direction: by EFFECT_RULE, and confirmed on either side of zero."""
+    """The outcome of an effect claimed in no direction: by EFFECT_RULE, and confirmed on either side of zero."""
     outcome = effect(found, bound)
     return CONFIRMED if outcome is OPPOSITE else outcome
 

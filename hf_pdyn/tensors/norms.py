@@ -110,7 +110,7 @@ def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[tuple[int, T
 
 
 def _sums(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    """Of each, with nothing negative in it: on a device their norms, which are one operation."""
+    """The sum of each, with nothing negative in it: on a device their norms, which are one operation."""
     if tensors[0].is_cpu:
         return torch.stack([tensor.sum(dtype=dtype) for tensor in tensors])
     return torch.stack(torch._foreach_norm(list(tensors), 1, dtype=dtype))

@@ -26,7 +26,7 @@ WORTH_COMPILING = 2**16
 _MODULES = {"cpu": cpu, "cuda": gpu}
 
 _PLAIN = (Tensor, nn.Parameter)
-"""Of other classes, which may hold their elements elsewhere, an address says nothing."""
+"""Classes whose address says where their elements are; others may hold them elsewhere."""
 
 
 def why_not(group: Mapping[str, Any], params: Iterable[Tensor]) -> str | None:

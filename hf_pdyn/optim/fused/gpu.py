@@ -272,7 +272,7 @@ def _chunks(numels: Sequence[int]) -> Tensor:
 
 
 def _ends(numels: Sequence[int], rows: Sequence[int]) -> Tensor:
-    """Of each tensor, its first chunk, the one after its last, and its row of the sums; on the CPU."""
+    """Each tensor's first chunk, the one after its last, and its row of the sums; on the CPU."""
     counts = torch.tensor([_chunks_of(numel) for numel in numels], device="cpu")
     stops = counts.cumsum(0)
     return torch.stack([stops - counts, stops, torch.tensor(rows, device="cpu")], dim=1)

@@ -84,7 +84,7 @@ def short(value: float) -> float:
 
 
 def round_values(low: float, high: float) -> list[float]:
-    """Of the numbers between `low` and `high`, those that are written shortest: at least two, at most seven."""
+    """The numbers between `low` and `high` that are written shortest: at least two, at most seven."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
         within = [v for power in powers for digit in digits if low <= (v := float(f"{digit}e{power}")) <= high]
