@@ -101,10 +101,3 @@ def test_a_wrapped_optimizer_nobody_can_read(tmp_path: Path, monkeypatch: pytest
     with pytest.warns(UserWarning, match="pdyn metrics of gradients and updates: DeepSpeed steps it; use DDP."):
         run.train()
     assert not any("pdyn/D_w" in record for record in run.state.log_history)
-
-
-def test_matching_is_refused_where_a_parameter_is_never_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hf_pdyn.frontend.trainer_padam.shards_every_parameter", lambda: True)
-    trainer(tmp_path).create_optimizer()
-    with pytest.raises(ValueError, match='update_scale="adam".*ZeRO-3 steps one piece.*Use ZeRO-1, ZeRO-2, DDP'):
-        trainer(tmp_path, optim_args="update_scale=adam").create_optimizer()

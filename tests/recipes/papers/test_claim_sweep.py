@@ -76,14 +76,14 @@ def test_a_killed_claim_goes_on_where_it_was(tmp_path: Path) -> None:
         time.sleep(0.02)
     assert len(workers) >= 2 and not any(map(is_running, workers))
     finished = path.read_text().count("\n")
-    assert 3 <= finished < 48
+    assert 3 <= finished < 80
     assert not (tmp_path / "residual_update" / "verdict.json").exists()
     before = path.read_text().splitlines()[:finished]
     resumed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert resumed.returncode == 0, resumed.stderr
     assert f"residual_update: {80 - finished} of 80 runs to do" in resumed.stdout
     assert path.read_text().splitlines()[:finished] == before
-    assert len(Rows(path)) == path.read_text().count("\n") == 48
+    assert len(Rows(path)) == path.read_text().count("\n") == 80
     assert "verdict:  identity (" in resumed.stdout
     assert (tmp_path / "residual_update" / "figure.png").stat().st_size > 10_000
 
