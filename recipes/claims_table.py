@@ -16,7 +16,7 @@ from papers._claims.verdict import Verdict
 
 BEGIN, END = "<!-- {name}: begin -->\n", "<!-- {name}: end -->\n"
 FOLDERS = {"": "results", "_larger": "larger"}
-"""Of a paper's package, by what stands after its name in marks: quick runs, and larger ones where there are any."""
+"""Folders of a paper's package, by what stands after its name in marks: quick runs, and any larger ones."""
 HEADER = "| claim | paper | measured | verdict |\n|---|---|---|---|\n"
 
 

@@ -39,7 +39,8 @@ V_SHIFT, V_ZERO, V_LARGEST = 14, (127 - 88) << 9, 65535
 1.1e12, which also stands for what is larger, infinity and NaN: m beside it is infinite or NaN then."""
 
 M_SHIFT, M_ZERO, M_LARGEST, M_NAN = 19, (127 - 4) << 4, 127, -128
-"""The same for |m| / 2^k: 2^-4 stands for 0, and the largest is 15.4. -128 stands for infinity and NaN."""
+"""Bits that are rounded away, zero and the largest of |m| / 2^k: 2^-4 stands for 0, the largest is 15.4. -128 stands
+for infinity and NaN."""
 
 _V_SMALLEST, _M_SMALLEST = 2.0**-88, 2.0**-4
 

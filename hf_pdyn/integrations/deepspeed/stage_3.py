@@ -32,7 +32,7 @@ MODULE, CLASS = "deepspeed.runtime.zero.stage3", "DeepSpeedZeroOptimizer_Stage3"
 
 
 def why_special(zero: Any) -> str | None:
-    """What of DeepSpeed's has the sub-groups stepped in a way of its own; None where nothing has."""
+    """The feature of DeepSpeed that steps sub-groups in a way of its own; None where none does."""
     if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
         return "offload to NVMe"
     if getattr(zero, "offload_optimizer", False) and getattr(zero, "partial_offload", 1.0) < 1:

@@ -21,7 +21,7 @@ MODULE, CLASS = "deepspeed.runtime.zero.stage_1_and_2", "DeepSpeedZeroOptimizer"
 
 
 def why_special(zero: Any) -> str | None:
-    """What of DeepSpeed's has the partitions stepped in a way of its own; None where nothing has."""
+    """The feature of DeepSpeed that steps partitions in a way of its own; None where none does."""
     special = ("zenflow", "torch_autocast_gradscaler", "has_moe_layers")  # experts: each process has others
     return next((name for name in special if getattr(zero, name, None)), None)
 

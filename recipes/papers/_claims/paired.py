@@ -11,7 +11,7 @@ from hf_pdyn.sweep.outcome import CONFIRMED, INCONCLUSIVE, OPPOSITE, Outcome
 
 LEVEL = 1 - statistics.CONFIDENCE
 FEWEST_SEEDS = 6
-"""Of five differences with one sign, 2 of 32 sign flips have a mean as large: .0625."""
+"""Five differences with one sign have 2 of 32 sign flips with a mean as large: .0625."""
 PAIRED_RULE = f"""{statistics.EFFECT_RULE} Confirmed and opposite need more: that of all ways to flip the signs of the
 seeds' differences, at most {LEVEL:.0%} have a mean as far from zero (from {FEWEST_SEEDS} seeds on they can); else the
 effect is inconclusive."""
@@ -36,6 +36,6 @@ def effect(differences: Sequence[float] | np.ndarray, bound: float, *, direction
 
 
 def difference(differences: Sequence[float] | np.ndarray, bound: float) -> Outcome:
-    """Of an effect claimed in no direction: by PAIRED_RULE, and confirmed on either side of zero."""
+    """The outcome of an effect claimed in no direction: by PAIRED_RULE, and confirmed on either side of zero."""
     outcome = effect(differences, bound)
     return CONFIRMED if outcome is OPPOSITE else outcome

@@ -91,7 +91,7 @@ class StackedNetworks:
 
 
 def kind_of(name: str) -> str:
-    """Of a tensor: weight, norm or bias."""
+    """The kind of a tensor: weight, norm or bias."""
     return "norm" if ".normalization." in name else "bias" if name.endswith(".bias") else "weight"
 
 

@@ -79,5 +79,5 @@ class StackedPadam:
         return self._exp_avg_sq / (1 - BETA2**self._step)
 
     def share_below_eps(self) -> Tensor:
-        """Of second moments, (networks,)."""
+        """The share of second moments below eps, (networks,)."""
         return (self.v_hat() < self._eps).float().mean(1)

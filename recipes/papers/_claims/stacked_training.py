@@ -70,8 +70,8 @@ Move = Callable[[int, list[float], list[float]], Sequence[float]]
 """After an epoch, counted from 1, with D_w and D_b of every network in it: every network's p of the next epoch."""
 
 CURVES = ("D_w", "D_b", "G_w_over_G_b", "by_name", "invariant", "update_w", "update_b", "conv_norm", "loss")
-"""Of every epoch, means over its steps: gradient norms by pathway; the mean of weights over that of bias-like ones by
-Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D_b; update norms by pathway; norm of all
+"""Curves over epochs, means over the steps of each: gradient norms by pathway; the mean of weights over that of
+bias-like ones by Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D_b; update norms by pathway; norm of all
 convolutions; training loss."""
 
 
@@ -152,7 +152,7 @@ def train_together(
 
 
 def cropped_or_flipped(pixels: Tensor) -> Tensor:
-    """Of each image a crop of the original size out of 4 pixels of padding, and half of the time its mirror image."""
+    """A crop of each image, of its size, out of 4 pixels of padding; half of the time its mirror image."""
     count, images, height, width, _ = pixels.shape
     padded = functional.pad(pixels, (0, 0, 4, 4, 4, 4)).flatten(0, 1)
     tops, lefts, flips = (torch.randint(n, (count * images, 1, 1), device=pixels.device) for n in (9, 9, 2))
@@ -189,19 +189,19 @@ def _of_probe(networks: StackedNetworks, norms: StackedNorms, probe: Samples) ->
 
 
 def _slices(networks: StackedNetworks, samples: Samples) -> list[slice]:
-    """Of networks, so many at a time that no tensor is too large."""
+    """Slices of the networks, so many at a time that no tensor is too large."""
     at_a_time = max(LARGEST // (len(samples) * _elements(networks, samples)), 1)
     return [slice(start, start + at_a_time) for start in range(0, len(networks), at_a_time)]
 
 
 def _elements(networks: StackedNetworks, samples: Samples) -> int:
-    """Of the largest tensor, for one image of one network."""
+    """The elements of the largest tensor, for one image of one network."""
     return 9 * samples.pixels[0, 0, ..., 0].numel() * networks.size.widths[0]
 
 
 @torch.no_grad()
 def _measured(networks: StackedNetworks, train: Samples, test: Samples, of_probe: Tensor) -> list[dict[str, Any]]:
-    """Of every network: losses of both sets, their summaries, and ratios of the probe's gradient."""
+    """Losses of both sets, their summaries, and ratios of the probe's gradient, for every network."""
     losses, correct = {}, {}
     for split, samples in (("train", train), ("test", test)):
         logits = _logits(networks, samples)

@@ -24,11 +24,11 @@ PAPER: dict[tuple[float, float], tuple[float, ...]] = {
 }
 """Table 2 as printed, by learning rate and p: in percent for accuracy (the first) and L > 5 (the last)."""
 COLUMNS = ("accuracy", "mean", "std", "p50", "p95", "p99", "share_above_5")
-"""Of PAPER."""
+"""The columns of PAPER."""
 
 
 def r_squared(y: np.ndarray, *columns: np.ndarray) -> float:
-    """Of a least-squares fit of y (n,) by the columns (n,) and a constant."""
+    """The R^2 of a least-squares fit of y (n,) by the columns (n,) and a constant."""
     design = np.stack([np.ones_like(y), *columns], 1)
     residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
     return float(1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum())

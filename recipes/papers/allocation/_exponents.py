@@ -11,13 +11,16 @@ from hf_pdyn.policy.schedules import Schedule
 
 ALGORITHM_1, RANDOM_SIGNS = "Algorithm 1", "random signs"
 CONFIG = ControlConfig()
-"""Of Algorithm 1 and of decisions at random: the same range and step size."""
+"""Algorithm 1 and decisions at random have one range and step size."""
 Decision = Callable[[int, float, float], float]
 """After an epoch, counted from 1, with its D_w and D_b (NaN where training diverged): p of the next."""
 
 
 def decision(strategy: str, p: float, epochs: int, seed: int) -> Decision:
-    """Of one network. strategy: ALGORITHM_1, RANDOM_SIGNS, or a `Schedule` over epochs. p: that of the first epoch."""
+    """The decisions about one network.
+
+    strategy: ALGORITHM_1, RANDOM_SIGNS, or a `Schedule` over epochs. p: that of the first epoch.
+    """
     if strategy == ALGORITHM_1:
         return _Algorithm1(p)
     if strategy == RANDOM_SIGNS:

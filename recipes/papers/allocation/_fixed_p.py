@@ -11,9 +11,11 @@ import numpy as np
 
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import Outcome
+from papers._claims.claim import Claim
 from papers._claims.options import Option, Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.stacked_training import Training
+from papers._claims.verdict import Verdict
 from papers.allocation import _setting
 from papers.allocation._setting import EXPONENTS, folder_of
 
@@ -24,12 +26,12 @@ SEEDS = 6
 EXTREMES = (-0.4, 0.0, 0.3)
 FACTOR, POINT = 1.1, 0.01
 BOUND = math.log(FACTOR)
-"""Of an effect on the logarithm of a ratio, a norm or a loss: less than a factor of 1.1 from p = -0.4 to 0.3 is none.
-The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a share."""
+"""The bound of an effect on the logarithm of a ratio, a norm or a loss: less than a factor of 1.1 from p = -0.4 to
+0.3 is none. The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a share."""
 
 
 def numbers(words: str) -> tuple[float, ...]:
-    """Of a word such as -0.4,0,0.3."""
+    """The numbers in a word such as -0.4,0,0.3."""
     return tuple(sorted(float(word) for word in words.split(",")))
 
 
@@ -46,6 +48,18 @@ OPTIONS = (
         full=(0.01, 0.1, 1.0),
     ),
 )
+
+
+def claim(
+    module: str,
+    doc: str | None,
+    rule: str,
+    configurations: Callable[[Options], Sequence[Configuration]],
+    judge: Callable[[Sequence[Row], Options], Verdict],
+    draw: Callable[[Sequence[Row], Options], None],
+) -> Claim:
+    """The claim of a module whose runs are of this kind."""
+    return Claim(module, doc, rule, configurations, _setting.RUN, judge, draw, folder_of, OPTIONS, seeds=SEEDS)
 
 
 def rates(given: Options, scale: str) -> tuple[float, ...]:
@@ -109,7 +123,7 @@ def by_p(rows: Sequence[Row], value: Callable[[Result], float | None], **where: 
 
 
 def last(name: str) -> Callable[[Result], float | None]:
-    """Of a curve, its mean over the last epoch."""
+    """A curve's mean over the last epoch."""
     return lambda result: result["curves"][name][-1]
 
 
@@ -190,7 +204,7 @@ def update_ratio(result: Result) -> float:
 
 
 def epochs_of(rows: Sequence[Row]) -> np.ndarray:
-    """Of the points of a curve that rows keep."""
+    """The epochs of the points of a curve that rows keep."""
     points, epochs = len(rows[0]["result"]["curves"]["loss"]), rows[0]["configuration"]["epochs"]
     return np.linspace(epochs / points, epochs, points)
 

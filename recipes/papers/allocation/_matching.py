@@ -12,7 +12,7 @@ Train = Callable[[np.ndarray], Sequence[Result]]
 
 
 def match_update_sizes(train: Train, wanted: np.ndarray, usual: np.ndarray, rounds: int) -> list[dict[str, Any]]:
-    """Of every training the round whose mean update norms by epoch came closest to the wanted ones.
+    """Return, for every training, the round whose mean update norms by epoch came closest to the wanted ones.
 
     wanted, usual: (trainings, epochs), those to be had, and those without factors. Other steps lead elsewhere, where
     gradients have another size: hence rounds. A round that diverged replaces no other one, and the next one has smaller

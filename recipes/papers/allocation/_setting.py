@@ -147,7 +147,7 @@ def short(name: str) -> str:
 
 
 def folder_of(configuration: Configuration) -> str:
-    """Of rows that several claims read."""
+    """The folder of a row that several claims read."""
     if "strategy" in configuration:
         return "dynamic_p"
     if configuration["seed"] != configuration["split"]:

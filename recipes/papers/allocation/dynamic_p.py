@@ -131,14 +131,14 @@ def _matched_moving() -> list[tuple[str, str]]:
 
 
 def _above(differences: dict[str, np.ndarray]) -> Part:
-    """Of accuracies."""
+    """The part of a verdict about differences of accuracies."""
     outcomes = {name: paired.effect(found, GAIN) for name, found in differences.items()}
     told = ", ".join(f"{name} {points(found)} ({outcomes[name]})" for name, found in differences.items())
     return Part(all_of(outcomes.values()), f"percentage points more: {told}")
 
 
 def points(differences: np.ndarray) -> str:
-    """Of accuracy, in percent."""
+    """Differences of accuracy in percentage points, as text."""
     found = statistics.mean_of(100 * differences)
     return f"{found.mean:+.2f} ± {found.spread:.2f}"
 

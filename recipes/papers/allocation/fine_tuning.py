@@ -157,7 +157,7 @@ def ratio(result: Result) -> float:
 
 
 def measured(result: Result, name: str) -> np.ndarray:
-    """Of every evaluation during training, the step and the number, (2, evaluations)."""
+    """The step and the number of every evaluation during training, (2, evaluations)."""
     return np.array(result["curves"][name], float).T
 
 
@@ -182,7 +182,7 @@ def results(rows: Sequence[Row], recipe: str, strategy: str) -> list[Result]:
 
 
 def fixed(rows: Sequence[Row], recipe: str, value: Callable[[Result], float]) -> np.ndarray:
-    """Of the fixed p, (p, seeds)."""
+    """A value of the fixed p, (p, seeds)."""
     return np.array([[value(result) for result in results(rows, recipe, name)] for name in FIXED])
 
 
@@ -256,7 +256,7 @@ def _parts(rows: Sequence[Row], of: Sequence[str]) -> dict[str, Part]:
 
 
 def _some(outcomes: Sequence[Outcome]) -> Outcome:
-    """Of an effect that is looked for in either recipe."""
+    """The outcome of an effect that is looked for in either recipe."""
     return next(one for one in (CONFIRMED, INCONCLUSIVE, NO_EFFECT) if one in outcomes)
 
 

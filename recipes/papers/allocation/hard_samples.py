@@ -21,13 +21,12 @@ import numpy as np
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, OPPOSITE, Outcome, all_of
 from papers._claims import figures
-from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Configuration, Row, chosen
 from papers._claims.stacked_training import unpacked
 from papers._claims.training import SPLITS
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import _fixed_p, _setting
+from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import log, table, usual
 
 BOUND, LEVEL = 0.05, 0.05
@@ -60,7 +59,7 @@ def hard(row: Row, split: str) -> np.ndarray:
 
 
 def jaccard(one: Row, other: Row, split: str) -> float:
-    """Of the hard samples of two runs on the same images."""
+    """The Jaccard index of the hard samples of two runs on the same images."""
     masks = hard(one, split), hard(other, split)
     return float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
 
@@ -244,15 +243,4 @@ def _bars(
     axes.set(title=f"{split}, lr = {lr:g}", xlim=(0, 1))
 
 
-CLAIM = Claim(
-    __name__,
-    __doc__,
-    RULE,
-    configurations,
-    _setting.RUN,
-    judge,
-    draw,
-    _fixed_p.folder_of,
-    _fixed_p.OPTIONS,
-    seeds=_fixed_p.SEEDS,
-)
+CLAIM = _fixed_p.claim(__name__, __doc__, RULE, configurations, judge, draw)

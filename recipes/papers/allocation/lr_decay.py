@@ -18,11 +18,10 @@ import numpy as np
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import ALL_RULE, Outcome, all_of
 from papers._claims import figures
-from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Configuration, Result, Row, chosen
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import _fixed_p, _setting
+from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import by_p, usual
 
 SCHEDULES = ("cosine", "constant")
@@ -193,15 +192,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(
-    __name__,
-    __doc__,
-    RULE,
-    configurations,
-    _setting.RUN,
-    judge,
-    draw,
-    _fixed_p.folder_of,
-    _fixed_p.OPTIONS,
-    seeds=_fixed_p.SEEDS,
-)
+CLAIM = _fixed_p.claim(__name__, __doc__, RULE, configurations, judge, draw)

@@ -18,11 +18,10 @@ import numpy as np
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import ALL_RULE, all_of
 from papers._claims import figures
-from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Configuration, Row
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import _fixed_p, _setting, own_effect
+from papers.allocation import _fixed_p, own_effect
 from papers.allocation._curves import along, left_for, r_squared
 from papers.allocation._fixed_p import NORM, POINT, RATIOS, Effect, log, table, usual
 
@@ -146,15 +145,4 @@ def _points(axes: figures.Axes, rows: Sequence[Row], name: str, scale: str, colo
     axes.plot(*means, color="0.5", linewidth=1)
 
 
-CLAIM = Claim(
-    __name__,
-    __doc__,
-    RULE,
-    configurations,
-    _setting.RUN,
-    judge,
-    draw,
-    _fixed_p.folder_of,
-    _fixed_p.OPTIONS,
-    seeds=_fixed_p.SEEDS,
-)
+CLAIM = _fixed_p.claim(__name__, __doc__, RULE, configurations, judge, draw)

@@ -18,11 +18,10 @@ import numpy as np
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import ALL_RULE, CONFIRMED, INCONCLUSIVE, NO_EFFECT, OPPOSITE, Outcome, all_of
 from papers._claims import figures
-from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Configuration, Row
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import _fixed_p, _setting
+from papers.allocation import _fixed_p
 from papers.allocation._fixed_p import (
     BOUND,
     BOUNDS,
@@ -90,7 +89,7 @@ def swept(rows: Sequence[Row]) -> list[Row]:
 
 
 def trends(rows: Sequence[Row], given: Options, effect: Effect, scale: str) -> dict[float, Outcome]:
-    """Of an effect over p, by learning rate."""
+    """The outcomes of an effect over p, by learning rate."""
     return {lr: effect.outcome(sweep(rows, given, scale, lr)) for lr in _fixed_p.rates(given, scale)}
 
 
@@ -258,15 +257,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(
-    __name__,
-    __doc__,
-    RULE,
-    configurations,
-    _setting.RUN,
-    judge,
-    draw,
-    _fixed_p.folder_of,
-    _fixed_p.OPTIONS,
-    seeds=_fixed_p.SEEDS,
-)
+CLAIM = _fixed_p.claim(__name__, __doc__, RULE, configurations, judge, draw)

@@ -18,12 +18,11 @@ from hf_pdyn.common.atomic import replacing
 from hf_pdyn.sweep import statistics
 from hf_pdyn.sweep.outcome import ALL_RULE, CONFIRMED, OPPOSITE, Outcome, all_of
 from papers._claims import figures
-from papers._claims.claim import Claim
 from papers._claims.options import Options
 from papers._claims.rows import Row
 from papers._claims.training import SPLITS, TABLE_2
 from papers._claims.verdict import Part, Verdict
-from papers.allocation import _fixed_p, _setting, gradient_ratio
+from papers.allocation import _fixed_p, gradient_ratio
 from papers.allocation._curves import PAPER, along, paper_column, r_squared, shift_of_p
 from papers.allocation._fixed_p import BOUND, BOUNDS, LOSSES, Effect, by_p, log, table, usual
 
@@ -215,15 +214,4 @@ def draw(rows: Sequence[Row], given: Options) -> None:
         figures.save(figure, given.directory / "figure.png")
 
 
-CLAIM = Claim(
-    __name__,
-    __doc__,
-    RULE,
-    gradient_ratio.configurations,
-    _setting.RUN,
-    judge,
-    draw,
-    _fixed_p.folder_of,
-    _fixed_p.OPTIONS,
-    seeds=_fixed_p.SEEDS,
-)
+CLAIM = _fixed_p.claim(__name__, __doc__, RULE, gradient_ratio.configurations, judge, draw)
