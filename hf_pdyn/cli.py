@@ -22,7 +22,6 @@ from hf_pdyn.common.errors import check_choice
 from hf_pdyn.common.extras import explained
 from hf_pdyn.common.label_names import NAME
 from hf_pdyn.policy.findings import KINDS
-from hf_pdyn.policy.group_rules import GroupRules
 from hf_pdyn.report.conversion import images
 from hf_pdyn.report.explain import explain
 from hf_pdyn.report.files import write_all, write_whole
@@ -166,6 +165,7 @@ def show_groups(options: argparse.Namespace) -> None:
     from hf_pdyn.frontend.trainer_padam import labelled_padam
     from hf_pdyn.grouping import how_to_train_bias_like, split_by_rules
     from hf_pdyn.integrations.transformers import stock_groups
+    from hf_pdyn.policy.group_rules import GroupRules
 
     optim_args = parse_optim_args(options.optim_args)
     model = _load(options)

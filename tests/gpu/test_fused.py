@@ -17,15 +17,15 @@ from tests.optim.fused.comparison import (
     DEFAULTS,
     EVERYTHING,
     EXPONENTS,
+    FORMATS,
     MEASURED,
     SETTINGS,
     SPECIAL,
     STEP,
+    assert_rounded_as_in_the_tensor_step,
     assert_same,
-    assert_same_codes,
     assert_sums,
     copy_of,
-    in_format,
     special_updates,
     update_of,
 )
@@ -167,21 +167,10 @@ def test_a_measured_step_is_the_same_step_and_sums_what_norms_say(options: str) 
         torch.testing.assert_close(a, b, rtol=3e-6, atol=3e-6)
 
 
-FORMATS = ["16bit", "8_16bit"]
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
-    """Around the 2^32nd element of a parameter, measured and not; sums are those of what is stored then."""
-    group = {**DEFAULTS, **SETTINGS[settings]}
-    for tasks, columns in ((EVERYTHING, MEASURED), (STEP | Task.GRADIENT, ["grad_sq"])):
-        before = [in_format(update_of(group, 5000, device="cuda"), state_dtype)]
-        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
-        sums = gpu.advance(ours, tasks)
-        tensor_step.advance(expected, STEP)
-        assert_same_codes(ours, expected)
-        assert_sums(sums, before, ours, columns)
+    assert_rounded_as_in_the_tensor_step(gpu.advance, state_dtype, settings, numel=5000, device="cuda")
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 from hf_pdyn.integrations import patches
 from hf_pdyn.integrations.accelerate import unwrap_optimizer, wrappers
 from hf_pdyn.integrations.deepspeed import stage_3, stages_1_and_2
-from hf_pdyn.integrations.deepspeed.common import want_one_step
+from hf_pdyn.integrations.deepspeed.common import joining, want_one_step
 from hf_pdyn.integrations.deepspeed.stage_3 import full_shape, gathered, is_partitioned
 from hf_pdyn.optim.padam import Padam
 from hf_pdyn.tensors.sharding import Piece
@@ -68,7 +69,14 @@ def want_one_step_for_all_groups(optimizer: Any) -> None:
     want_one_step(optimizer)
     for stage, patch in _STAGES.items():
         if stage.MODULE in sys.modules:
-            patch.replace(stage.joining)
+            patch.replace(
+                partial(
+                    joining,
+                    why_special=stage.why_special,
+                    partitions_of=stage.partitions_of,
+                    step=stage.step,
+                )
+            )
 
 
 def keep_padam_where_it_is_offloaded() -> None:

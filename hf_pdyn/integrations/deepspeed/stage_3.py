@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_pdyn.integrations.deepspeed import common
 from hf_pdyn.optim.clipping import note_clip
-from hf_pdyn.tensors.sharding import Piece, declare_held, declare_shard
+from hf_pdyn.tensors.sharding import Piece, declare_held, declare_shard, held
 
 _READ = (
     "fp16_groups",
@@ -55,8 +54,8 @@ def pieces(zero: Any, model: nn.Module) -> Iterator[tuple[str, int, Piece | None
         start = 0
         for param in params:
             size = param.partition_numel()
-            held = min(max(param.ds_numel - rank * size, 0), size)
-            piece = Piece(zero.fp32_partitioned_groups_flat[i], start, held) if held else None
+            own = min(max(param.ds_numel - rank * size, 0), size)
+            piece = Piece(partitions_of(zero)[i], start, own) if own else None
             places[param] = zero.sub_group_to_group_id[i], piece
             start += size
     for name, param in model.named_parameters():
@@ -80,62 +79,40 @@ def gathered(tensor: Tensor) -> Tensor:
         return tensor.detach().clone()
 
 
-def joining(original: Callable[..., None]) -> Callable[..., None]:
-    """`_optimizer_step` that makes the step of all sub-groups with the last one's turn."""
-
-    def _optimizer_step(self: Any, sub_group_id: int) -> None:
-        if why_special(self) or not common.wants_one_step(self.optimizer):
-            original(self, sub_group_id)
-        else:
-            _step_with_the_last_sub_group(self, sub_group_id)
-
-    return _optimizer_step
+def partitions_of(zero: Any) -> list[Tensor]:
+    """The partitions of all sub-groups, by number."""
+    return zero.fp32_partitioned_groups_flat
 
 
-def _step_with_the_last_sub_group(zero: Any, sub_group_id: int) -> None:
-    """What ZeRO does for one sub-group, for all at once when the last one's turn has come.
+def step(zero: Any, waited: Sequence[int]) -> None:
+    """Step all sub-groups at once; those that waited are done with as ZeRO is after a turn.
 
-    The gradients of those that wait are a float32 copy of this process's slices, unless they are offloaded.
+    Until here a float32 copy of this process's slices of the gradients was kept, unless they are offloaded.
     """
-    partitions: list[Tensor] = zero.fp32_partitioned_groups_flat
-    waiting = common.waiting(zero)
-    if sub_group_id < len(partitions) - 1:
-        waiting[sub_group_id] = partitions[sub_group_id].grad  # type: ignore[assignment]
-        return
-    for i, grad in waiting.items():
-        partitions[i].grad = grad
     declare(zero)
     note_clip(zero.optimizer, zero._global_grad_norm, zero.clip_grad or math.inf)
     groups = zero.optimizer.param_groups
-    for group, params in zip(groups, _by_group(zero), strict=True):
+    for group, params in zip(groups, held(zero.optimizer), strict=True):
         group["params"] = params
     try:
         zero.optimizer.step()
     finally:
         for group in groups:
             group["params"] = []
-    for i in waiting:
+    for i in waited:
         zero._reassign_or_swap_out_partitioned_parameters(i)
         if not zero.offload_optimizer:  # its gradients have a buffer of their own that stays
-            partitions[i].grad = None
-    waiting.clear()
+            partitions_of(zero)[i].grad = None
 
 
 def declare(zero: Any) -> None:
-    """Say of every partition how many processes its parameters are spread over, and which groups hold it.
-
-    With MiCS these are fewer processes than all.
-    """
-    for i, partition in enumerate(zero.fp32_partitioned_groups_flat):
+    """Say of every partition how many processes its parameters are spread over, and which groups hold it."""
+    for i, partition in enumerate(partitions_of(zero)):
         declare_shard(partition, dist.get_world_size(group=_process_group(zero, i)))
-    declare_held(zero.optimizer, _by_group(zero))
-
-
-def _by_group(zero: Any) -> list[list[Tensor]]:
-    found: list[list[Tensor]] = [[] for _ in zero.optimizer.param_groups]
-    for i, partition in enumerate(zero.fp32_partitioned_groups_flat):
-        found[zero.sub_group_to_group_id[i]].append(partition)
-    return found
+    by_group: list[list[Tensor]] = [[] for _ in zero.optimizer.param_groups]
+    for i, partition in enumerate(partitions_of(zero)):
+        by_group[zero.sub_group_to_group_id[i]].append(partition)
+    declare_held(zero.optimizer, by_group)
 
 
 def _process_group(zero: Any, sub_group_id: int) -> Any:

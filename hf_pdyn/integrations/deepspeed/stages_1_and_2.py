@@ -6,14 +6,13 @@ The partitions are flat tensors, and a step takes one after the other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hf_pdyn.integrations.deepspeed import common
 from hf_pdyn.optim.clipping import note_clip
 from hf_pdyn.tensors.sharding import Piece, declare_shard
 
@@ -50,51 +49,35 @@ def _flattened(zero: Any, group: int) -> Iterator[tuple[Tensor, int]]:
 
 
 def _piece(zero: Any, group: int, offset: int, numel: int) -> Piece | None:
-    holder: Tensor = zero.single_partition_of_fp32_groups[group]
+    holder = partitions_of(zero)[group]
     first = dist.get_rank(group=zero.real_dp_process_group[group]) * holder.numel()
     start, stop = max(offset - first, 0), min(offset + numel - first, holder.numel())
     return Piece(holder, start, stop - start) if start < stop else None
 
 
-def joining(original: Callable[..., None]) -> Callable[..., None]:
-    """`_optimizer_step` that makes the step of all groups with the last one's turn."""
-
-    def _optimizer_step(self: Any, group_no: int) -> None:
-        if why_special(self) or not common.wants_one_step(self.optimizer):
-            original(self, group_no)
-        else:
-            _step_with_the_last_group(self, group_no)
-
-    return _optimizer_step
+def partitions_of(zero: Any) -> list[Tensor]:
+    """The partitions of all groups, by number."""
+    return zero.single_partition_of_fp32_groups
 
 
-def _step_with_the_last_group(zero: Any, group_no: int) -> None:
-    """What ZeRO does for one group, for all at once when the last one's turn has come.
+def step(zero: Any, waited: Sequence[int]) -> None:
+    """Step all groups at once; those that waited are done with as ZeRO is after a turn.
 
-    ZeRO forgets a group's gradient right after its turn and copies its partition into the model's
-    parameters; for groups that waited, both are done here. The gather over processes comes later.
+    That is to copy their partitions into the model's parameters; the gather over processes comes later.
     """
-    partitions: list[Tensor] = zero.single_partition_of_fp32_groups
-    waiting = common.waiting(zero)
-    if group_no < len(partitions) - 1:
-        waiting[group_no] = partitions[group_no].grad  # type: ignore[assignment]
-        return
-    for i, grad in waiting.items():
-        partitions[i].grad = grad
     declare(zero)
     norm = zero._global_grad_norm
     note_clip(zero.optimizer, 0.0 if norm is None else norm, zero.clip_grad or math.inf)
     zero.optimizer.step()
     zero._lazy_init_hp_params_optimizer_state()
-    for i in waiting:
+    for i in waited:
         rank = dist.get_rank(group=zero.real_dp_process_group[i])
-        zero.parallel_partitioned_bit16_groups[i][rank].data.copy_(partitions[i].data)
+        zero.parallel_partitioned_bit16_groups[i][rank].data.copy_(partitions_of(zero)[i].data)
         if not zero.cpu_offload:  # its gradients have a buffer of their own that stays
-            partitions[i].grad = None
-    waiting.clear()
+            partitions_of(zero)[i].grad = None
 
 
 def declare(zero: Any) -> None:
     """Say of every partition how many processes its group is spread over."""
-    for partition, group in zip(zero.single_partition_of_fp32_groups, zero.real_dp_process_group, strict=True):
+    for partition, group in zip(partitions_of(zero), zero.real_dp_process_group, strict=True):
         declare_shard(partition, dist.get_world_size(group=group))

@@ -71,8 +71,8 @@ Move = Callable[[int, list[float], list[float]], Sequence[float]]
 
 CURVES = ("D_w", "D_b", "G_w_over_G_b", "by_name", "invariant", "update_w", "update_b", "conv_norm", "loss")
 """Curves over epochs, means over the steps of each: gradient norms by pathway; the mean of weights over that of
-bias-like ones by Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D_b; update norms by pathway; norm of all
-convolutions; training loss."""
+bias-like ones by Table 1, and by parameter name; sqrt(sum ||w||^2 ||g||^2) of convolutions over D_b; update norms by
+pathway; norm of all convolutions; training loss."""
 
 
 def train_together(

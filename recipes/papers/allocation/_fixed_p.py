@@ -27,7 +27,8 @@ EXTREMES = (-0.4, 0.0, 0.3)
 FACTOR, POINT = 1.1, 0.01
 BOUND = math.log(FACTOR)
 """The bound of an effect on the logarithm of a ratio, a norm or a loss: less than a factor of 1.1 from p = -0.4 to
-0.3 is none. The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a share."""
+0.3 is none. The paper's are factors of 13 and 21 for G_w/G_b, of 75 for medians, of 1.5 to 2.4 for tails. POINT: on a
+share."""
 
 
 def numbers(words: str) -> tuple[float, ...]:

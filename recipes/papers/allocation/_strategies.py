@@ -31,9 +31,9 @@ RATES: dict[str, tuple[float, ...]] = {
     ALGORITHM_1: (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
     RANDOM_SIGNS: (1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
 }
-"""Learning rates of raw strategies are around the best of a pilot with one draw of images that is not compared; those of
-matched ones, whose updates all have Adam's size, are the baseline's. Three have a fifth one, since of four the largest
-was the best."""
+"""Learning rates of raw strategies are around the best of a pilot with one draw of images that is not compared; those
+of matched ones, whose updates all have Adam's size, are the baseline's. Three have a fifth one, since of four the
+largest was the best."""
 ONE_RATE = 3e-3
 """At which raw strategies are compared as the paper does, and to learning rates of matched update size."""
 MATCHING_ROUNDS = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.measure import implicit_bias
-from hf_pdyn.optim import equation
+from hf_pdyn.optim import equation, tensor_step
 from hf_pdyn.optim.fused.tolerance import MOMENT, SUM, of_parameter
 from hf_pdyn.optim.state_format import codes_of, convert_state, decode
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, Task, Update
@@ -90,6 +90,39 @@ def assert_same_codes(ours: Sequence[Update], expected: Sequence[Update]) -> Non
                 assert apart.max() <= 1 and (apart > 0).float().mean() < 5e-3, name
                 alike &= apart == 0
         assert_near(a.theta[alike], b.theta[alike], of_parameter(a.theta.dtype, a.group["p"]), "theta")
+
+
+FORMATS = ["16bit", "8_16bit"]
+
+
+def assert_rounded_as_in_the_tensor_step(
+    advance: Callable[..., Tensor], state_dtype: str, settings: str, *, numel: int, device: str = "cpu"
+) -> None:
+    """Around the 2^32nd element of a parameter, measured and not; sums are those of what is stored then."""
+    group = {**DEFAULTS, **SETTINGS[settings]}
+    for tasks, columns in ((EVERYTHING, MEASURED), (STEP | Task.GRADIENT, ["grad_sq"])):
+        before = [in_format(update_of(group, numel, seed=seed, device=device), state_dtype) for seed in range(2)]
+        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+        sums = advance(ours, tasks)
+        tensor_step.advance(expected, STEP)
+        assert_same_codes(ours, expected)
+        assert_sums(sums, before, ours, columns)
+
+
+def assert_two_passes_are_one(
+    advance: Callable[..., Tensor], state_dtype: str, *, numel: int, tolerance: float
+) -> None:
+    """Moments and direction first, then the update: the codes of one pass, theta to the tolerance."""
+    groups = [{**DEFAULTS, "amsgrad": seed == 1} for seed in range(2)]
+    before = [in_format(update_of(group, numel, seed=seed), state_dtype) for seed, group in enumerate(groups)]
+    twice, once = [list(map(copy_of, before)) for _ in range(2)]
+    advance(twice, Task.MOMENTS | Task.DIRECTION)
+    advance(twice, Task.APPLY, scale=torch.ones((), dtype=torch.float64))
+    advance(once, STEP)
+    for a, b in zip(twice, once, strict=True):
+        assert torch.equal(codes_of(a.exp_avg), codes_of(b.exp_avg))
+        assert torch.equal(codes_of(a.exp_avg_sq), codes_of(b.exp_avg_sq))
+        assert_near(a.theta, b.theta, tolerance, "theta")
 
 
 def copy_of(update: Update) -> Update:

@@ -17,21 +17,13 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.windows import QUANTITIES
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import cpu
-from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
-    DEFAULTS,
-    EVERYTHING,
-    MEASURED,
+    FORMATS,
     SETTINGS,
-    STEP,
-    assert_near,
-    assert_same_codes,
-    assert_sums,
-    copy_of,
-    in_format,
-    update_of,
+    assert_rounded_as_in_the_tensor_step,
+    assert_two_passes_are_one,
 )
 
 # One step from float32 moments: theta, m and v round at 6e-8, x^-p is off by at most 4e-7, and p itself rounds at up to
@@ -364,33 +356,12 @@ def test_the_same_with_shorter_vectors() -> None:
     assert "skipped" not in result.stdout
 
 
-FORMATS = ["16bit", "8_16bit"]
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
-    """Around the 2^32nd element of a parameter, measured and not; sums are those of what is stored then."""
-    group = {**DEFAULTS, **SETTINGS[settings]}
-    for tasks, columns in ((EVERYTHING, MEASURED), (STEP | Task.GRADIENT, ["grad_sq"])):
-        before = [in_format(update_of(group, 20_011, seed=seed), state_dtype) for seed in range(2)]
-        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
-        sums = cpu.advance(ours, tasks)
-        tensor_step.advance(expected, STEP)
-        assert_same_codes(ours, expected)
-        assert_sums(sums, before, ours, columns)
+    assert_rounded_as_in_the_tensor_step(cpu.advance, state_dtype, settings, numel=20_011)
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None:
-    before = [
-        in_format(update_of({**DEFAULTS, "amsgrad": seed == 1}, 20_011, seed=seed), state_dtype) for seed in range(2)
-    ]
-    twice, once = [list(map(copy_of, before)) for _ in range(2)]
-    cpu.advance(twice, Task.MOMENTS | Task.DIRECTION)
-    cpu.advance(twice, Task.APPLY, scale=torch.ones((), dtype=torch.float64))
-    cpu.advance(once, STEP)
-    for a, b in zip(twice, once, strict=True):
-        assert torch.equal(codes_of(a.exp_avg), codes_of(b.exp_avg))
-        assert torch.equal(codes_of(a.exp_avg_sq), codes_of(b.exp_avg_sq))
-        assert_near(a.theta, b.theta, 1e-6, "theta")
+    assert_two_passes_are_one(cpu.advance, state_dtype, numel=20_011, tolerance=1e-6)

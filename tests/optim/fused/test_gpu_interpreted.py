@@ -32,14 +32,15 @@ from tests.optim.fused.comparison import (
     DEFAULTS,
     EVERYTHING,
     EXPONENTS,
+    FORMATS,
     MEASURED,
     SETTINGS,
     SPECIAL,
     STEP,
-    assert_near,
+    assert_rounded_as_in_the_tensor_step,
     assert_same,
-    assert_same_codes,
     assert_sums,
+    assert_two_passes_are_one,
     copy_of,
     exact_sums,
     in_format,
@@ -139,36 +140,15 @@ def test_a_power_is_good_to_3e_7_over_the_whole_range(exponent: float) -> None:
     assert ours[exact > 3.41e38].isinf().all()
 
 
-FORMATS = ["16bit", "8_16bit"]
-
-
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
-    """Around the 2^32nd element of a parameter, measured and not; sums are those of what is stored then."""
-    group = {**DEFAULTS, **SETTINGS[settings]}
-    for tasks, columns in ((EVERYTHING, MEASURED), (STEP | Task.GRADIENT, ["grad_sq"])):
-        before = [in_format(update_of(group, 5000, seed=seed), state_dtype) for seed in range(2)]
-        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
-        sums = gpu.advance(ours, tasks)
-        tensor_step.advance(expected, STEP)
-        assert_same_codes(ours, expected)
-        assert_sums(sums, before, ours, columns)
+    assert_rounded_as_in_the_tensor_step(gpu.advance, state_dtype, settings, numel=5000)
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None:
-    before = [
-        in_format(update_of({**DEFAULTS, "amsgrad": seed == 1}, 5000, seed=seed), state_dtype) for seed in range(2)
-    ]
-    twice, once = [list(map(copy_of, before)) for _ in range(2)]
-    gpu.advance(twice, Task.MOMENTS | Task.DIRECTION)
-    gpu.advance(twice, Task.APPLY, scale=torch.ones((), dtype=torch.float64))
-    gpu.advance(once, STEP)
-    for a, b in zip(twice, once, strict=True):
-        assert torch.equal(codes_of(a.exp_avg), codes_of(b.exp_avg))
-        assert torch.equal(codes_of(a.exp_avg_sq), codes_of(b.exp_avg_sq))
-        assert_near(a.theta, b.theta, 0.0, "theta")
+    assert_two_passes_are_one(gpu.advance, state_dtype, numel=5000, tolerance=0.0)
 
 
 def test_what_is_not_finite_stays_so_in_fewer_bits() -> None:
