@@ -9,7 +9,15 @@ import pytest
 import torch
 from transformers import Trainer, TrainerCallback
 
-from hf_pdyn import GroupRulesCallback, LearningRateScheduleCallback, PdynArguments, ScheduleCallback, TelemetryCallback
+from hf_pdyn import (
+    GroupRulesCallback,
+    LearningRateScheduleCallback,
+    PdynArguments,
+    ScheduleCallback,
+    StepStatistics,
+    TelemetryCallback,
+)
+from hf_pdyn.measure.power_moments import PowerMomentsReader
 from tests.training import gpt2, trainer, training_logs
 
 RULES: list[dict[str, Any]] = [
@@ -20,7 +28,7 @@ OPTIMIZERS = ("padam", "adamw_torch", "adamw_torch_fused", "sgd", "adafactor", "
 
 
 class Settings(TrainerCallback):
-    """What every group had at each step, by name or by another of its keys."""
+    """The largest that groups had at each step, by name or by another of their keys."""
 
     def __init__(self, field: str, by: str = "group_name") -> None:
         self.field = field
@@ -28,7 +36,11 @@ class Settings(TrainerCallback):
         self.steps: list[dict[str | None, float]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        self.steps.append({group.get(self.by): float(group[self.field]) for group in optimizer.param_groups})
+        found: dict[str | None, float] = {}
+        for group in optimizer.param_groups:
+            key = group.get(self.by)
+            found[key] = max(float(group[self.field]), found.get(key, 0.0))
+        self.steps.append(found)
 
 
 @pytest.mark.parametrize("optim", OPTIMIZERS)
@@ -117,7 +129,7 @@ def test_schedules_of_single_groups(tmp_path: Path) -> None:
     rules = [
         {"name": "warm", "match": "wte", "schedule": {"lr_mult": "linear:0..1@0..2"}},
         {"name": "own", "match": "wpe", "schedule": {"lr": "step:0.5,0.25@2"}},
-        {"name": "body", "match": r"\.h\.", "weight_decay": 0.1, "schedule": {"weight_decay": "step:0.2,0@2"}},
+        {"name": "body", "match": r"\.h\.", "weight_decay": 0.1, "schedule": {"weight_decay": "step:0.2,0.05@2"}},
     ]
     rates, decays = Settings("lr"), Settings("weight_decay")
     run = trainer(
@@ -131,10 +143,49 @@ def test_schedules_of_single_groups(tmp_path: Path) -> None:
     assert [step["warm"] for step in rates.steps] == pytest.approx([0.0, 0.5 * 0.75e-3, 0.5e-3, 0.25e-3])
     assert [step["own"] for step in rates.steps] == [0.5, 0.5, 0.25, 0.25]
     weights = [group for group in run.optimizer.param_groups if group.get("decays") is not None]
-    assert {(group["decays"], group["weight_decay"]) for group in weights} == {(True, 0.0), (False, 0.0)}
+    assert {(group["decays"], group["weight_decay"]) for group in weights} == {(True, 0.05), (False, 0.0)}
     rates.steps.clear()
     run.train()  # the Trainer's scheduler begins anew, and so do these
     assert rates.steps[1]["warm"] == pytest.approx(0.5 * 0.75e-3)
+
+
+def test_a_second_training_warms_up_where_a_first_one_scheduled(tmp_path: Path) -> None:
+    """What one training wrote into `lr` is no initial value of the next: the Trainer's scheduler begins at 0."""
+    rules = [{"name": "half", "match": "wte", "schedule": {"lr_mult": 0.5}}]
+    rates = Settings("lr")
+    callbacks = [GroupRulesCallback(rules), rates]
+    run = trainer(tmp_path, optim="adamw_torch", warmup_steps=2, max_steps=4, callbacks=callbacks)
+    run.train()
+    run.train()
+    first, second = rates.steps[:4], rates.steps[4:]
+    assert first[0] == {"half": 0.0, None: 0.0}
+    assert second == first
+
+
+def test_the_allocation_curve_counts_no_parameter_twice(tmp_path: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, callbacks=[GroupRulesCallback(RULES)])
+    run.create_optimizer()
+    statistics = StepStatistics(run.optimizer, run.model)
+    for param in run.model.parameters():
+        param.grad = torch.ones_like(param)
+    run.optimizer.step()
+    assert {scope.group for scope in statistics.scopes} == {None, "embeddings", "body"}
+    found = PowerMomentsReader(statistics, per_layer=True).read().moments
+    assert found and {scope.group for scope in found} == {None}
+
+
+def test_decay_of_a_rule_alone_can_be_switched_off(tmp_path: Path) -> None:
+    (tmp_path / "groups.yaml").write_text(json.dumps(RULES))
+    decays = Settings("weight_decay")
+    given = PdynArguments(groups=str(tmp_path / "groups.yaml"), wd_off="0.5", telemetry="none")
+    run = trainer(tmp_path / "run", optim="adamw_torch", max_steps=4, callbacks=[*given.callbacks(), decays])
+    given.check(run.args)
+    with pytest.raises(ValueError, match="wd_off has nothing to switch off"):
+        PdynArguments(wd_off="0.5").check(run.args)
+    run.train()
+    decaying = [group for group in run.optimizer.param_groups if group.get("decays")]
+    assert decaying and all(group["weight_decay"] == 0.0 for group in decaying)
+    assert max(max(step.values()) for step in decays.steps[:2]) > 0
 
 
 def test_resumed_runs_have_the_groups_of_the_checkpoint(tmp_path: Path) -> None:
