@@ -124,9 +124,18 @@ def negate_lazily(optimizer: Padam, params: list[nn.Parameter]) -> None:
     params[1].grad = torch._neg_view(params[1].grad)  # type: ignore[arg-type]
 
 
+class Other(Tensor):
+    """A class of which an address need not say where its elements are."""
+
+
+def subclass_gradient(optimizer: Padam, params: list[nn.Parameter]) -> None:
+    params[1].grad = params[1].grad.as_subclass(Other)  # type: ignore[union-attr]
+
+
 CHANGES: list[Callable[[Padam, list[nn.Parameter]], None]] = [
     replace_gradient,
     expand_gradient,
+    subclass_gradient,
     move_gradient,
     replace_data,
     replace_by_view,
@@ -186,6 +195,7 @@ def test_what_has_not_changed_is_not_looked_at_again() -> None:
     assert trained(move_gradient, anew=False)[1] == STEPS - 1
     assert trained(move_settings, anew=False)[1] == STEPS - 1
     assert trained(replace_data, anew=False)[1] == STEPS - 2
+    assert trained(subclass_gradient, anew=False)[1] < STEPS - 1
 
 
 def test_measured_steps_and_others_take_turns() -> None:

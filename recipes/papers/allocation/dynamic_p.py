@@ -257,6 +257,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             bars.set_yticks(range(len(others)), others)
             bars.axvline(0, color="0.3", linewidth=0.8)
             bars.set(title=f"{title}: points above p = 0.5, tuned")
+            bars.locator_params(axis="x", nbins=4)
             for name in STRATEGIES:
                 of = rates(name, scale)
                 values = np.array([[100 * accuracy(one) for one in at(rows, name, scale, lr)] for lr in of]).T

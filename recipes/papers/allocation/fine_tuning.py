@@ -298,6 +298,7 @@ def draw(rows: Sequence[Row], given: Options) -> None:
             losses.set(title=f"{recipe}: validation loss")
             exponents.set(title="p")
             bars.set(title="best loss below p = 0.5")
+            bars.locator_params(axis="x", nbins=3)
             bars.set_yticks(*zip(*((i, name) for i, name in enumerate(STRATEGIES) if name != BASELINE), strict=True))
             bars.axvline(0, color="0.3", linewidth=0.8)
         for axes, label in zip(grid[-1], ("step", "step", "loss"), strict=True):
