@@ -5,56 +5,39 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
+from hf_pdyn.callbacks.sample_reading import SampleReading, reading_of_all
 from hf_pdyn.integrations import probing
 from hf_pdyn.integrations.transformers import log_apart
-from hf_pdyn.measure.cross_entropy import SampleCrossEntropy, sample_cross_entropy
 from hf_pdyn.measure.sample_loss import epoch_file, even_spread, summary
 from hf_pdyn.run_dir.tables import SAMPLE_LOSSES
-from hf_pdyn.tensors.sharding import gathered, own_share
-
-
-@dataclass(frozen=True, eq=False)
-class _Losses:
-    """Losses of n samples, (n,) each. loss: NaN is a loss too. correct: None where nothing is classified."""
-
-    index: NDArray[np.int64]
-    loss: NDArray[np.float64]
-    labelled: NDArray[np.bool_]
-    correct: NDArray[np.bool_] | None
-
-
-class _FailedElsewhereError(Exception):
-    """Another process failed; it reports the reason."""
+from hf_pdyn.tensors.sharding import gathered
 
 
 class SampleLossCallback(PdynCallback):
     """Records the loss of every sample of a train probe and of the test set at the end of every epoch (IAD 4.1.2).
 
-    The loss is the cross-entropy in nats of the sample's class, or the mean over its labelled tokens, with the model in
-    evaluation mode; label smoothing and the Trainer's own loss function do not enter. Rows of `tables.SAMPLE_LOSSES`
+    The loss is the cross-entropy in nats of the sample's class, the mean over its labelled tokens, or the mean of an
+    answer's first and last token, with the model in evaluation mode; label smoothing and the Trainer's own loss
+    function do not enter. Rows of `tables.SAMPLE_LOSSES`
     go to one file an epoch (`epoch-0001.parquet`), and Table 2's summary of each split to a log record
     (`pdyn/samples/train/p95`). The evaluation set is the split test; several are test/NAME each.
 
     Training stays bit for bit what it is without the callback, on one process and on many. Random draws on the way
     (masked tokens, crops) are the same after every epoch and in every run.
 
-    A data collator may flatten the samples of a batch into one row if its position_ids start anew at each sample
-    (`DataCollatorWithFlattening`). A split that cannot be measured is left out with one warning: data without an index,
-    regression, tensor parallelism, packed rows, or a failure on any process, which ends the split for all of them. If
-    a forward pass that takes every process (FSDP, ZeRO-3) fails in one alone, the others wait, as in training.
+    A data collator may flatten the samples of a batch into one row if it marks them (`DataCollatorWithFlattening`);
+    documents that are packed into a sample have a loss each. A split that cannot be measured is left out with one
+    warning: data without an index, regression, tensor parallelism, rows that are no samples, or a failure on any
+    process, which ends the split for all of them. If a forward pass that takes every process (FSDP, ZeRO-3) fails in
+    one alone, the others wait, as in training.
 
     Args:
         train_probe: number of samples of the train set, evenly spread, the same for every run and process; None: all;
@@ -83,11 +66,12 @@ class SampleLossCallback(PdynCallback):
         self._train_set = train_set
         self.row_buffer = self._records = RowBuffer(SAMPLE_LOSSES)
         self._indices: dict[str, list[int]] = {}
+        self._batch_sizes: dict[str, int] = {}
         self._measured_at: int | None = None
         self._file: str | None = None
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
-        self._indices, self._measured_at, self._file = {}, None, None
+        self._indices, self._batch_sizes, self._measured_at, self._file = {}, {}, None, None
         self._unlabelled: set[str] = set()
         trainer = self.running_trainer()
         if trainer is None:
@@ -104,6 +88,7 @@ class SampleLossCallback(PdynCallback):
                 self._say(state, length, split)
             else:
                 self._indices[split] = even_spread(length, self._probe(split))
+                self._batch_sizes[split] = probing.batch_size(trainer, wanted[split])
 
     def _probe(self, split: str) -> int | None:
         return self.train_probe if split == "train" else self.test_probe
@@ -142,7 +127,7 @@ class SampleLossCallback(PdynCallback):
         for split in list(self._indices):
             # Every process gets the same reading or reason, so that all of them go on alike.
             data_set = functools.partial(self._data_set, trainer, split)
-            reading = _reading_of_all(trainer, data_set, self._indices[split])
+            reading = reading_of_all(trainer, data_set, self._indices[split], self._batch_sizes[split])
             if isinstance(reading, str):
                 del self._indices[split]
                 self._say(state, reading, split)
@@ -156,7 +141,7 @@ class SampleLossCallback(PdynCallback):
         if metrics:
             log_apart(trainer, metrics)
 
-    def _note_unlabelled(self, state: TrainerState, split: str, reading: _Losses) -> None:
+    def _note_unlabelled(self, state: TrainerState, split: str, reading: SampleReading) -> None:
         missing = len(reading.index) - int(reading.labelled.sum())
         if missing and split not in self._unlabelled:
             self._unlabelled.add(split)
@@ -182,91 +167,22 @@ def _lengths_of_all(found: Sequence[Mapping[str, int | str]]) -> dict[str, int |
     return agreed
 
 
-def _reading_of_all(trainer: Any, data_set: Callable[[], Any], indices: Sequence[int]) -> _Losses | str:
-    """The losses of those samples, ascending, on every process; or why there are none, also on every process."""
-    parts = gathered(_own_reading_or_reason(trainer, data_set, indices))
-    reasons = [f"{part}, on process {rank}" for rank, part in enumerate(parts) if isinstance(part, str)]
-    if reasons:
-        return f"{reasons[0]}. Training goes on without them"
-    readings = [part for part in parts if isinstance(part, _Losses)]
-    index, first = np.unique(np.concatenate([part.index for part in readings]), return_index=True)
-    correct = [part.correct for part in readings if part.correct is not None]
-    return _Losses(
-        index,
-        np.concatenate([part.loss for part in readings])[first],
-        np.concatenate([part.labelled for part in readings])[first],
-        np.concatenate(correct)[first] if correct else None,
-    )
-
-
-def _own_reading_or_reason(trainer: Any, data_set: Callable[[], Any], indices: Sequence[int]) -> _Losses | str | None:
-    """This process's losses or reason to stop; None where another process has the reason."""
-    try:
-        return _own_reading(trainer, data_set, own_share(indices))
-    except _FailedElsewhereError:
-        return None
-    except Exception as error:
-        # The text of an error about a tensor may hold all of its numbers.
-        return f"{type(error).__name__}: {str(error)[:300]}"
-
-
-def _own_reading(trainer: Any, data_set: Callable[[], Any], share: list[int]) -> _Losses:
-    """The losses of this process's share, in its order."""
-    together = probing.forwards_together(trainer)
-    batches = probing.batches(trainer, share)
-    loaded = _loaded(trainer, data_set, batches)
-    found: list[SampleCrossEntropy] = []
-    problem: Exception | None = None
-    with ExitStack() as evaluation:
-        try:
-            evaluation.enter_context(probing.evaluating(trainer))
-        except Exception as error:
-            problem = error
-        for indices in batches:
-            batch = None
-            try:
-                batch = next(loaded) if problem is None else None
-            except Exception as error:
-                problem = error
-            # A process that cannot go on says so before the others wait for it in a forward pass.
-            if any(gathered(problem is not None)) if together else problem is not None:
-                break
-            try:
-                logits, labels, position_ids = probing.forward(trainer, batch)
-                shifted = probing.shifts_labels(trainer)
-                found.append(
-                    sample_cross_entropy(logits, labels, len(indices), shifted=shifted, position_ids=position_ids)
-                )
-            except Exception as error:
-                problem = error
-    if problem is not None:
-        raise problem
-    if len(found) < len(batches):
-        raise _FailedElsewhereError
-    loss, labelled, correct = zip(*found, strict=True)
-    return _Losses(
-        np.array(share),
-        torch.cat(loss).double().cpu().numpy(),
-        torch.cat(labelled).cpu().numpy(),
-        None if correct[0] is None else torch.cat(correct).cpu().numpy(),
-    )
-
-
-def _loaded(trainer: Any, data_set: Callable[[], Any], batches: Sequence[Sequence[int]]) -> Iterator[Any]:
-    """Load the batches lazily, so that a failure to build the loader is raised with the first batch."""
-    yield from probing.loader(trainer, data_set(), batches)
-
-
-def _rows(split: str, reading: _Losses) -> list[dict[str, Any]]:
+def _rows(split: str, reading: SampleReading) -> list[dict[str, Any]]:
     correct = [None] * len(reading.index) if reading.correct is None else reading.correct.tolist()
-    columns = zip(reading.index.tolist(), reading.loss.tolist(), correct, reading.labelled.tolist(), strict=True)
+    columns = (reading.index, reading.part, reading.loss, reading.labelled)
     return [
-        {"split": split, "index": index, "loss": loss if labelled else None, "correct": right if labelled else None}
-        for index, loss, right, labelled in columns
+        {
+            "split": split,
+            "index": index,
+            "part": part,
+            "loss": loss if labelled else None,
+            "correct": right if labelled else None,
+        }
+        for index, part, loss, labelled, right in zip(*(column.tolist() for column in columns), correct, strict=True)
     ]
 
 
-def _metrics(split: str, reading: _Losses) -> dict[str, float]:
+def _metrics(split: str, reading: SampleReading) -> dict[str, float]:
     """Table 2's row, without what is infinite or not there."""
     if not reading.labelled.any():
         return {}

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from hf_pdyn.integrations.packed import document_ids, rows_are_packed
 from hf_pdyn.integrations.transformers import shards_every_parameter
 from hf_pdyn.tensors.rng import apart
 from hf_pdyn.tensors.sharding import has_fsdp1, is_dtensor
 
+_POSITIONS = ("start_positions", "end_positions")
+"""The labels of extractive question answering."""
 _SEED = 0
 """Seeds what a collator or data set draws (masked tokens, crops), so that every epoch and run draws the same."""
 
@@ -58,10 +61,9 @@ def forwards_together(trainer: Any) -> bool:
     return sharded or (trainer.is_deepspeed_enabled and shards_every_parameter())
 
 
-def batches(trainer: Any, indices: Sequence[int]) -> list[list[int]]:
-    """Those indices, in that order, as many together as the Trainer evaluates."""
-    size = trainer.args.per_device_eval_batch_size
-    return [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+def batch_size(trainer: Any, data_set: Any) -> int:
+    """How many samples are measured together: as many as the Trainer evaluates, one where its loss or data ask so."""
+    return 1 if rows_are_packed(data_set) else trainer.args.per_device_eval_batch_size
 
 
 def loader(trainer: Any, data_set: Any, indices: Sequence[Sequence[int]]) -> DataLoader[Any]:
@@ -102,14 +104,26 @@ def evaluating(trainer: Any) -> Iterator[None]:
 
 
 class Outputs(NamedTuple):
-    """Logits (B, C) or (B, T, V), labels (B,) or (B, T), and position_ids (B, T) if the batch has them."""
+    """What a model makes of a batch, and what is right.
+
+    logits: (B, C) or (B, T, V). labels: (B,) or (B, T). documents: (B, T), see `packed.document_ids`.
+    """
 
     logits: Tensor
     labels: Tensor
-    position_ids: Tensor | None
+    documents: Tensor | None
 
 
-def forward(trainer: Any, batch: Any) -> Outputs:
+class Answers(NamedTuple):
+    """Logits (B, T) of each token as the first and the last one of the answer, and its positions (B,)."""
+
+    start_logits: Tensor
+    end_logits: Tensor
+    start: Tensor
+    end: Tensor
+
+
+def forward(trainer: Any, batch: Any) -> Outputs | Answers:
     """One forward pass, under the Trainer's autocast as in its evaluation.
 
     It calls the model itself: DDP's forward would send buffers to the other ranks.
@@ -119,17 +133,23 @@ def forward(trainer: Any, batch: Any) -> Outputs:
     """
     inputs = dict(trainer._prepare_inputs(batch))
     names = trainer.label_names
-    if len(names) != 1 or not isinstance(inputs.get(names[0]), Tensor):
+    wanted = _POSITIONS if set(_POSITIONS) <= set(names) else tuple(names)
+    labels = [inputs[name] for name in wanted if isinstance(inputs.get(name), Tensor)]
+    if len(labels) != len(wanted) or (len(wanted) != 1 and wanted != _POSITIONS):
         raise ValueError(
-            f"sample losses need one tensor of labels in a batch, got {', '.join(inputs)} where the Trainer's "
-            f"label_names are {', '.join(names) or 'none'}"
+            f"sample losses need one tensor of labels in a batch, or {' and '.join(_POSITIONS)}; got "
+            f"{', '.join(inputs)} where the Trainer's label_names are {', '.join(names) or 'none'}"
         )
-    labels = inputs[names[0]]
-    makes_inputs_of_labels = _is_encoder_decoder(trainer.model) and "decoder_input_ids" not in inputs
+    makes_inputs_of_labels = (
+        wanted != _POSITIONS and _is_encoder_decoder(trainer.model) and "decoder_input_ids" not in inputs
+    )
     if not makes_inputs_of_labels:  # else a loss would be computed, with all logits in float32 at once
-        del inputs[names[0]]
+        for name in wanted:
+            del inputs[name]
     with trainer.compute_loss_context_manager():
         outputs = trainer.model(**inputs)
+    if wanted == _POSITIONS:
+        return Answers(*_of_answers(trainer, outputs), *labels)
     if isinstance(outputs, dict):
         logits = outputs.get("logits")
     elif isinstance(outputs, tuple):
@@ -138,8 +158,18 @@ def forward(trainer: Any, batch: Any) -> Outputs:
         logits = outputs
     if not isinstance(logits, Tensor):
         raise ValueError(f"sample losses need logits, which {type(trainer.model).__name__} does not return")
-    position_ids = inputs.get("position_ids")
-    return Outputs(logits, labels, position_ids if isinstance(position_ids, Tensor) else None)
+    return Outputs(logits, labels[0], document_ids(inputs, labels[0].shape))
+
+
+def _of_answers(trainer: Any, outputs: Any) -> list[Tensor]:
+    names = ("start_logits", "end_logits")
+    given = [outputs.get(name) for name in names] if isinstance(outputs, dict) else list(outputs)[:2]
+    found = [one for one in given if isinstance(one, Tensor) and one.ndim == 2]
+    if len(found) != 2:
+        raise ValueError(
+            f"sample losses of answers need {' and '.join(names)}, which {type(trainer.model).__name__} does not return"
+        )
+    return found
 
 
 def shifts_labels(trainer: Any) -> bool:

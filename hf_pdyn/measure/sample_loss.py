@@ -127,6 +127,7 @@ class SampleLosses:
     index: (n,), of the samples in their data set, ascending. loss: (n,), in nats.
     correct: (n,), or None where nothing is classified.
     unlabelled: samples that were looked at and have no label, hence no loss.
+    part: (n,), which of the documents packed into the sample; None where each sample is one.
     """
 
     split: str
@@ -136,13 +137,14 @@ class SampleLosses:
     loss: NDArray[np.float64]
     correct: NDArray[np.bool_] | None
     unlabelled: int
+    part: NDArray[np.int64] | None = None
 
     def summary(self) -> SampleLossSummary:
         """The row of Table 2."""
         return summary(self.loss, self.correct)
 
     def hard_samples(self, share: float = HARD_SHARE) -> NDArray[np.int64]:
-        """Indices in the data set, the hardest first."""
+        """Indices in the data set, the hardest first; of packed samples those of the rows that the documents are in."""
         return self.index[hard_samples(self.loss, share)]
 
 
@@ -179,7 +181,7 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
                 f"The last sample losses of {run_dir} cannot be read ({', '.join(later)}), the last before them are of "
                 f"epoch {wanted:g}. Name the epoch to have those."
             )
-    rows = of_split.filter(pc.equal(of_split["epoch"], wanted)).sort_by("index")
+    rows = of_split.filter(pc.equal(of_split["epoch"], wanted)).sort_by([("index", "ascending"), ("part", "ascending")])
     labelled = rows.filter(pc.is_valid(rows["loss"]))
     if len(labelled) == 0:
         recorded = table.group_by(["split", "epoch"]).aggregate([]).sort_by("epoch").to_pylist()
@@ -191,6 +193,7 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
             "written by SampleLossCallback (--sample_losses)."
         )
     classified = labelled["correct"].null_count == 0
+    part = labelled["part"].fill_null(0).to_numpy()
     return SampleLosses(
         split=split,
         step=labelled["step"][0].as_py(),
@@ -199,6 +202,7 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
         loss=labelled["loss"].to_numpy(),
         correct=labelled["correct"].to_numpy() if classified else None,
         unlabelled=len(rows) - len(labelled),
+        part=part if part.any() else None,
     )
 
 
@@ -208,13 +212,18 @@ def hard_sample_overlap(runs: Sequence[SampleLosses], share: float = HARD_SHARE)
     ValueError where the runs do not have losses of the same samples.
     """
     for run in runs:
-        if not np.array_equal(run.index, runs[0].index):
+        if not np.array_equal(_places(run), _places(runs[0])):
             raise ValueError(
                 "Overlaps of hard samples need losses of the same samples in every run, got "
                 f"{len(runs[0].index)} of {runs[0].split!r} and {len(run.index)} of {run.split!r} with other indices. "
                 "Record them with the same --sample_losses and data."
             )
-    return jaccard_matrix([run.hard_samples(share) for run in runs])
+    return jaccard_matrix([hard_samples(run.loss, share) for run in runs])
+
+
+def _places(run: SampleLosses) -> NDArray[np.int64]:
+    """Row and document (2, n) of each loss."""
+    return np.stack([run.index, np.zeros_like(run.index) if run.part is None else run.part])
 
 
 def _ranked(losses: ArrayLike) -> NDArray[np.float64]:

@@ -20,10 +20,14 @@ _QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 
 @dataclass(frozen=True, eq=False)
 class EpochLosses:
-    """Losses of a split after an epoch: (n,) each, what is not finite among them. epoch: None where it is not known."""
+    """Losses of a split after an epoch: (n,) each, what is not finite among them.
+
+    epoch: None where it is not known. place: (2, n), each sample's index in its data set, and of packed documents which
+    of the sample's it is.
+    """
 
     epoch: float | None
-    index: NDArray[np.int64]
+    place: NDArray[np.int64]
     loss: NDArray[np.float64]
 
 
@@ -31,13 +35,14 @@ def losses_by_epoch(table: pa.Table) -> dict[str, dict[int, EpochLosses]]:
     """By split, by step, in their order."""
     table = known(table, ("split", "step", "index", "loss"))
     codes, splits = encoded(table["split"])
-    step, epoch, index, loss = (table[name].to_numpy() for name in ("step", "epoch", "index", "loss"))
+    step, epoch, loss = (table[name].to_numpy() for name in ("step", "epoch", "loss"))
+    place = np.stack([table["index"].to_numpy(), table["part"].fill_null(0).to_numpy()])
     found: dict[str, dict[int, EpochLosses]] = {}
     for code, split in enumerate(splits):
         rows = np.flatnonzero(codes == code)
         for own in np.split(rows, np.flatnonzero(np.diff(step[rows])) + 1):
             moment = finite_or_none(float(epoch[own[0]]))
-            found.setdefault(split, {})[int(step[own[0]])] = EpochLosses(moment, index[own], loss[own])
+            found.setdefault(split, {})[int(step[own[0]])] = EpochLosses(moment, place[:, own], loss[own])
     return found
 
 
@@ -59,7 +64,7 @@ def not_drawn(rows: Iterable[dict[str, Any]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class HardSamples:
-    """The hard samples after an epoch. measured: indices of all, ascending. samples: of the hard ones."""
+    """The hard samples after an epoch. measured: (2, n), places of all, ascending. samples: which of them are hard."""
 
     epoch: float | None
     measured: NDArray[np.int64]
@@ -69,8 +74,8 @@ class HardSamples:
     def of(cls, epoch: EpochLosses) -> HardSamples:
         """Those of an epoch."""
         # Ascending, as of equal losses all runs must take the same ones.
-        measured, place = np.unique(epoch.index, return_index=True)
-        return cls(epoch.epoch, measured, measured[hard_samples(epoch.loss[place])])
+        measured, first = np.unique(epoch.place, axis=1, return_index=True)
+        return cls(epoch.epoch, measured, hard_samples(epoch.loss[first]))
 
 
 def overlap(one: HardSamples, other: HardSamples) -> dict[str, Any]:

@@ -62,8 +62,11 @@ DECISIONS = _table_kind(
 )
 """Algorithm 1's, named as in `policy.algorithm1.ControlState`; p is that of the coming interval."""
 
-SAMPLE_LOSSES = _table_kind("sample_losses", split=pa.string(), index=pa.int64(), loss=pa.float64(), correct=pa.bool_())
-"""One row a sample, index in its data set. correct: null where nothing is classified."""
+SAMPLE_LOSSES = _table_kind(
+    "sample_losses", split=pa.string(), index=pa.int64(), part=pa.int64(), loss=pa.float64(), correct=pa.bool_()
+)
+"""One row a sample, or a document packed into it. index: of the sample in its data set. part: which of its documents, 0
+where it is one. correct: null where nothing is classified."""
 
 ALLOCATION = _table_kind(
     "allocation",

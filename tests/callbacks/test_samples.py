@@ -18,6 +18,8 @@ from torch.nn import functional
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    BertForQuestionAnswering,
     DataCollatorWithFlattening,
     GPT2Config,
     GPT2ForSequenceClassification,
@@ -269,15 +271,71 @@ def test_rows_that_are_not_samples_end_the_split_with_one_warning(
     assert run.state.global_step == 4 and files(tmp_path) == []
 
 
-def test_packed_rows_are_measured_whole_one_at_a_time(tmp_path: Path) -> None:
+def losses_of_packed(run: Trainer) -> list[float]:
+    """Of each text of six tokens alone."""
+    halves = [half for row in run.train_dataset for half in torch.as_tensor(row["input_ids"]).split(6)]
+    return one_by_one(run.model, [{"input_ids": half, "labels": half} for half in halves])
+
+
+def test_documents_packed_into_a_row_have_a_loss_each(tmp_path: Path) -> None:
+    """Within 1e-5, as above. Indices are those of the rows."""
     run = with_collator(tmp_path, packed, token_blocks(6), per_device_eval_batch_size=1)
-    expected = []
-    with torch.no_grad():
-        for row in run.train_dataset:
-            batch = packed([row])
-            logits = run.model(**{name: batch[name] for name in ("input_ids", "position_ids")}).logits[0, :-1]
-            expected.append(functional.cross_entropy(logits, batch["labels"][0, 1:]).item())
-    assert read_epoch(tmp_path, "train").loss == pytest.approx(expected, rel=1e-6)
+    losses = read_epoch(tmp_path, "train")
+    assert losses.index.tolist() == [i for i in range(6) for _ in range(2)]
+    assert losses.part is not None and losses.part.tolist() == [0, 1] * 6
+    assert losses.loss == pytest.approx(losses_of_packed(run), rel=1e-5)
+    record = next(record for record in run.state.log_history if "pdyn/samples/train/mean" in record)
+    assert record["pdyn/samples/train/mean"] == pytest.approx(read_epoch(tmp_path, "train", 1.0).loss.mean())
+
+
+def test_rows_that_keep_their_documents_lengths_are_measured_one_at_a_time(tmp_path: Path) -> None:
+    """As TRL's packed data sets, in batches whose collator flattens them."""
+    rows = [{"input_ids": row["input_ids"].tolist(), "seq_lengths": [6, 6]} for row in token_blocks(6)]
+    run = with_collator(tmp_path, packed, Dataset.from_list(rows), remove_unused_columns=False)
+    losses = read_epoch(tmp_path, "train")
+    assert losses.loss == pytest.approx(losses_of_packed(run), rel=1e-5)
+
+
+def answering() -> nn.Module:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return BertForQuestionAnswering(BertConfig(vocab_size=64, intermediate_size=32, **sizes))
+
+
+def answers(count: int) -> Dataset:
+    """With the columns that features of SQuAD have besides, and an answer that was cut off."""
+    rows = [
+        {
+            "input_ids": row["input_ids"].tolist(),
+            "start_positions": 12 if i == 2 else i % 12,
+            "end_positions": 12 if i == 2 else min(11, i % 12 + i % 3),
+            "example_id": f"question {i}",
+            "offset_mapping": [[0, 1]] * 12,
+        }
+        for i, row in enumerate(token_blocks(count))
+    ]
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_answers_of_questions(tmp_path: Path, lora: bool) -> None:
+    """Against the model's own loss of each sample; the evaluation features, as often, have no positions."""
+    model = answering()
+    if lora:
+        model = get_peft_model(model, LoraConfig(task_type="QUESTION_ANS", r=2, target_modules=["query"]))
+    data = answers(11)
+    test = data.remove_columns(["start_positions", "end_positions"])
+    run = run_of(tmp_path, model, data, test, num_train_epochs=1, max_steps=-1)
+    said = "of test: ValueError: sample losses need one tensor of labels in a batch, or start_positions and end_positio"
+    with pytest.warns(UserWarning, match=said), pytest.warns(UserWarning, match="of train: 1 of 11 samples have no la"):
+        run.train()
+    losses = read_epoch(tmp_path, "train")
+    whole = [i for i in range(11) if i != 2]
+    assert losses.index.tolist() == whole and losses.correct is not None
+    kept = data.select(whole).select_columns(["input_ids", "start_positions", "end_positions"])
+    assert losses.loss == pytest.approx(one_by_one(run.model, kept), rel=1e-6)
+    record = next(record for record in run.state.log_history if "pdyn/samples/train/accuracy" in record)
+    assert record["pdyn/samples/train/accuracy"] == losses.correct.mean()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -61,7 +61,7 @@ def test_a_named_file_is_replaced(tmp_path: Path) -> None:
         writer.add([{"step": 5, "epoch": 1.0, "split": "test", "index": 0, "loss": loss}])
         path = writer.flush("epoch-0001")
     assert path is not None and pq.read_table(path).to_pylist() == [
-        {"step": 5, "epoch": 1.0, "split": "test", "index": 0, "loss": 2.0, "correct": None}
+        {"step": 5, "epoch": 1.0, "split": "test", "index": 0, "part": None, "loss": 2.0, "correct": None}
     ]
 
 
