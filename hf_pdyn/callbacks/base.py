@@ -130,6 +130,8 @@ class PdynCallback(TrainerCallback):
         lr_scheduler: object = None,
         **kwargs: Any,
     ) -> None:
+        # setfit hands out its own arguments and model, and those of the Trainer below it by these names.
+        args, model = kwargs.get("st_args", args), kwargs.get("st_model", model)
         assert model is not None and optimizer is not None
         self._check_trainer()
         place_before_reporters(PdynCallback, self._trainer)

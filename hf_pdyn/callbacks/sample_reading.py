@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hf_pdyn.integrations import probing
+from hf_pdyn.integrations import own_losses, probing
 from hf_pdyn.measure.cross_entropy import SampleCrossEntropy, answer_cross_entropy, sample_cross_entropy
 from hf_pdyn.tensors.sharding import gathered, own_share
 
@@ -111,6 +111,10 @@ def _own_reading(trainer: Any, data_set: Callable[[], Any], batches: Sequence[Se
 
 
 def _losses(trainer: Any, batch: Any, samples: int) -> SampleCrossEntropy:
+    if own_losses.are_asked(trainer):
+        loss, right = own_losses.of_sample(trainer, batch)
+        correct = None if right is None else torch.tensor([right])
+        return SampleCrossEntropy(loss[None], torch.tensor([True]), correct)
     outputs = probing.forward(trainer, batch)
     if isinstance(outputs, probing.Answers):
         return answer_cross_entropy(*outputs, samples)

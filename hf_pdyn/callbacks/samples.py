@@ -14,7 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.sample_reading import SampleReading, reading_of_all
-from hf_pdyn.integrations import probing
+from hf_pdyn.integrations import own_losses, probing
 from hf_pdyn.integrations.transformers import log_apart
 from hf_pdyn.measure.sample_loss import epoch_file, even_spread, summary
 from hf_pdyn.run_dir.tables import SAMPLE_LOSSES
@@ -77,7 +77,7 @@ class SampleLossCallback(PdynCallback):
         if trainer is None:
             self._say(state, "no Trainer delivers this event")
             return
-        reason = probing.why_not_by_process(trainer)
+        reason = own_losses.why_none(trainer) or probing.why_not_by_process(trainer)
         if reason:
             self._say(state, reason)
             return

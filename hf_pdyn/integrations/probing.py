@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from hf_pdyn.integrations import own_losses
 from hf_pdyn.integrations.packed import document_ids, rows_are_packed
 from hf_pdyn.integrations.transformers import shards_every_parameter
 from hf_pdyn.tensors.rng import apart
@@ -63,7 +64,8 @@ def forwards_together(trainer: Any) -> bool:
 
 def batch_size(trainer: Any, data_set: Any) -> int:
     """How many samples are measured together: as many as the Trainer evaluates, one where its loss or data ask so."""
-    return 1 if rows_are_packed(data_set) else trainer.args.per_device_eval_batch_size
+    alone = own_losses.are_asked(trainer) or rows_are_packed(data_set)
+    return 1 if alone else trainer.args.per_device_eval_batch_size
 
 
 def loader(trainer: Any, data_set: Any, indices: Sequence[Sequence[int]]) -> DataLoader[Any]:

@@ -258,8 +258,9 @@ def resume_from_complete_checkpoints() -> None:
 
 def is_training_log(logs: dict[str, Any]) -> bool:
     """Whether a log record is one of training steps (or their final summary), not of an evaluation."""
-    # A script's own trainer.log({"loss": ...}), on one process perhaps, ends no interval.
-    return {"loss", "learning_rate"} <= logs.keys() or "train_loss" in logs
+    # A script's own trainer.log({"loss": ...}), on one process perhaps, ends no interval. setfit renames the loss.
+    has_loss = "loss" in logs or any(name.endswith("embedding_loss") for name in logs)
+    return (has_loss and "learning_rate" in logs) or "train_loss" in logs
 
 
 def stock_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
