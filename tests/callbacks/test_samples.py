@@ -476,6 +476,7 @@ def test_where_forwards_are_collective_every_failure_before_them_is_told(
         raise MemoryError("none left")
 
     monkeypatch.setattr("hf_pdyn.callbacks.samples.gathered", gathered)
+    monkeypatch.setattr("hf_pdyn.callbacks.sample_reading.gathered", gathered)
     monkeypatch.setattr("hf_pdyn.integrations.probing.forwards_together", lambda _: True)
     monkeypatch.setattr(f"hf_pdyn.integrations.probing.{part}", fails)
     with pytest.warns(UserWarning, match="train: MemoryError.*process 0"):
