@@ -34,7 +34,7 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
 from hf_pdyn.optim import state_format
-from hf_pdyn.optim.clipping import Clip, clip_factor, take_clip
+from hf_pdyn.optim.clipping import Clip, clip_factor, note_clip, take_clip
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import (
@@ -142,6 +142,17 @@ class StepStatistics:
     def measure_next_step(self) -> None:
         """Take QUANTITIES, too, on the coming step."""
         self._measuring = True
+
+    def note_clip(self, total_norm: Tensor | float, max_norm: float) -> None:
+        """Tell how the gradients of the coming step were clipped, so that D_w and D_b are of those before clipping.
+
+        For loops of your own; the Trainer and accelerate's `clip_grad_norm_` are watched.
+
+        Args:
+            total_norm: what `torch.nn.utils.clip_grad_norm_` returned.
+            max_norm: what it was given.
+        """
+        note_clip(self._optimizer, total_norm, max_norm)
 
     @property
     def pathways(self) -> frozenset[str]:

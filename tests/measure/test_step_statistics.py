@@ -224,3 +224,25 @@ def test_another_set_of_layers_does_not_continue_a_window() -> None:
     window = StepStatistics(OPTIMIZERS["sgd"](model), model).window()
     with pytest.raises(ValueError, match="statistics of 2 scopes, this run has 10"):
         window.load_state_dict(window.state_dict() | {"grad_norm": [1.0, 2.0]})
+
+
+def test_a_loop_tells_how_it_clipped() -> None:
+    """D_w and D_b are of gradients before torch's own clipping."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    statistics = StepStatistics.of(optimizer, model)
+    window = statistics.window()
+    expected = []
+    for scale in (1.0, 100.0):
+        model(torch.full((4, 3), scale)).square().sum().backward()
+        expected.append([model.weight.grad.norm().item(), model.bias.grad.norm().item()])  # type: ignore[union-attr]
+        statistics.note_clip(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5), 0.5)
+        optimizer.step()
+        optimizer.zero_grad()
+        reading = window.read()
+        found = [reading.weight_norm, reading.bias_norm]
+        # torch divides by the norm + 1e-6 in float32.
+        assert found == pytest.approx(expected[-1], rel=1e-5)
+        clipped = [reading.grad_norm_clipped[Scope(pathway)] for pathway in ("weight", "bias_like")]
+        assert math.hypot(*clipped) == pytest.approx(0.5, rel=1e-5)
