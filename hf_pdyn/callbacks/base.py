@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_pdyn.callbacks.console import short_record
 from hf_pdyn.callbacks.memory import INITIAL, check_memory, memory_of
+from hf_pdyn.callbacks.model_card import describe_in_model_card
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.run_json_writer import RunJsonWriter
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
@@ -179,6 +180,7 @@ class PdynCallback(TrainerCallback):
             for callback in ours:
                 if callback.row_buffer is not None:
                     callback.row_buffer.belong_to(memory[run_json.ID])
+            describe_in_model_card(self._trainer, args, state, ours)
 
     def _check_trainer(self) -> None:
         if self._trainer is not None and self not in self._trainer.callback_handler.callbacks:
