@@ -53,6 +53,13 @@ class AllocationCallback(RememberingCallback):
             many fewer as keep its time, after the first, below 1 % of training; which ones depends on the machine.
         per_layer: the curves of layers as well.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[AllocationCallback("log")])
+        >>> result = trainer.train()
+        >>> record = trainer.state.log_history[0]
+        >>> record["pdyn/allocation/cosine_to_adam"]  # args have p = 1/2, so this is Adam
+        1.0
     """
 
     memory_name = "allocation"

@@ -46,6 +46,13 @@ class PControlCallback(DecidingCallback):
     Args:
         config: range, step and threshold.
         interval, trainer: see `DecidingCallback`.
+
+    Example:
+        >>> control = PControlCallback(interval=2)
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[control])
+        >>> result = trainer.train()
+        >>> control.config.p_min <= trainer.optimizer.param_groups[0]["p"] <= control.config.p_max
+        True
     """
 
     memory_name = "control"

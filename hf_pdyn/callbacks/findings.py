@@ -29,6 +29,10 @@ class FindingsCallback(PdynCallback):
 
     Args:
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> callbacks = [TelemetryCallback(), FindingsCallback()]
+        >>> result = Trainer(model, args, train_dataset=data, callbacks=callbacks).train()
     """
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:

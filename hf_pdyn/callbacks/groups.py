@@ -26,8 +26,6 @@ _RULES = "_hf_pdyn_group_rules"
 class GroupRulesCallback(PdynCallback):
     """Splits the optimizer's parameter groups by rules over names, right after the Trainer has built it.
 
-        Trainer(..., callbacks=[GroupRulesCallback([{"name": "embedding", "match": "wte|wpe", "lr_mult": 0.1}])])
-
     It works with every optimizer that reads its settings from `param_groups`, and with Trainers that build their own in
     `create_optimizer`. Telemetry has `pdyn/by_group/NAME/...`, and schedules take the names as labels; the rules'
     own schedules become callbacks of the Trainer.
@@ -35,6 +33,13 @@ class GroupRulesCallback(PdynCallback):
     Args:
         rules: `GroupRules`, a list of mappings, or the path of a YAML file.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> rules = [{"name": "tokens", "match": "wte|wpe", "lr_mult": 0.1}]
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[GroupRulesCallback(rules)])
+        >>> result = trainer.train()
+        >>> any(group.get("group_name") == "tokens" for group in trainer.optimizer.param_groups)
+        True
     """
 
     def __init__(

@@ -24,6 +24,10 @@ class LearningRateScheduleCallback(PdynCallback):
         schedule: a `Schedule`, its text, such as `"linear:0..1@0..0.1"`, or a constant.
         label: a pathway, a component, or the name of a group rule.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> warm_up = LearningRateScheduleCallback("lr_mult", "linear:0..1@0..0.5", label="norm")
+        >>> result = Trainer(model, args, train_dataset=data, callbacks=[warm_up]).train()
     """
 
     def __init__(self, field: str, schedule: Schedule | str | float, label: str, *, trainer: Any | None = None) -> None:

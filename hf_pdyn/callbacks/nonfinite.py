@@ -22,6 +22,12 @@ class NonfiniteCallback(PdynCallback):
     Args:
         nonfinite: "skip" leaves out every step in which a gradient holds NaN or infinity, "apply" takes it.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[NonfiniteCallback()])
+        >>> result = trainer.train()
+        >>> trainer.optimizer.optimizer.nonfinite  # accelerate wraps the optimizer
+        'skip'
     """
 
     def __init__(self, nonfinite: Nonfinite = "skip", *, trainer: Any | None = None) -> None:

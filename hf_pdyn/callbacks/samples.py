@@ -45,6 +45,13 @@ class SampleLossCallback(PdynCallback):
         test_probe: number of samples of each test set; None: all; 0: none.
         train_set: measured in place of the Trainer's train set; the paper measures it without augmentation.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, eval_dataset=data, callbacks=[SampleLossCallback(8)])
+        >>> result = trainer.train()
+        >>> losses = sample_loss.read_epoch(args.output_dir, "train")
+        >>> len(losses.loss)
+        8
     """
 
     def __init__(

@@ -26,6 +26,13 @@ class ScheduleCallback(PdynCallback):
         label: a pathway or a component, which needs labelled groups (padam, or `build_param_groups`), or the name of
             a group rule; of a rule's groups, weight_decay is for the weights.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> falling = ScheduleCallback("p", "linear:0.5..0.25")
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[falling])
+        >>> result = trainer.train()
+        >>> trainer.optimizer.param_groups[0]["p"]  # of the last of eight steps
+        0.28125
     """
 
     def __init__(

@@ -47,6 +47,12 @@ class WeightDecayShutoffCallback(RememberingCallback):
         labels: pathways or components to switch off; None is all. Needs labelled groups (padam, or
             another optimizer over `build_param_groups`).
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[WeightDecayShutoffCallback(0.5)])
+        >>> result = trainer.train()
+        >>> {group["weight_decay"] for group in trainer.optimizer.param_groups}
+        {0.0}
     """
 
     memory_name = "shutoff"

@@ -43,6 +43,13 @@ class SpectralCallback(RememberingCallback):
     Args:
         every: "epoch", or a number of optimizer steps.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[SpectralCallback(4)])
+        >>> result = trainer.train()
+        >>> record = trainer.state.log_history[0]  # has the measurement before the first step
+        >>> 1 <= record["pdyn/spectrum/attention/nuc_over_fro"] <= 4  # the root of the rank, 16
+        True
     """
 
     memory_name = "spectra"

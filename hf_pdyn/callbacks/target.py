@@ -46,6 +46,13 @@ class PTargetCallback(DecidingCallback):
         label: the pathway or component whose p moves, such as "norm", while the others keep theirs; None is every
             group without a p of its own. A label's groups count as set by label: no schedule touches them.
         interval, trainer: see `DecidingCallback`.
+
+    Example:
+        >>> half = PTargetCallback("lr_factor=1", interval=2)  # raw updates of the size of Adam's: p = 1/2
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[half])
+        >>> result = trainer.train()
+        >>> trainer.optimizer.param_groups[0]["p"]
+        0.5
     """
 
     memory_name = "target"

@@ -66,6 +66,12 @@ class TelemetryCallback(RememberingCallback):
             weight_decay and a_t also by label, as `pdyn/by_label/weight/p` and
             `pdyn/by_label/weight/attention/p`, where the optimizer's groups are labelled.
         trainer: see `PdynCallback`.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[TelemetryCallback()])
+        >>> result = trainer.train()
+        >>> [name for name in trainer.state.log_history[0] if name.startswith("pdyn/D_")]
+        ['pdyn/D_w', 'pdyn/D_b', 'pdyn/D_w_clipped', 'pdyn/D_b_clipped']
     """
 
     memory_name = "telemetry"

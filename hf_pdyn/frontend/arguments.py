@@ -63,7 +63,13 @@ LEADERS = {
 
 @dataclass
 class PdynArguments:
-    """What to watch and steer. Moments of training: 200 (steps), 0.5 (fraction), epoch:2."""
+    """What to watch and steer. Moments of training: 200 (steps), 0.5 (fraction), epoch:2.
+
+    Example:
+        >>> ours = PdynArguments(p_control="gradient", wd_off="0.5")
+        >>> [type(callback).__name__ for callback in ours.callbacks()][:2]
+        ['WeightDecayShutoffCallback', 'PControlCallback']
+    """
 
     telemetry: str = field(
         default="global",

@@ -66,8 +66,6 @@ def build_param_groups(
 ) -> list[Group]:
     """Groups of all trainable parameters of `model`, for a training loop without the Trainer.
 
-        optimizer = Padam(build_param_groups(model, weight_decay=0.01), lr=3e-4)
-
     Args:
         model: wrapped or not.
         weight_decay: of the weights.
@@ -77,6 +75,11 @@ def build_param_groups(
 
     Raises:
         ValueError: if nothing is trainable, and what `label_parameters` and `split_groups` raise.
+
+    Example:
+        >>> groups = build_param_groups(model, weight_decay=0.01)
+        >>> sorted({(group["pathway"], group["weight_decay"]) for group in groups})
+        [('bias_like', 0.0), ('weight', 0.01)]
     """
     if labels is not None and rules:
         raise ValueError("Give labels or rules, not both: rules belong to label_parameters(model, rules).")

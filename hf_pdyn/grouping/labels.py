@@ -21,7 +21,12 @@ from hf_pdyn.grouping.site import sites
 
 
 class Label(NamedTuple):
-    """What a parameter does (`pathway`, IAD Table 1) and where it stands (`component`)."""
+    """What a parameter does (`pathway`, IAD Table 1) and where it stands (`component`).
+
+    Example:
+        >>> Label.parse("bias_like/norm").component
+        'norm'
+    """
 
     pathway: str
     component: str
@@ -47,7 +52,7 @@ Rule = tuple[str, Label | str]
 
 
 def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, Label]:
-    """A label for exactly the trainable parameters of `model`, by their raw names and in their order.
+    r"""A label for exactly the trainable parameters of `model`, by their raw names and in their order.
 
     The pathway follows Table 1 of *Information allocation dynamics* (IAD, section 3.5), continued for what
     the table leaves open:
@@ -65,17 +70,17 @@ def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, 
 
     The component is the first of these that holds:
 
-    ============  =====================================================================================
-    lora_A/lora_B the tensor is (a bias of) such a matrix, whatever it adapts
-    norm          owned by a normalisation
-    conv          owned by, or a DoRA magnitude of, a `torch.nn` convolution (not GPT-2's Conv1D)
-    embedding     the same for an `nn.Embedding`; or an additive token
-    head          outside the base model of a PreTrainedModel (so BERT's pooler is not), in the output
-                  embeddings, or under a usual head's name at the top of another model
-    attention,    the nearest enclosing module that is one, by attribute or class name; else the
-    mlp           owner's own name (`fc1`, `gate_proj`, `q_proj`), as in OPT and ConvNeXt
-    other         the rest: poolers, state-space mixers, LayerScale between blocks, `logit_scale`
-    ============  =====================================================================================
+    =============  =====================================================================================
+    lora_A/lora_B  the tensor is (a bias of) such a matrix, whatever it adapts
+    norm           owned by a normalisation
+    conv           owned by, or a DoRA magnitude of, a `torch.nn` convolution (not GPT-2's Conv1D)
+    embedding      the same for an `nn.Embedding`; or an additive token
+    head           outside the base model of a PreTrainedModel (so BERT's pooler is not), in the output
+                   embeddings, or under a usual head's name at the top of another model
+    attention,     the nearest enclosing module that is one, by attribute or class name; else the
+    mlp            owner's own name (`fc1`, `gate_proj`, `q_proj`), as in OPT and ConvNeXt
+    other          the rest: poolers, state-space mixers, LayerScale between blocks, `logit_scale`
+    =============  =====================================================================================
 
     LayerScale and IA3 are attention or mlp where they stand inside one, and other elsewhere.
 
@@ -88,6 +93,14 @@ def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, 
     Raises:
         ValueError: for a rule with a regex that is invalid or takes too long, with an invalid label, or that matches
             no trainable parameter; for FSDP's flat parameters, which mix every label in one tensor.
+
+    Example:
+        >>> labels = label_parameters(model)
+        >>> str(labels["transformer.h.0.ln_1.weight"]), str(labels["transformer.h.0.attn.c_attn.weight"])
+        ('bias_like/norm', 'weight/attention')
+        >>> labels = label_parameters(model, rules=[(r"\.wpe\.", "bias_like/embedding")])
+        >>> str(labels["transformer.wpe.weight"])
+        'bias_like/embedding'
     """
     found = list(sites(model))
     names = {site.name: canonical_name(site.name, model) for site in found}

@@ -67,6 +67,10 @@ def summary(losses: ArrayLike, correct: ArrayLike | None = None) -> SampleLossSu
     """The distribution of losses (n,), with the accuracy where `correct` (n,) says which samples are classified right.
 
     ValueError where there are no losses, or the lengths differ.
+
+    Example:
+        >>> summary([0.5, 1.0, 6.0, 0.5]).share_above_5
+        0.25
     """
     ordered = np.sort(_ranked(losses))
     if correct is not None and np.shape(correct) != ordered.shape:
@@ -101,6 +105,10 @@ def hard_samples(losses: ArrayLike, share: float = HARD_SHARE) -> NDArray[np.int
 
     Of equal losses the one that stands first is the harder; NaN and infinity are the hardest. ValueError where there
     are no losses, or the share is not in (0, 1].
+
+    Example:
+        >>> hard_samples([0.1, 3.0, 0.2, 2.0], share=0.5).tolist()
+        [1, 3]
     """
     if not 0 < share <= 1:
         raise ValueError(f"share must be above 0 and at most 1, got {share}.")
@@ -109,7 +117,12 @@ def hard_samples(losses: ArrayLike, share: float = HARD_SHARE) -> NDArray[np.int
 
 
 def jaccard(a: ArrayLike, b: ArrayLike) -> float:
-    """|A and B| / |A or B| of two sets of indices; 1 for two empty ones."""
+    """|A and B| / |A or B| of two sets of indices; 1 for two empty ones.
+
+    Example:
+        >>> jaccard([1, 2, 3], [2, 3, 4])
+        0.5
+    """
     union = np.union1d(a, b)
     return len(np.intersect1d(a, b)) / len(union) if len(union) else 1.0
 
@@ -170,6 +183,13 @@ def read_epoch(run_dir: str | Path, split: str = "test", epoch: float | None = N
 
     ValueError where it has no such split or epoch; it says which there are, and which files cannot be read. So it does
     where the file of a later epoch than the last one that can be read is damaged, and no epoch was named.
+
+    Example:
+        >>> trainer = Trainer(model, args, train_dataset=data, callbacks=[SampleLossCallback(8)])
+        >>> result = trainer.train()
+        >>> losses = read_epoch(args.output_dir, "train")
+        >>> losses.index.tolist()
+        [0, 2, 4, 6, 8, 10, 12, 14]
     """
     table, problems = _read(run_dir)
     of_split = table.filter(pc.equal(table["split"], split))

@@ -65,6 +65,17 @@ class StepStatistics:
     step that the optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is
     what a gradient scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d
     tensor, not 0 where the last step was skipped; None for other optimizers.
+
+    Example:
+        >>> optimizer = torch.optim.AdamW(build_param_groups(model), lr=1e-3)
+        >>> window = StepStatistics.of(optimizer, model).window()
+        >>> for batch in dataloader:
+        ...     model(**batch).loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> reading = window.read()
+        >>> reading.weight_norm > 0 and reading.bias_norm > 0  # D_w and D_b, means over the steps
+        True
     """
 
     def __init__(self, optimizer: Optimizer, model: nn.Module, *, labels: Mapping[str, Label] | None = None) -> None:

@@ -83,12 +83,20 @@ class Padam(Optimizer):
     Moments are float32 for bf16 and fp16 parameters unless `state_dtype` says otherwise: beta2=0.999 cannot move a
     bf16 second moment that is rounded to nearest.
 
-    The largest gradients are those of `torch.optim.AdamW` in float32: from |g| = 1.8e19 / sqrt(1 - beta2) on, 5.8e20 at
-    the default, v overflows, and for p > 0 such an element no longer moves. From 1.8e19 on its square, hence every
+    The largest gradients are those of `torch.optim.AdamW` in float32: from abs(g) = 1.8e19 / sqrt(1 - beta2) on, 5.8e20
+    at the default, v overflows, and for p > 0 such an element no longer moves. From 1.8e19 on its square, hence every
     norm of a gradient, is infinite: telemetry counts the step as non-finite.
 
     At p=1/2 the update is AdamW's up to where eps stands: sqrt(v_hat + eps) against sqrt(v_hat) + E,
     equal to float32 rounding wherever sqrt(v_hat) >> E = sqrt(eps).
+
+    Example:
+        >>> optimizer = Padam(build_param_groups(model, weight_decay=0.1), lr=3e-4, p=0.4, update_scale="adam")
+        >>> for batch in dataloader:
+        ...     model(**batch).loss.backward()
+        ...     optimizer.step()
+        ...     optimizer.zero_grad()
+        >>> optimizer.param_groups[0]["p"] = 0.5  # a float in every group; the next step reads it
     """
 
     def __init__(

@@ -114,6 +114,16 @@ def next_p(state: ControlState, *, weight_norm: float, bias_norm: float, config:
     weight_norm, bias_norm: the interval means of the L2 norms of the two groups' gradients (IAD Eq. 31).
     Raises ValueError where one of them is negative or not finite; a caller that excludes such steps
     from its means never sees it.
+
+    Example:
+        >>> config, state = ControlConfig(p_step=0.02), ControlState(p=0.5)
+        >>> for weight_norm, bias_norm in [(1.0, 0.5), (0.9, 0.4), (0.8, 0.45), (0.9, 0.6)]:
+        ...     state = next_p(state, weight_norm=weight_norm, bias_norm=bias_norm, config=config)
+        ...     print(f"{state.branch} {state.p:.2f}")
+        first 0.50
+        bias_down 0.52
+        bias_up 0.50
+        rebound 0.48
     """
     for name, value in (("weight_norm", weight_norm), ("bias_norm", bias_norm)):
         if not (is_number(value) and value >= 0):

@@ -51,14 +51,17 @@ class GroupRule:
 class GroupRules(Sequence[GroupRule]):
     """Ordered rules; the first that matches a parameter's name takes it.
 
-        GroupRules([{"name": "vision", "match": "^vision_tower", "lr": 2e-6}, {"name": "body", "match": "."}])
-
     Args:
-        rules: as mappings with the keys of `GroupRule`, or `GroupRule`s.
+        rules: mappings with the keys of `GroupRule`, or objects of that class.
 
     Raises:
         ValueError: for an unknown key, a value of the wrong type or out of range, an invalid regular expression, a name
             that comes twice or is a label's, or two settings that exclude each other.
+
+    Example:
+        >>> rules = GroupRules([{"name": "vision", "match": "^vision", "lr": 2e-6}, {"name": "all", "match": "."}])
+        >>> rules.names
+        ('vision', 'all')
     """
 
     def __init__(self, rules: Sequence[Mapping[str, Any] | GroupRule]) -> None:

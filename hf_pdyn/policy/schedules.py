@@ -101,6 +101,11 @@ class Schedule:
 
     kind: `constant`, `linear` and `cosine` (from values[0] to values[1] between two moments), `step`
     (values[i] from moments[i-1] on).
+
+    Example:
+        >>> schedule = Schedule.parse("linear:0.45..0.35")
+        >>> f"{schedule.value(50, total_steps=100, steps_per_epoch=None):.3f}"
+        '0.400'
     """
 
     kind: Kind

@@ -23,6 +23,12 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     Pass it on: `trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))` resumes a run that was
     interrupted, and starts one that has not begun. With `True` the Trainer takes the highest step, whole or not. One
     warning names the checkpoints that were passed over.
+
+    Example:
+        >>> args.save_strategy, args.save_steps = "steps", 4
+        >>> result = Trainer(model, args, train_dataset=data).train()
+        >>> last_complete_checkpoint(args.output_dir)[-12:]
+        'checkpoint-8'
     """
     folder = Path(output_dir)
     reasons: dict[str, str] = {}

@@ -131,6 +131,10 @@ def neutral_exponent(betas: tuple[Number, Number], steps_done: Number | None = N
     """p*(n) = C_beta(n) / (2 C_rho(n)), where the bias changes sign for small eps.
 
     The p-update penalises N_p if p < p* and hinders its decrease if p > p*.
+
+    Example:
+        >>> f"{neutral_exponent((0.9, 0.999)):.4f}"
+        '0.0048'
     """
     beta, rho = betas
     return memory_coefficient(beta, steps_done) / (2 * memory_coefficient(rho, steps_done))
