@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from hf_pdyn.measure.moments import Moments, moments_of, relative_lr
+from hf_pdyn.measure.power_kernel import PowerKernel, is_worth_it
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import Scope
 from hf_pdyn.optim.step_work import group_lr
@@ -64,13 +65,17 @@ class PowerMomentsReader:
     def _sums(self, reasons: set[str]) -> Tensor:
         """This process's share, shape (len(scopes), COUNT)."""
         column = {scope: i for i, scope in enumerate(self._scopes)}
-        sums = self._nothing()
-        for scopes, own in self._cells().items():
-            pairs = self._pairs(own, reasons)
+        sums, cells = self._nothing(), self._cells()
+        kernel = PowerKernel(len(cells)) if is_worth_it(self._numel_on_cpu()) else None
+        for row, (scopes, own) in enumerate(cells.items()):
+            pairs = self._pairs(own, reasons, kernel, row)
             first = next(pairs, None)
             if first is not None:
-                row = power_sums(chain([first], pairs), first=FIRST, step=STEP, count=COUNT)
-                sums[[column[scope] for scope in scopes if scope in column]] += row.to(sums)
+                found = power_sums(chain([first], pairs), first=FIRST, step=STEP, count=COUNT)
+                sums[[column[scope] for scope in scopes]] += found.to(sums)
+        if kernel is not None:
+            for scopes, found in zip(cells, kernel.sums().to(sums), strict=True):
+                sums[[column[scope] for scope in scopes]] += found
         return sums
 
     def _cells(self) -> dict[tuple[Scope, ...], list[Piece]]:
@@ -81,7 +86,14 @@ class PowerMomentsReader:
             cells.setdefault(wanted, []).append(piece)
         return cells
 
-    def _pairs(self, pieces: Sequence[Piece], reasons: set[str]) -> Iterator[tuple[Tensor, Tensor]]:
+    def _numel_on_cpu(self) -> int:
+        holders = {piece.holder for piece in self._statistics.scopes_of}
+        return sum(holder.numel() for holder in holders if holder.device.type == "cpu")
+
+    def _pairs(
+        self, pieces: Sequence[Piece], reasons: set[str], kernel: PowerKernel | None, row: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """What `power_sums` takes of the pieces, without those that the kernel takes for its row."""
         optimizer = self._statistics.optimizer
         group_of = group_by_param(optimizer)
         largest = _largest_lr(optimizer)
@@ -92,8 +104,12 @@ class PowerMomentsReader:
                 reasons.add(moments)
                 continue
             rate = relative_lr(group, largest)
+            weight = rate * rate * self._statistics.share(piece)
+            if kernel is not None and kernel.takes(moments):
+                kernel.add(moments, float(weight), row)
+                continue
             for w, x in moments.weighted(part_size(moments.exp_avg.device)):
-                yield w.mul_(rate * rate * self._statistics.share(piece)), x
+                yield w.mul_(weight), x
 
     def _nothing(self) -> Tensor:
         return self._statistics.zeros(len(self._scopes), COUNT)

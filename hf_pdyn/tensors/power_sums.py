@@ -20,6 +20,11 @@ def part_size(device: torch.device) -> int:
     return min(_PART_OF_A_THREAD * torch.get_num_threads(), _LARGEST_PART) if device.type == "cpu" else _LARGEST_PART
 
 
+def below_one(first: float, step: float) -> int:
+    """How many of s = first, first + step, ... come before 1."""
+    return round((1 - first) / step)
+
+
 def power_sums(pairs: Iterable[tuple[Tensor, Tensor]], *, first: float, step: float, count: int) -> Tensor:
     """Sum w x^(1 - s) for s = first, first + step, ...; shape (count,), in `accumulator_dtype`.
 
@@ -32,7 +37,7 @@ def power_sums(pairs: Iterable[tuple[Tensor, Tensor]], *, first: float, step: fl
         step: between one s and the next.
         count: of s.
     """
-    below = round((1 - first) / step)
+    below = below_one(first, step)
     total: Tensor | None = None
     for w, x in _joined(pairs):
         mean = x.mean()

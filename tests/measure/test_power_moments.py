@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hf_pdyn import Padam, StepStatistics, build_param_groups
+from hf_pdyn.measure import power_kernel
 from hf_pdyn.measure.power_moments import PowerMomentsReader
 from hf_pdyn.measure.windows import Scope
 from hf_pdyn.policy import allocation_curve as curve
@@ -17,6 +18,12 @@ WEIGHT, BIAS = Scope("weight"), Scope("bias_like")
 TRIED = (-0.4, 0.0, 0.25, 0.37, 0.5, 1.0)
 CLOSE = 1e-5
 """Float32 powers of float32 moments (4e-6), and log M between the grid's points (1e-6)."""
+
+
+@pytest.fixture(autouse=True, params=[0, 2**62], ids=["kernel", "tensor operations"])
+def kernel_from(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elements from which a CPU's moments are summed by the kernel."""
+    monkeypatch.setattr(power_kernel, "WORTH_COMPILING", request.param)
 
 
 def trained(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from functools import cache
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_pdyn.optim.fused import cpu, gpu, self_check
+from hf_pdyn.optim.fused.building import essence
 from hf_pdyn.optim.fused.layout import addresses_of
 from hf_pdyn.optim.state_format import M_STORAGE, V_STORAGE
 from hf_pdyn.optim.step_work import Task, Update
@@ -197,17 +197,10 @@ def _failure(device_type: str) -> str | None:
         raise  # no reason for another step
     except Exception as error:
         return (
-            f"The fused step for {device_type} could not be compiled, which needs {module.NEEDS}: {_essence(error)}. "
+            f"The fused step for {device_type} could not be compiled, which needs {module.NEEDS}: {essence(error)}. "
             "fused=False takes the tensor step, which is slower, without asking."
         )
     return None
-
-
-def _essence(error: Exception) -> str:
-    """What went wrong, of a text that begins with the whole command line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    telling = [line for line in lines if re.search("error:|not found|no such|denied|no space", line, re.IGNORECASE)]
-    return " ".join(" ".join((telling or lines[-2:])[:2]).split())[:300]
 
 
 @cache

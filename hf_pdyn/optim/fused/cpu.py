@@ -1,17 +1,11 @@
-"""`padam.cpp`: built by torch's extension loader at the first use on a machine, kept, and called through ctypes."""
+"""`padam.cpp`, called through ctypes."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
-import os
-import platform
-import sys
-import tempfile
 from array import array
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -20,22 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pdyn.common.environment import cache_dir
+from hf_pdyn.optim.fused.building import NEEDS, build, why_not_here
 from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
 from hf_pdyn.optim.state_format import format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
+__all__ = ["DTYPES", "NEEDS", "Tables", "advance", "library", "prepare", "variant", "why_not_here"]
+
 DTYPES = (torch.float32, torch.bfloat16)
 
 _SOURCE = Path(__file__).with_name("padam.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
-# By what torch found the CPU to have, not -march=native: nodes of a cluster share a cache, and torch's own kernels
-# are chosen so. GCC prefers 256-bit vectors on most CPUs with 512-bit ones; here these are a tenth faster.
-_VECTORS: dict[str, tuple[str, ...]] = {
-    "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
-    "AVX2": ("-mavx2", "-mfma"),
-}
-NEEDS = "a C++ compiler with OpenMP, ninja (pip install ninja) and a cache directory that can be written"
 SETTINGS = (*COLUMNS[: COLUMNS.index("lr")], "rate", "decay", "grad_rescale")
 """`Settings` of padam.cpp."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
@@ -58,20 +46,10 @@ class _Call(ctypes.Structure):
     )
 
 
-def why_not_here() -> str | None:
-    """Why there can be no fused step on this machine's CPU, as far as can be told without a compiler."""
-    if sys.platform != "linux":
-        return f"on CPUs it is built on Linux only, this is {sys.platform}"
-    capability = torch.backends.cpu.get_cpu_capability()
-    if platform.machine() == "x86_64" and capability not in _VECTORS:
-        return f"on x86 it needs {' or '.join(_VECTORS)}, torch found {capability}"
-    return None
-
-
 @cache
 def library() -> ctypes.CDLL:
     """The kernel, compiled if it is not yet. Whatever keeps it from being built is raised as it comes."""
-    loaded = ctypes.CDLL(str(_build()))
+    loaded = ctypes.CDLL(str(build(_SOURCE)))
     loaded.hf_pdyn_step.argtypes = [ctypes.c_void_p] * 3
     loaded.hf_pdyn_step.restype = None
     loaded.hf_pdyn_chunk.restype = ctypes.c_int64
@@ -175,55 +153,3 @@ def _settings(group: Mapping[str, Any], t: float, c_t: float, grad_rescale: floa
     lr = group_lr(group)
     *constants, _, weight_decay = row(group, t, lr)
     return (*constants, lr * c_t, lr * weight_decay, grad_rescale)
-
-
-def cached_library() -> Path:
-    """Where the compiled kernel is kept: with torch's extensions, or under the user's cache directory.
-
-    Its name tells the source, the flags and torch's version, so one directory serves different machines.
-    """
-    key = hashlib.sha256(repr((_SOURCE.read_bytes(), _flags(), torch.__version__)).encode()).hexdigest()[:16]
-    extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
-    folder = Path(extensions).expanduser() / "hf_pdyn" if extensions else cache_dir()
-    return folder / f"padam_{key}.so"
-
-
-def _flags() -> tuple[str, ...]:
-    return (*_FLAGS, *_VECTORS.get(torch.backends.cpu.get_cpu_capability(), ()))
-
-
-def _build() -> Path:
-    """The path of the compiled kernel, which is there afterwards.
-
-    It is compiled in a directory of this process and then renamed: torch's loader leaves a lock behind where it
-    is killed (2.13), and the next process would wait for ever.
-    """
-    target = cached_library()
-    if not target.exists():
-        # It imports setuptools, which costs more than loading what is compiled already.
-        from torch.utils import cpp_extension
-
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder, _scripts_on_path():
-            built = cpp_extension.load(
-                "hf_pdyn_padam",
-                [str(_SOURCE)],
-                extra_cflags=list(_flags()),
-                extra_ldflags=["-fopenmp"],
-                build_directory=folder,
-                is_python_module=False,
-            )
-            os.replace(built, target)
-    return target
-
-
-@contextmanager
-def _scripts_on_path() -> Iterator[None]:
-    """For ninja, which torch's loader calls: pip puts it beside python, which need not be on the PATH."""
-    before = os.environ.get("PATH", "")
-    own = str(Path(sys.executable).parent) if sys.executable else ""
-    os.environ["PATH"] = os.pathsep.join(filter(None, [before, own]))
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before

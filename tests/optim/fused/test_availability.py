@@ -135,12 +135,6 @@ def test_a_missing_compiler_is_no_failure_of_a_real_process(tmp_path: Any) -> No
     assert [path.name for path in (tmp_path / "hf_pdyn").iterdir()] == []
 
 
-def test_what_went_wrong_is_told_without_the_command_line() -> None:
-    text = "Error building extension 'x': [1/2] c++ -MMD -I/a -I/b\n/bin/sh: 1: c++: not found\nninja: build stopped"
-    assert availability._essence(RuntimeError(text)) == "/bin/sh: 1: c++: not found"
-    assert availability._essence(RuntimeError()) == "RuntimeError"
-
-
 def stepped(numel: int = availability.WORTH_COMPILING, **options: Any) -> tuple[nn.Parameter, Padam]:
     param = nn.Parameter(torch.ones(numel))
     optimizer = Padam([param], p=0.3, **options)

@@ -2,10 +2,8 @@
 
 import math
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,26 +320,6 @@ def test_measuring_does_not_touch_the_step() -> None:
             optimizer.step()
         results.append(param.detach())
     assert torch.equal(*results)
-
-
-def test_what_is_compiled_is_used_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu.library()
-    monkeypatch.setenv("CXX", "/no/such/compiler")
-    monkeypatch.setenv("PATH", "")
-    assert cpu.cached_library().exists()
-    cpu.library.__wrapped__()
-
-
-def test_a_build_needs_nothing_that_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither its directory, nor the lock of torch's loader in there, for which that would wait for ever."""
-    killed = tmp_path / "hf_pdyn" / "tmpkilled"
-    killed.mkdir(parents=True)
-    (killed / "lock").touch()
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
-    loaded = cpu.library.__wrapped__()
-    assert loaded.hf_pdyn_chunk() > 0
-    assert {path.name for path in (tmp_path / "hf_pdyn").iterdir()} == {"tmpkilled", cpu.cached_library().name}
-    shutil.rmtree(killed)
 
 
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
