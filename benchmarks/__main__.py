@@ -26,6 +26,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=32, help="of each training of `trainer`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     parser.add_argument("--json", help="file to write instead of benchmarks/<what>-<hardware>-<date>.json; - for none")
+    parser.add_argument("--add", action="store_true", help="`step`: add rows to the day's record, and no extremes")
     parser.add_argument("--tiny", action="store_true", help="smallest sizes, to see that it works")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     found = _RUN[options.what](options, device)
     if options.json != "-":
-        print(f"\nwritten to {record.write(options.what, device, found, options.json)}")
+        print(f"\nwritten to {record.write(options.what, device, found, options.json, add=options.add)}")
 
 
 def _step(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -43,8 +44,9 @@ def _step(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     dtypes = options.dtypes or (["fp32", "bf16"] if on_gpu or options.tiny else ["fp32"])
     print(f"{record.hardware(device)}\n\n{step.HEADER}")
     found = step.run(device, shapes, dtypes, options.against, 0.05 if options.tiny else options.seconds)
-    found["extremes"] = step.extremes(device, shapes[0])
-    print(f"\n{shapes[0]}, in fresh processes: {json.dumps(found['extremes'], indent=1)}")
+    if not options.add:
+        found["extremes"] = step.extremes(device, shapes[0])
+        print(f"\n{shapes[0]}, in fresh processes: {json.dumps(found['extremes'], indent=1)}")
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -42,8 +43,27 @@ def _pytorch_optimizer(model: nn.Module) -> Optimizer:
     return PAdam(model.parameters(), lr=LR, partial=0.37)
 
 
+def _torchao(model: nn.Module) -> Optimizer:
+    from torchao.optim import AdamW8bit
+
+    return AdamW8bit(model.parameters(), lr=LR)
+
+
+def _bitsandbytes(model: nn.Module) -> Optimizer:
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(model.parameters(), lr=LR)
+
+
+def is_installed(name: str) -> bool:
+    """Whether the library of an opponent is there; those of torch and of ours always are."""
+    return name in ("adamw", "uclaml", "padam") or find_spec(name) is not None
+
+
 OPPONENTS: dict[str, Build] = {
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=LR, fused=True),
     "pytorch_optimizer": _pytorch_optimizer,
+    "torchao": _torchao,
+    "bitsandbytes": _bitsandbytes,
     "uclaml": lambda model: UclamlPadam(model.parameters(), lr=LR, partial=0.37),
 }

@@ -15,7 +15,7 @@ from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.environment import installed_versions
 
 FOLDER = Path(__file__).parent
-PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer")
+PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer", "torchao", "bitsandbytes")
 
 
 def hardware(device: torch.device) -> str:
@@ -33,12 +33,23 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
-def write(what: str, device: torch.device, found: dict[str, Any], target: str | None) -> Path:
-    """Write a record and return its path: benchmarks/<what>-<hardware>-<date>.json unless `target` names another."""
+_KEY = ("shapes", "dtype", "ours", "against")
+
+
+def write(what: str, device: torch.device, found: dict[str, Any], target: str | None, *, add: bool = False) -> Path:
+    """Write a record and return its path: benchmarks/<what>-<hardware>-<date>.json unless `target` names another.
+
+    add: to the record of steps that is there; of what both have, the new rows and numbers stay.
+    """
     where = hardware(device)
     record = {"what": what, "hardware": where, "versions": versions(), "date": date.today().isoformat(), **found}
     slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
     path = Path(target) if target else FOLDER / f"{what}-{slug}-{record['date']}.json"
+    if add and path.exists():
+        before = json.loads(path.read_text())
+        anew = {tuple(row[name] for name in _KEY) for row in record["rows"]}
+        kept = [row for row in before["rows"] if tuple(row[name] for name in _KEY) not in anew]
+        record = {**before, **record, "rows": [*kept, *record["rows"]]}
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from benchmarks.opponents import LR, OPPONENTS, Build
+from benchmarks.opponents import LR, OPPONENTS, Build, is_installed
 from benchmarks.shapes import SHAPES, Parameters
 from benchmarks.timing import bandwidth, interleaved
 from hf_pdyn import Padam, StepStatistics
@@ -96,6 +96,8 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
     yield Comparison("update_scale=adam", padam(p=0.37, update_scale="adam"), plain_step, "padam", 1.05)
     yield Comparison("amsgrad", padam(p=0.37, amsgrad=True), plain_step, "padam", 1.05 * 9 / 7)
     yield Comparison("without a compiler", padam(p=0.37, fused=False), adamw, "adamw", None)
+    for name in ("torchao", "bitsandbytes"):  # whose moments are of 8 bits, both
+        yield Comparison("8_16bit, p=0.5", padam(p=0.5, state_dtype="8_16bit"), OPPONENTS[name], name, None)
     for name in ("pytorch_optimizer", "uclaml"):
         yield Comparison("p=0.37", padam(p=0.37), OPPONENTS[name], name, 0.25)
 
@@ -105,11 +107,14 @@ def run(
 ) -> dict[str, Any]:
     bytes_a_second = bandwidth(device, numel=2**16 if list(names) == ["tiny"] else 2**27)
     rows = []
+    missing = [name for name in against if not is_installed(name)]
+    if missing:
+        print(f"left out, since they are not installed: {', '.join(missing)}", flush=True)
     for name in names:
         for dtype in dtypes:
             model = Parameters(SHAPES[name], device=device, dtype=DTYPES[dtype])
             for comparison in comparisons(name, device):
-                if comparison.opponent not in against:
+                if comparison.opponent not in against or comparison.opponent in missing:
                     continue
                 ours, theirs = comparison.ours(model), comparison.theirs(model)
                 share_moments(ours, theirs)

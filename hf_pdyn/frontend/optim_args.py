@@ -1,8 +1,9 @@
 r"""The grammar of `--optim_args` for `--optim padam`: comma-separated `key=value`, typed and checked.
 
-`p`, `eps`, `update_scale`, `bias_correction`, `state_dtype`, `nonfinite`, `decoupled_weight_decay`, `amsgrad`,
-`maximize`, `foreach`, `fused` and `capturable` are `Padam`'s own; `p.LABEL`, `weight_decay.LABEL` and `lr_mult.LABEL`
-override one label (a pathway or a component), and `label.REGEX=PATHWAY/COMPONENT` relabels parameters by name.
+`p`, `eps`, `update_scale`, `bias_correction`, `state_dtype`, `weight_correction`, `nonfinite`,
+`decoupled_weight_decay`, `amsgrad`, `maximize`, `foreach`, `fused` and `capturable` are `Padam`'s own; `p.LABEL`,
+`weight_decay.LABEL` and `lr_mult.LABEL` override one label (a pathway or a component), and
+`label.REGEX=PATHWAY/COMPONENT` relabels parameters by name.
 
 Example:
     p=0.25, update_scale=adam, p.norm=0, lr_mult.lora_B=16, label.wpe=bias_like/embedding
@@ -153,6 +154,7 @@ _SETTINGS: dict[str, Callable[[str, str], Any]] = {
     "update_scale": _one_of(*get_args(UpdateScale)),
     "bias_correction": _one_of(*get_args(BiasCorrection)),
     "state_dtype": _one_of(*get_args(StateDtype)),
+    "weight_correction": _boolean,
     "nonfinite": _one_of(*get_args(Nonfinite)),
     "decoupled_weight_decay": _boolean,
     "amsgrad": _boolean,

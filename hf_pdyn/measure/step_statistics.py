@@ -34,7 +34,7 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
 from hf_pdyn.optim import state_format
-from hf_pdyn.optim.clipping import Clip, clip_factor, note_clip, take_clip
+from hf_pdyn.optim.clipping import UNCLIPPED, Clip, clip_factor, note_clip, take_clip
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import (
@@ -212,7 +212,7 @@ class StepStatistics:
 
     def _learn_clip(self) -> Clip:
         """How this step was clipped, also once this process gave up: others wait for its part of a partial norm."""
-        self._clip, self._factor = Clip(), None
+        self._clip, self._factor = UNCLIPPED, None
         try:
             self._clip = take_clip(self._optimizer)
             self._factor = self._clip_factor(self._clip) if self._measuring else None
@@ -274,9 +274,12 @@ class StepStatistics:
                 shares = None if answer is None else answer[:, -2:]
                 bias = implicit_bias.coefficient_sums(self._optimizer, pieces, shares)
                 rows = torch.cat([rows[:, : len(SUMS) - 2], bias.to(rows)], dim=1)
-            if not measuring and clip.max_norm == math.inf:
-                return self._squares(pieces, rows), math.inf, None
-            sums = self._sum_by_scope(pieces, rows)
+                sums = self._sum_by_scope(pieces, rows)
+            else:
+                squares = self._squares(pieces, rows)
+                if clip.max_norm == math.inf:
+                    return squares, math.inf, None
+                sums = squares[None, :-1]
         if sums is None:
             return None
         squares, measured = sums[0], sums[1:] if measuring else None
@@ -331,13 +334,13 @@ class StepStatistics:
         }
 
     def _squares(self, pieces: Sequence[Piece], rows: Tensor) -> Tensor:
-        """`_sum_by_scope` of one column, with the 0 of a step that was not clipped at its end."""
-        return self._summed(self._all_pieces(pieces, rows[:, :1]), self._table_beside(rows))
+        """`_sum_by_scope` of the first column, with the 0 of a step that was not clipped at its end.
 
-    @staticmethod
-    def _summed(values: Tensor, table: Tensor) -> Tensor:
-        """Values of one column times the table; a product of matrices is quicker on a CPU and slower on a GPU."""
-        return (values.T @ table)[0] if values.is_cpu else (values * table).sum(dim=0)
+        A gradient that is not finite leaves out the whole step anyway.
+        """
+        squares, table = self._all_pieces(pieces, rows).select(1, 0), self._table_beside(rows)
+        # A product is quicker on a CPU and slower on a GPU.
+        return torch.mv(table, squares) if squares.is_cpu else (table * squares).sum(dim=1)
 
     def _all_pieces(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """`values` of all pieces in their order, 0 where one has none."""
@@ -349,20 +352,18 @@ class StepStatistics:
         return values
 
     def _table_beside(self, values: Tensor) -> Tensor:
-        """Which scopes each piece enters, with what share; a last column of zeros."""
+        """Which pieces enter each scope, with what share; a last row of zeros."""
         if self._table is None or self._table.device != values.device:
             # A process that holds what others hold too gives its share of it.
-            table = torch.zeros(len(self._columns), len(self.scopes) + 1, dtype=values.dtype, device="cpu")
-            for row, (piece, columns) in zip(table, self._columns.items(), strict=True):
-                row[list(columns)] = self._shards.share(piece.holder)
+            table = torch.zeros(len(self.scopes) + 1, len(self._columns), dtype=values.dtype, device="cpu")
+            for column, (piece, scopes) in zip(table.unbind(1), self._columns.items(), strict=True):
+                column[list(scopes)] = self._shards.share(piece.holder)
             self._table = table.to(values.device)
         return self._table
 
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway, component and layer."""
-        values, table = self._all_pieces(pieces, values), self._table_beside(values)[:, :-1]
-        if values.shape[1] == 1:  # a gradient that is not finite leaves out the whole step anyway
-            return self._summed(values, table)[None]
+        values, table = self._all_pieces(pieces, values), self._table_beside(values)[:-1].T
         finite = values.isfinite()
         sums = torch.where(finite, values, 0).T @ table
         return torch.where((~finite).to(values.dtype).T @ table > 0, math.nan, sums)

@@ -26,6 +26,8 @@ def clip_factor(total_norm: Tensor, max_norm: Tensor | float) -> Tensor:
     return (max_norm / (total_norm + 1e-6)).clamp(max=1.0)
 
 
+UNCLIPPED = Clip()
+
 _noted: WeakKeyDictionary[Optimizer, Clip] = WeakKeyDictionary()
 
 
@@ -38,4 +40,4 @@ def note_clip(optimizer: Optimizer, total_norm: Tensor | float, max_norm: float)
 
 def take_clip(optimizer: Optimizer) -> Clip:
     """How the gradients were clipped, by nothing if nobody noted it; the next step begins without a note."""
-    return _noted.pop(optimizer, Clip())
+    return _noted.pop(optimizer, UNCLIPPED)

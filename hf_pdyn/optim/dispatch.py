@@ -244,7 +244,9 @@ class _Part:
         assert self.sums is not None
         if self.pieces is None:
             self.pieces = [update.piece for update in self.updates if update.piece is not None]
-        return self.pieces, self.sums[: len(self.pieces)]  # what nobody asked for comes last
+        if len(self.pieces) < len(self.sums):
+            return self.pieces, self.sums[: len(self.pieces)]  # what nobody asked for comes last
+        return self.pieces, self.sums
 
     def _advance(self, tasks: Task) -> None:
         if self.fused is not None and self.tables is None:
@@ -262,8 +264,7 @@ def _squares(parts: Sequence[_Part]) -> Tensor:
 
 def _answer(request: StepSums, parts: Sequence[_Part]) -> None:
     answers = [part.answer() for part in parts]
-    width = len(SUMS) if request.measure else 1
     request.summed = answers[0][0] if len(answers) == 1 else [piece for pieces, _ in answers for piece in pieces]
     if answers:
-        rows = [sums[:, :width] for _, sums in answers]
+        rows = [sums[:, : len(SUMS)] if request.measure else sums for _, sums in answers]
         request.rows = rows[0] if len(rows) == 1 else torch.cat([row.to(rows[0]) for row in rows])

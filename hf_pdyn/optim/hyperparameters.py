@@ -135,6 +135,8 @@ def check_hyperparameters(group: dict[str, Any]) -> None:
     check_choice("update_scale", group["update_scale"], get_args(UpdateScale))
     check_choice("bias_correction", group["bias_correction"], get_args(BiasCorrection))
     check_choice("state_dtype", group["state_dtype"], get_args(StateDtype))
+    if not isinstance(group["weight_correction"], bool):
+        raise ValueError(f"weight_correction must be True or False, got {group['weight_correction']!r}.")
     beta1, beta2 = betas
     if group["state_dtype"] == "8_16bit" and 2 * (1 - beta1) / (1 - beta2) ** 0.5 > _LARGEST_M:
         raise ValueError(

@@ -13,6 +13,7 @@ from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from hf_pdyn.optim import fused as fused_kernels
+from hf_pdyn.optim import weight_correction as corrections
 from hf_pdyn.optim.dispatch import Match, StepDispatch
 from hf_pdyn.optim.hyperparameters import (
     BiasCorrection,
@@ -66,6 +67,9 @@ class Padam(Optimizer):
         state_dtype: what moments are stored in: `"fp32"`; `"16bit"`, 4 bytes a parameter instead of 8; `"8_16bit"`, 3
             bytes. They are rounded stochastically, by a hash that makes a run repeat itself bit for bit, also
             resumed or sharded otherwise (`state_format`). For parameters of float32, bf16 and fp16.
+        weight_correction: store what rounding leaves of every bf16 and fp16 parameter beside it, 2 bytes each, so that
+            updates too small to move it add up: a bf16 parameter is then stepped as the float32 one that both make
+            (`weight_correction`). ValueError where no parameter is of 16 bits.
         nonfinite: what a step does in which a gradient holds NaN or infinity. `"apply"` is what torch's
             optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
             counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
@@ -114,6 +118,7 @@ class Padam(Optimizer):
         update_scale: UpdateScale = "raw",
         bias_correction: BiasCorrection = "eq18",
         state_dtype: StateDtype = "fp32",
+        weight_correction: bool = False,
         nonfinite: Nonfinite = "apply",
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -141,8 +146,10 @@ class Padam(Optimizer):
             "update_scale": update_scale,
             "bias_correction": bias_correction,
             "state_dtype": state_dtype,
+            "weight_correction": weight_correction,
         }
         super().__init__(params, defaults)
+        corrections.check_reaches_some(self.param_groups)
         watch_partitions()
 
     @property
@@ -268,8 +275,8 @@ class Padam(Optimizer):
         """
         check_same_groups(state_dict["param_groups"], self.param_groups)
         groups = [
-            # torch adds defaults of its own. What moments are stored in is up to this run.
-            {**{name: own[name] for name in self.defaults if name in own}, **saved, "state_dtype": own["state_dtype"]}
+            # torch adds defaults of its own. How states are stored is up to this run.
+            {**{name: own[name] for name in self.defaults if name in own}, **saved, **_of_this_run(own)}
             for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=True)
         ]
         for group in groups:
@@ -278,19 +285,25 @@ class Padam(Optimizer):
         say_what_is_overruled(groups, self.param_groups)
         super().load_state_dict({**state_dict, "param_groups": groups})
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = ((group["state_dtype"], param) for group in self.param_groups for param in group["params"])
+        params = ((group, param) for group in self.param_groups for param in group["params"])
         converted: set[str] = set()
-        for number, (key, (state_dtype, param)) in enumerate(zip(saved, params, strict=True)):
+        corrected: set[str] = set()
+        for number, (key, (group, param)) in enumerate(zip(saved, params, strict=True)):
             if key in state_dict["state"]:
-                _restore_precision(self.state[param], state_dict["state"][key], param, self._step_device(param))
-                before = convert_state(self.state[param], state_dtype, number)
+                state, state_dtype = self.state[param], group["state_dtype"]
+                _restore_precision(state, state_dict["state"][key], param, self._step_device(param))
+                before = convert_state(state, state_dtype, number)
                 converted |= {f"{before} to {state_dtype}"} if before != state_dtype else set()
+                done = corrections.convert_state(state, param, wanted=corrections.wanted(group, param))
+                corrected |= {done} if done else set()
         if converted:
             warnings.warn(
                 f"This checkpoint's moments are converted from {', '.join(sorted(converted))}, in which this run "
                 "stores them. With the checkpoint's state_dtype they would be loaded as they are.",
                 stacklevel=2,
             )
+        if corrected:
+            warnings.warn(f"Corrections of parameters {' and '.join(sorted(corrected))}.", stacklevel=2)
 
     def _any_nonfinite_gradient(self) -> bool:
         """Whether any process holds one, where parameters are sharded: all call this, also one that has no gradient."""
@@ -336,6 +349,10 @@ class Padam(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             state["exp_avg"] = torch.zeros_like(param, dtype=of_m, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"], dtype=of_v)
+            if corrections.wanted(group, param):
+                state["weight_correction"] = corrections.zeros(param)
+            elif group["weight_correction"]:
+                corrections.warn_of_none(self.param_groups)
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
         return state
@@ -377,6 +394,10 @@ class Padam(Optimizer):
         largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
         largest = largest.clamp(min=torch.finfo(like.dtype).tiny)
         return [as_scalar(group_lr(group), like.device, like.dtype) / largest for group in groups]
+
+
+def _of_this_run(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: group[name] for name in ("state_dtype", "weight_correction")}
 
 
 def _restore_precision(state: dict[str, Any], saved: dict[str, Any], param: Tensor, step_device: torch.device) -> None:

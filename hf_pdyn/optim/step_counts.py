@@ -17,15 +17,15 @@ class StepCounts:
     """
 
     def __init__(self) -> None:
-        self._together = torch.zeros(0, device="cpu")
+        self._together = torch.zeros(0, device="cpu").numpy()
         self._views: list[Tensor] = []
 
     def advance(self, states: Sequence[MutableMapping[str, Any]]) -> list[float]:
         """Add 1 to the `step` of every state, and return them."""
         if not self._are_of(states):
             steps = [torch.as_tensor(state["step"], dtype=torch.float32, device="cpu") for state in states]
-            self._together = torch.stack(steps) if steps else torch.zeros(0, device="cpu")
-            self._views = list(self._together.unbind())
+            together = torch.stack(steps) if steps else torch.zeros(0, device="cpu")
+            self._together, self._views = together.numpy(), list(together.unbind())  # numpy adds in half the time
             for state, view in zip(states, self._views, strict=True):
                 state["step"] = view
         self._together += 1

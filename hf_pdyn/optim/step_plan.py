@@ -14,7 +14,7 @@ from hf_pdyn.optim.dispatch import Repeat
 from hf_pdyn.optim.step_work import Update
 from hf_pdyn.tensors.sharding import Piece
 
-_AGREED = ("amsgrad", "bias_correction")
+_AGREED = ("amsgrad", "bias_correction", "weight_correction")
 """Settings of a group on which depends which kernel takes its tensors, and which tensors those are."""
 
 
@@ -57,11 +57,14 @@ class StepPlan:
         self._thetas = stepped
         self._moments = [
             (name, [value for update in by_param if (value := getattr(update, name)) is not None])
-            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+            for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight_correction")
         ]
-        self._of_maximum = [
-            state for state, update in zip(self.states, by_param, strict=True) if update.max_exp_avg_sq is not None
-        ]
+        self._having = {
+            name: [
+                state for state, update in zip(self.states, by_param, strict=True) if getattr(update, name) is not None
+            ]
+            for name, _ in self._moments
+        }
         self._fixed = [stepped, *(moments for _, moments in self._moments)]
         self._addresses = self._addresses_now()
         self._numels = list(map(Tensor.numel, stepped))
@@ -93,8 +96,7 @@ class StepPlan:
         if set(map(type, grads)) != {Tensor} or [grad.dtype for grad in grads] != self._grad_types:
             return None
         for name, moments in self._moments:
-            states = self._of_maximum if name == "max_exp_avg_sq" else self.states
-            if not _same([state.get(name) for state in states], moments):
+            if moments and not _same([state.get(name) for state in self._having[name]], moments):
                 return None
         if any([grad.is_sparse for grad in grads]) or any(map(Tensor.is_neg, grads)):  # noqa: C419  a list is quicker
             return None

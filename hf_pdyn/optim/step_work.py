@@ -66,7 +66,8 @@ class Update:
     """One tensor's part of a step: what this process holds of a parameter, or a piece of that.
 
     group: the parameter group, whose settings hold. holder: the parameter as the optimizer knows it.
-    theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq: views of one shape, complex ones as pairs of reals.
+    theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq, weight_correction: views of one shape, complex ones as pairs of
+    reals; the last two None where there is none.
     t: the step count, 1 at the first; a 0-d float32 tensor where it stands on the device.
     piece: what statistics call it; None where nobody asked.
     number, start: which parameter of the optimizer this is of, and the index of its first element there. With the step
@@ -87,6 +88,7 @@ class Update:
     piece: Piece | None = None
     number: int = 0
     start: int = 0
+    weight_correction: Tensor | None = None
     addresses: tuple[int, ...] = field(default=(), init=False)
     variant: Any = field(default=None, init=False)
     checked: Any = field(default=None, init=False)
@@ -115,7 +117,8 @@ class Update:
 
     def parts(self, numel: int | None) -> Iterator[Update]:
         """This update in parts of so many elements at most, where they lie in a row; itself if `numel` is None."""
-        tensors = (self.theta, self.grad, self.exp_avg, self.exp_avg_sq, self.second_moment)
+        found = (self.theta, self.grad, self.exp_avg, self.exp_avg_sq, self.max_exp_avg_sq, self.weight_correction)
+        tensors = [tensor for tensor in found if tensor is not None]
         whole = self.theta.numel()
         if numel is None or whole <= numel or not all(tensor.is_contiguous() for tensor in tensors):
             yield self
@@ -124,7 +127,7 @@ class Update:
             yield self._cut(start, min(numel, whole - start), self.piece)
 
     def _cut(self, start: int, numel: int, piece: Piece | None) -> Update:
-        names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight_correction")
         whole = {name: getattr(self, name) for name in names}
         cut: dict[str, Any] = {
             name: None if value is None else value.view(-1)[start : start + numel] for name, value in whole.items()
@@ -139,8 +142,9 @@ class StepSums:
     pieces: of what. measure: all of SUMS, not "grad_sq" alone. clip_factor: a 0-d tensor by which clipping
     multiplied the gradients, None where nothing clips.
 
-    rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; without `measure` the column
-    "grad_sq" alone. None where the step was skipped, or where summing failed: then `failure` is the reason.
+    rows: shape (len(summed), len(SUMS)) in float64, of the pieces that had a gradient; without `measure` the first
+    column, "grad_sq", is all that counts, whatever is beside it. None where the step was skipped, or where summing
+    failed: then `failure` is the reason.
     """
 
     pieces: Sequence[Piece]

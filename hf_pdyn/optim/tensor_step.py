@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim import equation, state_format
+from hf_pdyn.optim import equation, state_format, weight_correction
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 from hf_pdyn.tensors import norms
 
@@ -118,7 +118,7 @@ def _take_in_gradients(batch: _Batch) -> None:
     grads = [-update.grad if group["maximize"] else update.grad for update in batch]
     if group["weight_decay"] != 0 and not group["decoupled_weight_decay"]:
         grads = [
-            grad.to(_moment_type(update)).add(update.theta, alpha=group["weight_decay"])
+            grad.to(_moment_type(update)).add(_exact_theta(update), alpha=group["weight_decay"])
             for grad, update in zip(grads, batch, strict=True)
         ]
     beta1, beta2 = group["betas"]
@@ -141,14 +141,23 @@ def _apply(batch: _Batch, scale: Tensor | None) -> None:
     updates = _directions(batch, group["p"])
     torch._foreach_mul_(updates, lr if scale is None else scale.to(updates[0]) * lr)
     if weight_decay != 0 and group["decoupled_weight_decay"]:
-        thetas = [update.theta.to(value.dtype) for update, value in zip(batch, updates, strict=True)]
+        thetas = [_exact_theta(update).to(value.dtype) for update, value in zip(batch, updates, strict=True)]
         if isinstance(lr, Tensor):
             torch._foreach_add_(updates, torch._foreach_mul(thetas, lr * weight_decay))
         else:
             torch._foreach_add_(updates, thetas, alpha=lr * weight_decay)
     for update, value in zip(batch, updates, strict=True):
         # One rounding for bf16 parameters: update and decay together, in float32.
-        update.theta.sub_(value)
+        if update.weight_correction is None:
+            update.theta.sub_(value)
+        else:
+            weight_correction.split(_exact_theta(update).sub_(value), update.theta, update.weight_correction)
+
+
+def _exact_theta(update: Update) -> Tensor:
+    """The parameter, or with its correction a new float32 tensor."""
+    correction = update.weight_correction
+    return update.theta if correction is None else weight_correction.joined(update.theta, correction)
 
 
 def _directions(batch: _Batch, p: float) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_pdyn.optim import weight_correction
 from hf_pdyn.optim.step_work import Update
 from hf_pdyn.tensors.sharding import Piece, is_dtensor, local, local_like, start_of
 
@@ -69,6 +70,7 @@ def _is_of(update: Update, group: dict[str, Any], param: Tensor, state: Mapping[
         and update.exp_avg is state["exp_avg"]
         and update.exp_avg_sq is state["exp_avg_sq"]
         and update.max_exp_avg_sq is (state["max_exp_avg_sq"] if group["amsgrad"] else None)
+        and update.weight_correction is state.get(weight_correction.NAME)
     )
 
 
@@ -77,10 +79,12 @@ def _update(
 ) -> Update:
     maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
     update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t, number=number)
+    update.weight_correction = correction = state.get(weight_correction.NAME)
     if is_dtensor(param) or param.is_complex():
         update.theta, update.grad = local_reals(param), local_reals(local_like(grad, param))
         update.exp_avg, update.exp_avg_sq = local_reals(update.exp_avg), local_reals(update.exp_avg_sq)
         update.max_exp_avg_sq = None if maximum is None else local_reals(maximum)
+        update.weight_correction = None if correction is None else local_reals(correction)
         update.start = start_of(param)
     return update
 

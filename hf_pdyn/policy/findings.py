@@ -248,6 +248,8 @@ _SPACING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 def _updates_round_to_nothing(facts: Facts) -> Finding | None:
     """An update below half the spacing of its parameter's numbers is lost; judged by root mean squares."""
+    if "weight_correction=true" in str(facts.argument("optim_args")).lower().replace(" ", ""):
+        return None  # what is rounded away is kept
     model = facts.start.get("model")
     dtypes = model.get("trainable_dtypes") if isinstance(model, Mapping) else None
     spacing = max((_SPACING.get(str(dtype), 0.0) for dtype in dtypes or ()), default=0.0)
@@ -261,7 +263,8 @@ def _updates_round_to_nothing(facts: Facts) -> Finding | None:
                 "updates_round_to_nothing",
                 f"Updates of {pathway} parameters were {statistics.median(ratios):.1g} of them, less than half the "
                 f"spacing of their numbers ({spacing:.1g}): most are rounded to nothing",
-                "Train parameters in float32 (with --bf16 for the arithmetic), or raise the learning rate",
+                'Have padam keep what rounding leaves (--optim_args "weight_correction=true"), train parameters in '
+                "float32 (with --bf16 for the arithmetic), or raise the learning rate",
                 statistics.median(ratios),
                 spacing / 2,
             )

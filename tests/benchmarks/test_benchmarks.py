@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import record, step, table, timing
-from benchmarks.opponents import OPPONENTS
+from benchmarks.opponents import OPPONENTS, is_installed
 from benchmarks.shapes import SHAPES, Parameters
 from hf_pdyn.measure.windows import QUANTITIES
 
@@ -28,7 +28,8 @@ def test_it_runs_and_writes_what_it_found(what: str, tmp_path: Path, capsys: pyt
     assert [path.name for path in target.parent.iterdir()] == ["found.json"]
     if what == "step":
         against = {row["against"] for row in found["rows"]}
-        assert against == {*OPPONENTS, "padam"}
+        assert against == {name for name in (*OPPONENTS, "padam") if is_installed(name)}
+        assert ("left out, since they are not installed" in printed) == (len(against) < len(OPPONENTS) + 1)
         assert {row["dtype"] for row in found["rows"]} == {"fp32", "bf16"}
         assert set(found["extremes"]) == {"adamw", "padam, nothing compiled", "padam, compiled"}
         assert all(values["peak_bytes"] > 1e6 for values in found["extremes"].values())
@@ -50,7 +51,9 @@ def test_shapes_are_those_of_the_models() -> None:
 
 
 def test_opponents_do_take_steps() -> None:
-    for build in OPPONENTS.values():
+    for name, build in OPPONENTS.items():
+        if not is_installed(name):
+            continue
         model = Parameters(SHAPES["tiny"], device=torch.device("cpu"), dtype=torch.float32)
         before = [param.detach().clone() for param in model.parameters()]
         build(model).step()
@@ -95,3 +98,18 @@ def test_a_record_is_named_by_what_hardware_and_date(tmp_path: Path, monkeypatch
     monkeypatch.setattr(record, "FOLDER", tmp_path)
     path = record.write("step", torch.device("cpu"), {"rows": []}, None)
     assert path.name.startswith("step-") and path.name.endswith(f"{json.loads(path.read_text())['date']}.json")
+
+
+def test_rows_are_added_to_a_record(tmp_path: Path) -> None:
+    def row(name: str, ratio: float) -> dict[str, object]:
+        return {"shapes": "tiny", "dtype": "fp32", "ours": name, "against": "adamw", "ratio": ratio}
+
+    device, target = torch.device("cpu"), str(tmp_path / "record.json")
+    first = {"rows": [row("a", 1.0), row("b", 1.1)], "extremes": {"adamw": 1}}
+    record.write("step", device, first, target, add=True)
+    record.write("step", device, {"rows": [row("b", 1.2), row("c", 1.3)]}, target, add=True)
+    found = json.loads(Path(target).read_text())
+    assert found["rows"] == [row("a", 1.0), row("b", 1.2), row("c", 1.3)]
+    assert found["extremes"] == {"adamw": 1}
+    record.write("step", device, {"rows": []}, target)
+    assert json.loads(Path(target).read_text())["rows"] == []

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_pdyn import Padam
+from hf_pdyn.optim.weight_correction import joined
 from tests.distributed.leaving import leave
 
 STEPS = 3
@@ -29,6 +30,8 @@ STEPS = 3
 def run(settings: dict[str, Any], load: str | None, save: str | None) -> dict[str, Any]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(30, 21), nn.Linear(21, 7))
+    if settings.get("weight_correction"):
+        model.to(torch.bfloat16)
     if dist.is_initialized():
         fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
     optimizer = Padam(model.parameters(), lr=1e-2, p=0.3, **settings)
@@ -42,20 +45,27 @@ def run(settings: dict[str, Any], load: str | None, save: str | None) -> dict[st
     for step in range(first, first + STEPS):
         generator = torch.Generator().manual_seed(step)
         for param in model.parameters():
-            grad = torch.randn(param.shape, generator=generator)
+            grad = torch.randn(param.shape, generator=generator).to(param.dtype)
             sharded = isinstance(param, DTensor)
             param.grad = distribute_tensor(grad, param.device_mesh, param.placements) if sharded else grad
         optimizer.step()
     if save is not None:
         state = {"optimizer": get_optimizer_state_dict(model, optimizer), "model": dict(model.named_parameters())}
         dcp.save(state, checkpoint_id=save)
-    tensors = [value for param in model.parameters() for value in optimizer.state[param].values()]
+    states = [dict(optimizer.state[param]) for param in model.parameters()]
+    parameters = [whole(param.detach()) for param in model.parameters()]
+    if settings.get("weight_correction"):
+        parameters = [
+            joined(param, whole(state.pop("weight_correction")))
+            for param, state in zip(parameters, states, strict=True)
+        ]
+    tensors = [value for state in states for value in state.values()]
     return {
         "world_size": dist.get_world_size() if dist.is_initialized() else 1,
         "dtypes": sorted({str(tensor.dtype) for tensor in tensors}),
         "shards": sum(isinstance(tensor, DTensor) for tensor in tensors),
         "moments": [whole(tensor).view(torch.uint8).tolist() for tensor in tensors],
-        "parameters": [whole(param.detach()).tolist() for param in model.parameters()],
+        "parameters": [param.tolist() for param in parameters],
     }
 
 

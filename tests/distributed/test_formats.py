@@ -13,6 +13,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "16bit": {"state_dtype": "16bit"},
     "8_16bit, fused": {"state_dtype": "8_16bit", "fused": True},
     "8_16bit, amsgrad": {"state_dtype": "8_16bit", "amsgrad": True},
+    "16bit, corrected": {"state_dtype": "16bit", "weight_correction": True},
 }
 
 

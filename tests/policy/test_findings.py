@@ -77,7 +77,8 @@ WITHOUT: dict[str, list[Facts]] = {
         run(**{"pdyn/by_label/weight/lora_A/grad_share": None, "pdyn/by_label/weight/lora_B/grad_share": None}),
     ],
     "updates_round_to_nothing": [
-        run(start=BF16, **{"pdyn/update_norm/weight": 0.1, "pdyn/update_norm/bias_like": 0.1})
+        run(start=BF16, **{"pdyn/update_norm/weight": 0.1, "pdyn/update_norm/bias_like": 0.1}),
+        run(start=BF16 | {"training_arguments": {"optim_args": "p=0.4, weight_correction=True"}}),
     ],
     "eps_rules": [run(**{"pdyn/eps_share/weight": [0.9] * 5 + [0.1] * 5})],
     "no_bias_gradient": [],

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hf_pdyn.optim import weight_correction
 from hf_pdyn.optim.fused import cpu, gpu, self_check
 from hf_pdyn.optim.fused.building import essence
 from hf_pdyn.optim.fused.layout import addresses_of
@@ -146,6 +147,14 @@ def _fits(module: FusedStep, update: Update) -> bool:
         if moment.numel() != numel or moment.is_cpu != is_cpu or (not is_cpu and moment.device != theta.device):
             return False
         contiguous = contiguous and moment.is_contiguous()
+    correction = update.weight_correction
+    if correction is not None:
+        moments = (*moments, correction)
+        if type(correction) not in _PLAIN or correction.dtype != weight_correction.STORAGE:
+            return False
+        if correction.numel() != numel or correction.device != theta.device:
+            return False
+        contiguous = contiguous and correction.is_contiguous()
     if contiguous:
         if not grad.is_contiguous():
             update.grad = grad.contiguous()

@@ -63,7 +63,7 @@ def prepare() -> None:
 
 def variant(update: Update) -> Hashable:
     """What the kernel is told of a whole call: updates that differ in it take a call each."""
-    return update.theta.dtype, update.grad.dtype, format_of(update.exp_avg)
+    return update.theta.dtype, update.grad.dtype, format_of(update.exp_avg), update.weight_correction is not None
 
 
 class Tables:
@@ -121,10 +121,11 @@ class _Alike:
             *self._types,
             torch.get_num_threads(),
         )
-        sums = torch.empty(len(self.indices), len(STEP_SUMS), dtype=torch.float64, device="cpu")
+        # A column in a row: statistics of most steps take the first alone, and no tensor operation is free here.
+        sums = torch.empty(len(STEP_SUMS), len(self.indices), dtype=torch.float64, device="cpu")
         library().hf_pdyn_step(ctypes.addressof(call), self._by_chunk.data_ptr(), sums.data_ptr())
         # ctypes has let other threads run meanwhile; until here nothing above may be freed, nor is it.
-        return sums
+        return sums.t()
 
 
 def advance(

@@ -71,6 +71,7 @@ class _Variant(NamedTuple):
     grad_type: torch.dtype
     state_dtype: StateDtype
     amsgrad: bool
+    corrected: bool
     times_on_device: bool
     aligned: bool
 
@@ -80,13 +81,15 @@ _variant_of = cache(_Variant)
 
 def variant(update: Update) -> _Variant:
     """What the kernel that takes `update` is compiled for."""
-    theta, grad, exp_avg, exp_avg_sq, maximum = update.addresses or addresses_of(update)
-    together = theta | grad | exp_avg | exp_avg_sq | maximum | update.theta.numel()
+    together = update.theta.numel()
+    for address in update.addresses or addresses_of(update):
+        together |= address
     return _variant_of(
         update.theta.dtype,
         update.grad.dtype,
         format_of(update.exp_avg),
         update.max_exp_avg_sq is not None,
+        update.weight_correction is not None,
         isinstance(update.t, Tensor),
         not together % _VECTOR,
     )
@@ -172,6 +175,7 @@ class _Launch:
                 grad_type=_triton(kind.grad_type),
                 m_format=triton_kernels.FORMATS.index(kind.state_dtype),
                 amsgrad=kind.amsgrad,
+                corrected=kind.corrected,
                 times_on_device=kind.times_on_device,
                 aligned=kind.aligned,
                 moments=bool(tasks & Task.MOMENTS),

@@ -34,14 +34,15 @@ COLUMNS = (
 
 
 def addresses_of(update: Update) -> tuple[int, ...]:
-    """Where theta, grad, exp_avg, exp_avg_sq and max_exp_avg_sq (0 without) are."""
-    maximum = update.max_exp_avg_sq
+    """Where theta, grad, exp_avg, exp_avg_sq, max_exp_avg_sq and weight_correction (0 without) are."""
+    maximum, correction = update.max_exp_avg_sq, update.weight_correction
     return (
         update.theta.data_ptr(),
         update.grad.data_ptr(),
         update.exp_avg.data_ptr(),
         update.exp_avg_sq.data_ptr(),
         0 if maximum is None else maximum.data_ptr(),
+        0 if correction is None else correction.data_ptr(),
     )
 
 

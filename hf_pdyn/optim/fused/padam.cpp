@@ -52,6 +52,7 @@ struct Run {
   void* exp_avg;
   void* exp_avg_sq;
   void* max_exp_avg_sq;  // null without amsgrad
+  void* correction;      // of a bf16 theta: weight_correction.py; or null
   int64_t numel;
   int64_t first_chunk;  // of the call
   int64_t settings;     // row
@@ -225,6 +226,26 @@ void store_bfloat16(const float* values, int64_t n, uint16_t* halves) {
     const uint32_t bits = bits_as<uint32_t>(values[i]);
     const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     halves[i] = uint16_t(values[i] != values[i] ? 0x7fc0 : rounded);
+  }
+}
+
+// weight_correction.py: bf16 numbers and what float32 has beside them.
+void join_bfloat16(const uint16_t* halves, const int16_t* corrections, int64_t n, float* values) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const int32_t correction = (halves[i] & 0x7fff) == 0 ? 0 : corrections[i];
+    values[i] = bits_as<float>((uint32_t(halves[i]) << 16) + uint32_t(correction));
+  }
+}
+
+void split_bfloat16(const float* values, int64_t n, uint16_t* halves, int16_t* corrections) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t bits = bits_as<uint32_t>(values[i]);
+    const uint32_t rounded = (bits + 0x8000u) >> 16;
+    const bool is_nan = values[i] != values[i];
+    halves[i] = uint16_t(is_nan ? 0x7fc0u : rounded);
+    corrections[i] = int16_t(is_nan ? 0u : bits - (rounded << 16));
   }
 }
 
@@ -620,7 +641,13 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
   float* exp_avg = in_floats ? static_cast<float*>(run.exp_avg) + start : m_scratch;
   float* second = in_floats ? static_cast<float*>(run.exp_avg_sq) + start : v_scratch;
   float* maximum = in_floats && run.max_exp_avg_sq ? static_cast<float*>(run.max_exp_avg_sq) + start : nullptr;
-  float* theta = const_cast<float*>(as_floats(run.theta, call.theta_type, start, n, theta_scratch));
+  int16_t* correction = run.correction ? static_cast<int16_t*>(run.correction) + start : nullptr;
+  float* theta = theta_scratch;
+  if (correction) {
+    join_bfloat16(static_cast<const uint16_t*>(run.theta) + start, correction, n, theta);
+  } else {
+    theta = const_cast<float*>(as_floats(run.theta, call.theta_type, start, n, theta_scratch));
+  }
   bool takes_in = call.tasks & kMoments;
   const bool moves = call.tasks & kApply;
 
@@ -684,7 +711,12 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
   }
   if (!moves) return;
   if (call.theta_type == kBFloat16) {
-    store_bfloat16(theta, n, static_cast<uint16_t*>(run.theta) + start);
+    uint16_t* halves = static_cast<uint16_t*>(run.theta) + start;
+    if (correction) {
+      split_bfloat16(theta, n, halves, correction);
+    } else {
+      store_bfloat16(theta, n, halves);
+    }
     if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, theta);
   }
   if (call.tasks & kParameter) {
@@ -698,7 +730,7 @@ void step_block(const Call& call, const Run& run, const Settings& s, int64_t sta
 // Elements of a chunk, so that the caller can count chunks.
 extern "C" int64_t hf_pdyn_chunk() { return kChunk; }
 
-// sums: (n_runs, kSums), overwritten; chunk_sums: scratch of shape (n_chunks, kSums).
+// sums: (kSums, n_runs), overwritten; chunk_sums: scratch of shape (n_chunks, kSums).
 extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums) {
 #pragma omp parallel num_threads(call->threads) if (call->n_chunks > 1)
   {
@@ -718,10 +750,10 @@ extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums)
   }
   for (int64_t r = 0; r < call->n_runs; ++r) {
     const int64_t end = r + 1 < call->n_runs ? call->runs[r + 1].first_chunk : call->n_chunks;
-    double* of_run = sums + r * kSums;
-    for (int64_t i = 0; i < kSums; ++i) of_run[i] = 0;
+    double of_run[kSums] = {};
     for (int64_t chunk = call->runs[r].first_chunk; chunk < end; ++chunk) {
       for (int64_t i = 0; i < kSums; ++i) of_run[i] += chunk_sums[chunk * kSums + i];
     }
+    for (int64_t i = 0; i < kSums; ++i) sums[i * call->n_runs + r] = of_run[i];
   }
 }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim import tensor_step
+from hf_pdyn.optim import tensor_step, weight_correction
 from hf_pdyn.optim.fused import tolerance
 from hf_pdyn.optim.state_format import codes_of, convert_state, format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Advance, Task, Update
@@ -47,7 +47,7 @@ def disagreement(advance: Advance, like: Update, passes: Sequence[Task], *, clip
         clipped: whether gradients were clipped.
     """
     ours = list(_examples(like))
-    exact = [_doubled(update) for update in ours]
+    exact = [replace(_doubled(update), theta=_theta_of(update).double()) for update in ours]
     gradients = [update.grad for update in exact]
     clip_factor = torch.full((), 0.25, device=like.theta.device) if clipped else None
     for number, tasks in enumerate(passes):
@@ -90,27 +90,40 @@ def _examples(like: Update) -> Iterator[Update]:
         state |= {} if maximum is None else {"max_exp_avg_sq": maximum}
         convert_state(state, format_of(like.exp_avg), number=0)
         m, v, maximum = state["exp_avg"], state["exp_avg_sq"], state.get("max_exp_avg_sq")
-        yield Update(group, theta, theta, grad, m, v, maximum, t, number=1, start=2**32 - 100)
+        correction = None
+        if like.weight_correction is not None:
+            theta, correction = theta.clone(), weight_correction.zeros(theta)
+            weight_correction.split(normal(torch.float32), theta, correction)
+        yield Update(
+            group, theta, theta, grad, m, v, maximum, t, number=1, start=2**32 - 100, weight_correction=correction
+        )
+
+
+def _theta_of(update: Update) -> Tensor:
+    """The parameter, with its correction if it has one."""
+    correction = update.weight_correction
+    return update.theta if correction is None else weight_correction.joined(update.theta, correction)
 
 
 def _doubled(update: Update) -> Update:
-    """The same in float64; moments in codes as they are."""
+    """The same in float64, without a correction; moments in codes as they are."""
     in_codes = format_of(update.exp_avg) != "fp32"
     copies: dict[str, Any] = {}
     for name in ("theta", "grad", *_MOMENTS):
         value = getattr(update, name)
         if value is not None:
             copies[name] = value.clone() if in_codes and name in _MOMENTS else value.to(torch.float64, copy=True)
-    return replace(update, **copies)
+    return replace(update, weight_correction=None, **copies)
 
 
 def _state_error(ours: Update, exact: Update) -> str | None:
-    p, dtype = exact.group["p"], ours.theta.dtype
+    theta = _theta_of(ours)
+    p, dtype = exact.group["p"], theta.dtype
     if format_of(ours.exp_avg) != "fp32":
         return _error_of_codes(ours, exact)
     limits = dict.fromkeys(("exp_avg", "exp_avg_sq", "max_exp_avg_sq"), tolerance.MOMENT)
     for name, limit in {**limits, "theta": tolerance.of_parameter(dtype, p)}.items():
-        value = getattr(ours, name)
+        value = theta if name == "theta" else getattr(ours, name)
         error = 0.0 if value is None else tolerance.largest_error(value, getattr(exact, name))
         if not error <= limit:
             return f"{name} of {dtype} parameters is off by {error:.1e} at p={p:g}, more than {limit:.1e}"
@@ -119,7 +132,8 @@ def _state_error(ours: Update, exact: Update) -> str | None:
 
 def _error_of_codes(ours: Update, exact: Update) -> str | None:
     """What differs by a rounding of float32 before it is stored is seldom stored apart, and then by one code."""
-    p, dtype = exact.group["p"], ours.theta.dtype
+    theta = _theta_of(ours)
+    p, dtype = exact.group["p"], theta.dtype
     alike = torch.ones_like(ours.theta, dtype=torch.bool)
     for name in _MOMENTS:
         if getattr(ours, name) is not None:
@@ -127,7 +141,7 @@ def _error_of_codes(ours: Update, exact: Update) -> str | None:
             alike &= apart == 0
             if apart.abs().max() > 1 or (apart != 0).double().mean() > _ROUNDED_APART:
                 return f"{name} stored in {format_of(ours.exp_avg)} is rounded otherwise at p={p:g}"
-    error = tolerance.largest_error(ours.theta[alike], exact.theta[alike])
+    error = tolerance.largest_error(theta[alike], exact.theta[alike])
     limit = tolerance.of_parameter(dtype, p)
     return (
         None

@@ -26,6 +26,7 @@ RUN_COLUMNS = (
     "exp_avg_at",
     "exp_avg_sq_at",
     "maximum_at",
+    "correction_at",
     "time_at",
     "lr_at",
     "numel",
@@ -182,6 +183,46 @@ def _encoded_m(m, v_code, random, m_format: tl.constexpr):
 
 
 @triton.jit
+def _exponent(w):
+    # Of fp16 numbers in float32; -14 of smaller ones.
+    exponent = ((w.to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
+    return tl.minimum(tl.maximum(exponent, -14), 15)
+
+
+@triton.jit
+def _joined(w, correction, theta_type: tl.constexpr):
+    # weight_correction.py: of w in float32 and its correction in int32.
+    if theta_type == tl.bfloat16:
+        bits = w.to(tl.int32, bitcast=True)
+        x = (bits + tl.where((bits & 0x7FFFFFFF) == 0, 0, correction)).to(tl.float32, bitcast=True)
+    else:
+        x = w + correction.to(tl.float32) * _power_of_two(_exponent(w) - 24)
+    return x
+
+
+@triton.jit
+def _rounded(x, theta_type: tl.constexpr):
+    if theta_type == tl.bfloat16:  # ties away from zero, as its correction has it
+        bits = (x.to(tl.int32, bitcast=True) + 0x8000) & -65536
+        w = tl.where(x == x, bits.to(tl.float32, bitcast=True), x).to(theta_type)
+    else:
+        w = x.to(theta_type)
+    return w
+
+
+@triton.jit
+def _correction(x, w, theta_type: tl.constexpr):
+    if theta_type == tl.bfloat16:
+        left = x.to(tl.int32, bitcast=True) - w.to(tl.int32, bitcast=True)
+        correction = tl.where(x == x, left, 0)
+    else:
+        left = (x - w) * _power_of_two(24 - _exponent(w))
+        finite = tl.abs(w) < float("inf")
+        correction = tl.floor(tl.where(finite, left, 0.0) + 0.5).to(tl.int32)
+    return correction
+
+
+@triton.jit
 def _elements(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
     # The hint is kept on what makes the pointer, not on an argument of this function. Only with it are loads and stores
     # vectors of 128 bits.
@@ -203,6 +244,7 @@ def step_chunk(
     grad_type: tl.constexpr,
     m_format: tl.constexpr,
     amsgrad: tl.constexpr,
+    corrected: tl.constexpr,
     times_on_device: tl.constexpr,
     aligned: tl.constexpr,
     moments: tl.constexpr,
@@ -225,9 +267,9 @@ def step_chunk(
     grad_at = tl.load(run + 1)
     exp_avg_at = tl.load(run + 2)
     exp_avg_sq_at = tl.load(run + 3)
-    lr_at = tl.load(run + 6)
-    numel = tl.load(run + 7)
-    row = settings + tl.load(run + 8) * N_SETTINGS
+    lr_at = tl.load(run + 7)
+    numel = tl.load(run + 8)
+    row = settings + tl.load(run + 9) * N_SETTINGS
 
     one_minus_beta1 = tl.load(row + 0)
     beta2 = tl.load(row + 1)
@@ -245,7 +287,7 @@ def step_chunk(
     lr = tl.load(row + 13)
     weight_decay = tl.load(row + 14)
     if times_on_device:
-        time_at = tl.load(run + 5)
+        time_at = tl.load(run + 6)
         log_beta1 = tl.load(row + 15)
         log_beta2 = tl.load(row + 16)
         time = tl.load(time_at.to(tl.pointer_type(tl.float32)))
@@ -276,10 +318,14 @@ def step_chunk(
         m = _decoded_m(tl.load(exp_avg_ptr, mask=held, other=0).to(tl.int32), v_code, m_format)
         v = _decoded_v(v_code)
     theta_ptr = _elements(theta_at, offsets, theta_type, aligned)
-    if apply:
-        theta = tl.load(theta_ptr, mask=held, other=0.0).to(tl.float32)
-    elif moments:
-        theta = tl.load(theta_ptr, mask=offsets < tl.where(l2 != 0, numel, 0), other=0.0).to(tl.float32)
+    if apply or moments:
+        needed = held
+        if not apply:
+            needed = offsets < tl.where(l2 != 0, numel, 0)
+        theta = tl.load(theta_ptr, mask=needed, other=0.0).to(tl.float32)
+        if corrected:
+            correction_ptr = _elements(tl.load(run + 5), offsets, tl.int16, aligned)
+            theta = _joined(theta, tl.load(correction_ptr, mask=needed, other=0).to(tl.int32), theta_type)
 
     if (moments or gradient) or measure:  # Triton before 3.3 knows no longer chains
         g = tl.load(_elements(grad_at, offsets, grad_type, aligned), mask=held, other=0.0).to(tl.float32)
@@ -305,7 +351,7 @@ def step_chunk(
             v = beta2 * v + one_minus_beta2 * g * g  # g * g alone would overflow earlier
             if m_format != FP32:
                 # What is stored is what the rest of the step sees, in this pass as in another.
-                random = _random_bits(tl.load(run + 9), time, tl.load(run + 10), offsets)
+                random = _random_bits(tl.load(run + 10), time, tl.load(run + 11), offsets)
                 v_code = _encoded_v(v, random)
                 v = _decoded_v(v_code)
                 m_code = _encoded_m(m, v_code, random, m_format)
@@ -351,7 +397,12 @@ def step_chunk(
             if c_t is not None:
                 rate = lr * tl.load(c_t)
             decay = tl.where(weight_decay != 0, (lr * weight_decay) * theta, 0.0)
-            theta = (theta - (rate * d + decay)).to(theta_type)
+            exact = theta - (rate * d + decay)
+            theta = exact.to(theta_type)
+            if corrected:
+                theta = _rounded(exact, theta_type)
+                correction = _correction(exact, theta.to(tl.float32), theta_type)
+                tl.store(correction_ptr, correction.to(tl.int16), mask=held)
             tl.store(theta_ptr, theta, mask=held)
             if parameter:
                 stored = tl.where(held, theta.to(tl.float32), 0.0)

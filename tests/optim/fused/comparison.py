@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.measure import implicit_bias
-from hf_pdyn.optim import equation, tensor_step
+from hf_pdyn.optim import equation, tensor_step, weight_correction
 from hf_pdyn.optim.fused.tolerance import MOMENT, SUM, of_parameter
 from hf_pdyn.optim.state_format import codes_of, convert_state, decode
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, Task, Update
@@ -92,6 +92,39 @@ def assert_same_codes(ours: Sequence[Update], expected: Sequence[Update]) -> Non
         assert_near(a.theta[alike], b.theta[alike], of_parameter(a.theta.dtype, a.group["p"]), "theta")
 
 
+def corrected(update: Update) -> Update:
+    """The same with a correction of its parameter, which is of 16 bits."""
+    exact = torch.randn(update.theta.shape, generator=torch.Generator().manual_seed(9)).to(update.theta.device)
+    theta, correction = update.theta.clone(), weight_correction.zeros(update.theta)
+    weight_correction.split(exact, theta, correction)
+    return replace(update, theta=theta, weight_correction=correction)
+
+
+def exact_theta(update: Update) -> Tensor:
+    assert update.weight_correction is not None
+    return weight_correction.joined(update.theta, update.weight_correction)
+
+
+def assert_corrected_as_in_the_tensor_step(
+    advance: Callable[..., Tensor], dtype: torch.dtype, *, numel: int, device: str = "cpu", **options: Any
+) -> None:
+    """Parameters with their corrections to the tolerance of float32; sums of parameters as they are stored."""
+    for settings in SETTINGS.values():
+        group = {**DEFAULTS, **settings}
+        before = [
+            corrected(update_of(group, numel, seed=seed, theta_type=dtype, device=device, **options))
+            for seed in range(2)
+        ]
+        ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+        sums = advance(ours, EVERYTHING)
+        tensor_step.advance(expected, STEP)
+        for a, b in zip(ours, expected, strict=True):
+            found = exact_theta(a)
+            assert_near(found, exact_theta(b), of_parameter(torch.float32, group["p"]), "theta")
+            assert_near(a.theta.float(), found, of_parameter(dtype, 0.5), "theta as it is stored")
+        assert_sums(sums, before, ours, MEASURED)
+
+
 FORMATS = ["16bit", "8_16bit"]
 
 
@@ -126,7 +159,7 @@ def assert_two_passes_are_one(
 
 
 def copy_of(update: Update) -> Update:
-    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+    names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight_correction")
     copies = {name: value if (value := getattr(update, name)) is None else value.clone() for name in names}
     return replace(update, **copies)
 

@@ -24,6 +24,7 @@ from hf_pdyn.optim.fused import gpu, triton_kernels
 from hf_pdyn.optim.hyperparameters import StateDtype
 from hf_pdyn.optim.state_format import storage_of
 from hf_pdyn.optim.step_work import Task, Update
+from hf_pdyn.optim.weight_correction import STORAGE
 
 STEP = Task.MOMENTS | Task.APPLY
 MEASURED = STEP | Task.GRADIENT | Task.MEASURE | Task.PARAMETER
@@ -60,6 +61,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "8_16bit, gradient": {"state_dtype": "8_16bit", "tasks": STEP | Task.GRADIENT},
     "measured 16bit": {"state_dtype": "16bit", "tasks": MEASURED, "amsgrad": True, "clip": True},
     "measured 8_16bit": {"state_dtype": "8_16bit", "tasks": MEASURED, "on_device": True},
+    "corrected bf16": {"theta": torch.bfloat16, "grad": torch.bfloat16, "corrected": True},
+    "corrected fp16": {"theta": torch.float16, "grad": torch.float16, "corrected": True},
+    "corrected 16bit": {"theta": torch.bfloat16, "grad": torch.bfloat16, "corrected": True, "state_dtype": "16bit"},
     "measured, all": {"tasks": MEASURED, "amsgrad": True, "on_device": True, "clip": True},
 }
 
@@ -133,6 +137,7 @@ def compile_variant(
     *,
     state_dtype: StateDtype = "fp32",
     amsgrad: bool = False,
+    corrected: bool = False,
     on_device: bool = False,
     scale: bool = False,
     clip: bool = False,
@@ -147,6 +152,7 @@ def compile_variant(
     of_m, of_v = storage_of(state_dtype, torch.float32)
     maximum = zeros(of_v) if amsgrad else None
     update = Update(GROUP, parameter, parameter, zeros(grad), zeros(of_m), zeros(of_v), maximum, time)
+    update.weight_correction = zeros(STORAGE) if corrected else None
     kernels = {name: Compiler(getattr(triton_kernels, name), capability) for name in ("step_chunk", "add_chunks")}
     for name, kernel in kernels.items():
         setattr(triton_kernels, name, kernel)

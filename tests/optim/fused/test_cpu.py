@@ -20,6 +20,7 @@ from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
     FORMATS,
     SETTINGS,
+    assert_corrected_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_two_passes_are_one,
 )
@@ -343,3 +344,8 @@ def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: st
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None:
     assert_two_passes_are_one(cpu.advance, state_dtype, numel=20_011, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("grad_type", cpu.DTYPES)
+def test_corrections_are_kept_as_in_the_tensor_step(grad_type: torch.dtype) -> None:
+    assert_corrected_as_in_the_tensor_step(cpu.advance, torch.bfloat16, numel=20_011, grad_type=grad_type)

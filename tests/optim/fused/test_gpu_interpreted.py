@@ -37,6 +37,7 @@ from tests.optim.fused.comparison import (
     SETTINGS,
     SPECIAL,
     STEP,
+    assert_corrected_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_same,
     assert_sums,
@@ -144,6 +145,11 @@ def test_a_power_is_good_to_3e_7_over_the_whole_range(exponent: float) -> None:
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
     assert_rounded_as_in_the_tensor_step(gpu.advance, state_dtype, settings, numel=5000)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_corrections_are_kept_as_in_the_tensor_step(dtype: torch.dtype) -> None:
+    assert_corrected_as_in_the_tensor_step(gpu.advance, dtype, numel=2500)
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)
