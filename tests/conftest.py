@@ -39,7 +39,8 @@ MARKS = {
         "theory",
         *("optim/test_padam.py", "optim/test_padam_properties.py", "common/test_extras.py"),
         *("report/test_charts.py", "report/test_damage.py", "report/test_thinning.py"),
-        *("test_architecture.py", "test_collection.py", "test_gpu_check.py"),
+        *("test_architecture.py", "test_collection.py", "test_docstrings.py", "test_gpu_check.py", "test_packaging.py"),
+        "docs",
         *(
             f"distributed/test_{name}.py"
             for name in ("failing", "killed_launches", "samples", "sharded", "spectral", "formats")
