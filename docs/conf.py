@@ -35,6 +35,10 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+smartquotes = False  # of --spectra it would make one dash
+# For the notebooks' kernels: tqdm's advice names a path of this machine.
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"
+
 html_theme = "furo"
 html_title = f"hf_pdyn {release}"
 html_sourcelink_suffix = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 import shutil
 from pathlib import Path
@@ -10,28 +11,43 @@ from typing import Any
 from built_links import broken_links
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
-from sphinx.util import logging
 
-logger = logging.getLogger(__name__)
-
-ROOT_PAGES = {"CHANGELOG": "changelog", "CONTRIBUTING": "contributing", "paper_index": "paper_index"}
-"""Files of the repository's root that are pages, below root/; README is the first page's."""
+ROOT_PAGES = {name.lower(): f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "paper_index")}
+"""Pages of root/, and the file of the repository's root that each shows."""
 LONGEST = 180
 """Seconds that a notebook may take."""
 
 
-def link_root_files(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Lead a link to a file of the repository's root, as GitHub follows it, to that file's page."""
-    up = "../" * (docname.count("/") + 1)
+def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Lead links as GitHub follows them to pages of the site; a page of root/ shows the file that it names."""
+    folder, _, name = docname.rpartition("/")
+    if folder == "root":
+        file = ROOT_PAGES[name]
+        source[0] = _with_links(
+            (Path(app.srcdir).parent / file).read_text(encoding="utf-8"), Path(file).parent, "../../"
+        )
+    else:
+        source[0] = _with_links(source[0], Path("docs", folder), "../" * (docname.count("/") + 1))
 
-    def page(match: re.Match[str]) -> str:
-        name = match["name"]
-        return "](/index.md" if name == "README" else f"](/root/{ROOT_PAGES[name]}.md{match['anchor'] or ''}"
 
-    names = "|".join([*ROOT_PAGES, "README"])
-    text = re.sub(rf"\]\({re.escape(up)}(?P<name>{names})\.md(?P<anchor>#[\w-]+)?", page, source[0])
-    # Other Markdown outside docs/ is a file to load.
-    source[0] = re.sub(rf"\]\(({re.escape(up)}[^)]*\.md)\)", r"](path:\1)", text)
+def _with_links(text: str, folder: Path, up: str) -> str:
+    """`text`, whose links are relative to `folder` of the repository, with links of the site.
+
+    up: the way from the page to the repository's root.
+    """
+
+    def lead(match: re.Match[str]) -> str:
+        target, hash_, anchor = match["target"].partition("#")
+        path = posixpath.normpath(posixpath.join(folder.as_posix(), target))
+        page = next((page for page, file in ROOT_PAGES.items() if file == path), None)
+        if page is not None:
+            return f"](/root/{page}.md{hash_}{anchor})"
+        if path.startswith("docs/"):
+            return f"](/{path.removeprefix('docs/')}{hash_}{anchor})"
+        # Other files are for loading; images know their way.
+        return f"]({up}{path})" if path.endswith(".png") else f"](path:{up}{path})"
+
+    return re.sub(r"\]\((?![a-z]+:|#|/)(?P<target>[^)\s]+)\)", lead, text)
 
 
 def write_llms(app: Sphinx) -> None:
@@ -49,7 +65,7 @@ def check_built(app: Sphinx, exception: Exception | None) -> None:
     if broken:
         raise ExtensionError("Links that lead nowhere:\n" + "\n".join(broken))
     for docname, seconds in sorted(notebook_seconds(app).items()):
-        logger.info("%6.1f s  %s", seconds, docname)
+        print(f"{seconds:6.1f} s  {docname}")
         if seconds > LONGEST:
             raise ExtensionError(f"{docname} took {seconds:.0f} s; a notebook may take {LONGEST}.")
     shutil.rmtree(Path(app.outdir) / "jupyter_execute", ignore_errors=True)
@@ -63,6 +79,6 @@ def notebook_seconds(app: Sphinx) -> dict[str, float]:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", link_root_files)
+    app.connect("source-read", read_page)
     app.connect("build-finished", check_built)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
