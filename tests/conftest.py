@@ -30,6 +30,7 @@ _LAUNCHER_BY_ITSELF = (
 MARKS = {
     "slow": (
         *("benchmarks", "recipes", "scripts", "test_collection.py", "callbacks/test_killed.py"),
+        "docs/test_code_blocks.py",
         *("callbacks/test_mixed_precision.py", "callbacks/test_resume.py", "callbacks/test_trainer_features.py"),
         *("frontend/test_launcher.py", "optim/fused/test_gpu_compiles.py", "optim/fused/test_gpu_interpreted.py"),
         *("callbacks/test_allocation.py", "callbacks/test_target.py", "sweep/test_command.py"),
