@@ -38,9 +38,10 @@ def everything(records: dict[str, list[dict[str, Any]]]) -> str:
         ]
     for record in records["trainer"]:
         lines += [
-            f"A Trainer's step, {record['batch'][0]} x {record['batch'][1]} tokens, with telemetry of every layer, "
-            f"control and shutoff, a record every {record['logging_steps']} steps; spectra and the losses of "
-            f"{record['probed']:.0%} of the samples at the end of an epoch of {record['epoch']} steps; "
+            f"A Trainer's step, {record['batch'][0]} x {record['batch'][1]} tokens, a record every "
+            f"{record['logging_steps']} steps, against AdamW without callbacks. Defaults: telemetry and the allocation "
+            "curve. Everything: telemetry of every layer, control and shutoff, spectra and the losses of "
+            f"{record['probed']:.0%} of the samples at the end of an epoch of {record['epoch']} steps. "
             f"{_where(record)}:",
             "",
             trainer.HEADER,
@@ -85,8 +86,8 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
         for other in records["trainer"]:
             if other["hardware"] == record["hardware"]:
                 for row in other["rows"]:
-                    if row["training"] in _SHOWN_TRAININGS:
-                        name = f"a Trainer, {row['training']}, with telemetry, control and shutoff"
+                    if (row["training"], row["callbacks"]) in _SHOWN_TRAININGS:
+                        name = f"a Trainer, {row['training']}, with telemetry and the allocation curve"
                         lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
     return "\n".join(lines)
 
@@ -96,7 +97,7 @@ _SHOWN_OF_A_GPU = {
     ("gpt2", "p=0.37"): "GPT-2, 124 M parameters",
     ("1b", "16bit, p=0.37"): "a GPT-2 of 1 B parameters, `state_dtype=16bit`",
 }
-_SHOWN_TRAININGS = ("gpt2 full fine-tuning",)
+_SHOWN_TRAININGS = {("gpt2 full fine-tuning", "defaults")}
 
 
 def _is_of_a_cpu(record: dict[str, Any]) -> bool:
