@@ -88,7 +88,7 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
                 for row in other["rows"]:
                     if (row["training"], row["callbacks"]) in _SHOWN_TRAININGS:
                         name = f"a Trainer, {row['training']}, with telemetry and the allocation curve"
-                        lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
+                        lines.append(f"| {name} | {record['hardware']} | {row['ratio_by_parts']:.2f} x |")
     return "\n".join(lines)
 
 
