@@ -15,7 +15,7 @@ copyright = author  # noqa: A001  (Sphinx's name)
 release = version = __version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "pages", "options"]
-exclude_patterns = ["_build", "_site"]
+exclude_patterns = ["_build", "_site", "upstream"]  # upstream: proposals to other projects, which are files for loading
 default_role = "code"
 nitpicky = False
 

@@ -28,6 +28,14 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
         )
     else:
         source[0] = _with_links(source[0], Path("docs", folder), "../" * (docname.count("/") + 1))
+    if docname == "index":
+        source[0] += _toctree_of_the_rest(source[0], sorted(app.project.docnames))
+
+
+def _toctree_of_the_rest(index: str, docnames: list[str]) -> str:
+    """A toctree of the pages that the first page's toctrees leave out; empty where there are none."""
+    rest = [name for name in docnames if name != "index" and not re.search(rf"(^|<){name}>?$", index, re.MULTILINE)]
+    return "\n```{toctree}\n:hidden:\n:caption: More\n\n" + "\n".join(rest) + "\n```\n" if rest else ""
 
 
 def _with_links(text: str, folder: Path, up: str) -> str:
@@ -42,7 +50,7 @@ def _with_links(text: str, folder: Path, up: str) -> str:
         page = next((page for page, file in ROOT_PAGES.items() if file == path), None)
         if page is not None:
             return f"](/root/{page}.md{hash_}{anchor})"
-        if path.startswith("docs/"):
+        if path.startswith("docs/") and not path.startswith("docs/upstream/"):
             return f"](/{path.removeprefix('docs/')}{hash_}{anchor})"
         # Other files are for loading; images know their way.
         return f"]({up}{path})" if path.endswith(".png") else f"](path:{up}{path})"

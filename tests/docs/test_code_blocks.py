@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,19 @@ ELSEWHERE = re.compile(r"^<!-- all code is run by: (\S+) -->$", re.MULTILINE)
 CODE = {path: [block for block in blocks(path) if block.language in (*PYTHON, *SHELL, *YAML)] for path in PAGES}
 
 
+OPTIONAL = ("axolotl", "swift", "trl")
+"""Libraries that some pages are about and the tests do not install: what needs them is skipped, and pytest says so."""
+
+
 def run_python(block: Block, namespace: dict[str, Any]) -> None:
     namespace |= {name: MAKERS[name]() for name in block.given if name not in namespace}
     # At its own line, so that an error shows the page.
-    exec(compile("\n" * block.line + block.text, str(block.path), "exec"), namespace)
+    try:
+        exec(compile("\n" * block.line + block.text, str(block.path), "exec"), namespace)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in OPTIONAL:
+            raise
+        pytest.skip(f"{block.place} needs {error.name}")
 
 
 def run_shell(block: Block, namespace: dict[str, Any]) -> None:
@@ -42,6 +52,9 @@ def run_shell(block: Block, namespace: dict[str, Any]) -> None:
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
     }
+    tool = block.text.split()[0]
+    if tool in OPTIONAL and shutil.which(tool, path=environment["PATH"]) is None:
+        pytest.skip(f"{block.place} needs {tool}")
     command = re.sub(r"(?<= )\.\.\.(?=\s)", OPTIONS, block.text)
     found = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command], env=environment, capture_output=True, text=True, timeout=300
