@@ -87,7 +87,7 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
             if other["hardware"] == record["hardware"]:
                 for row in other["rows"]:
                     if (row["training"], row["callbacks"]) in _SHOWN_TRAININGS:
-                        name = f"a Trainer, {row['training']}, with telemetry and the allocation curve"
+                        name = f"a Trainer, {row['training'].removeprefix('gpt2 ')}, default gauges"
                         lines.append(f"| {name} | {record['hardware']} | {row['ratio_by_parts']:.2f} x |")
     return "\n".join(lines)
 
