@@ -84,6 +84,15 @@ def test_settings_come_from_training_arguments(tmp_path: Path) -> None:
         assert group["weight_decay"] == (0.1 if group["pathway"] == "weight" else 0.0)
 
 
+def test_how_states_are_stored_comes_from_optim_args(tmp_path: Path) -> None:
+    model = gpt2().to(torch.bfloat16)
+    optimizer = built(tmp_path, model=model, optim_args="state_dtype=16bit, weight_correction=true")
+    for group in optimizer.param_groups:
+        assert (group["state_dtype"], group["weight_correction"]) == ("16bit", True)
+    with pytest.raises(ValueError, match="keeps what rounding leaves of bf16 and fp16 parameters, got torch.float32"):
+        built(tmp_path, optim_args="weight_correction=true")
+
+
 def test_eps_in_optim_args_is_eq_18_s(tmp_path: Path) -> None:
     assert {group["eps"] for group in built(tmp_path, optim_args="eps=1e-5").param_groups} == {1e-5}
 

@@ -22,6 +22,7 @@ from tests.optim.fused.comparison import (
     SETTINGS,
     SPECIAL,
     STEP,
+    assert_corrected_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_same,
     assert_sums,
@@ -171,6 +172,11 @@ def test_a_measured_step_is_the_same_step_and_sums_what_norms_say(options: str) 
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
     assert_rounded_as_in_the_tensor_step(gpu.advance, state_dtype, settings, numel=5000, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_corrections_are_kept_as_in_the_tensor_step(dtype: torch.dtype) -> None:
+    assert_corrected_as_in_the_tensor_step(gpu.advance, dtype, numel=5000, device="cuda")
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)
