@@ -349,12 +349,13 @@ class Padam(Optimizer):
             state["step"] = torch.zeros((), dtype=torch.float32, device=self._step_device(param))
             state["exp_avg"] = torch.zeros_like(param, dtype=of_m, memory_format=torch.preserve_format)
             state["exp_avg_sq"] = torch.zeros_like(state["exp_avg"], dtype=of_v)
-            if corrections.wanted(group, param):
-                state["weight_correction"] = corrections.zeros(param)
-            elif group["weight_correction"]:
-                corrections.warn_of_none(self.param_groups)
         if group["amsgrad"] and "max_exp_avg_sq" not in state:
             state["max_exp_avg_sq"] = torch.zeros_like(state["exp_avg_sq"])
+        if group["weight_correction"] and "weight_correction" not in state:
+            if corrections.wanted(group, param):
+                state["weight_correction"] = corrections.zeros(param)
+            else:
+                corrections.warn_of_none(self.param_groups)
         return state
 
     def _step_device(self, param: Tensor) -> torch.device:

@@ -70,7 +70,7 @@ def _is_of(update: Update, group: dict[str, Any], param: Tensor, state: Mapping[
         and update.exp_avg is state["exp_avg"]
         and update.exp_avg_sq is state["exp_avg_sq"]
         and update.max_exp_avg_sq is (state["max_exp_avg_sq"] if group["amsgrad"] else None)
-        and update.weight_correction is state.get(weight_correction.NAME)
+        and update.weight_correction is weight_correction.of(group, state)
     )
 
 
@@ -79,7 +79,7 @@ def _update(
 ) -> Update:
     maximum = state["max_exp_avg_sq"] if group["amsgrad"] else None
     update = Update(group, param, param, grad, state["exp_avg"], state["exp_avg_sq"], maximum, t, number=number)
-    update.weight_correction = correction = state.get(weight_correction.NAME)
+    update.weight_correction = correction = weight_correction.of(group, state)
     if is_dtensor(param) or param.is_complex():
         update.theta, update.grad = local_reals(param), local_reals(local_like(grad, param))
         update.exp_avg, update.exp_avg_sq = local_reals(update.exp_avg), local_reals(update.exp_avg_sq)

@@ -39,6 +39,11 @@ def wanted(group: Mapping[str, Any], param: Tensor) -> bool:
     return group[NAME] and param.dtype in DTYPES
 
 
+def of(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
+    """What of a parameter's state a step is to keep."""
+    return state.get(NAME) if group[NAME] else None
+
+
 def zeros(param: Tensor) -> Tensor:
     """The correction of a parameter that nothing has been left of."""
     return torch.zeros_like(param, dtype=STORAGE, memory_format=torch.preserve_format)

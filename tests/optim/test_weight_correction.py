@@ -207,3 +207,21 @@ def test_where_it_reaches_nobody_is_said() -> None:
     with pytest.warns(UserWarning, match="weight_correction=True does nothing: .* of torch.float32") as said:
         take_steps(optimizer, range(2))
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_it_can_be_switched_between_steps(fused: bool) -> None:
+    _, optimizer = with_corrections(fused)
+    for corrected in (False, True, False):
+        for group in optimizer.param_groups:
+            group["weight_correction"] = corrected
+        before = [copy.deepcopy(state.get("weight_correction")) for state in optimizer.state.values()]
+        take_steps(optimizer, range(2))
+        for old, state in zip(before, optimizer.state.values(), strict=False):
+            new = state.get("weight_correction")
+            if corrected:
+                assert new is not None and new.view(torch.int16).any()
+            elif old is not None and new is not None:
+                assert torch.equal(new.view(torch.int16), old.view(torch.int16))
+            else:
+                assert new is None

@@ -102,6 +102,11 @@ def kinds(facts: Facts) -> list[str]:
     return [finding.kind for finding in findings(facts)]
 
 
+def test_the_cure_of_rounding_names_the_option() -> None:
+    (found,) = findings(WITH["updates_round_to_nothing"][0])
+    assert '--optim_args "weight_correction=true"' in found.cure
+
+
 def test_a_healthy_run_has_none() -> None:
     assert kinds(run()) == []
 
