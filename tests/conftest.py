@@ -34,6 +34,7 @@ MARKS = {
         *("callbacks/test_mixed_precision.py", "callbacks/test_resume.py", "callbacks/test_trainer_features.py"),
         *("frontend/test_launcher.py", "optim/fused/test_gpu_compiles.py", "optim/fused/test_gpu_interpreted.py"),
         *("callbacks/test_allocation.py", "callbacks/test_target.py", "sweep/test_command.py"),
+        "integrations/test_upstream_patch.py",
     ),
     "newest_only": (
         *("benchmarks", "gpu", "optim/fused", "policy", "recipes/papers", "scripts", "sweep", "tensors"),
@@ -42,6 +43,7 @@ MARKS = {
         *("report/test_charts.py", "report/test_damage.py", "report/test_thinning.py"),
         *("test_architecture.py", "test_collection.py", "test_docstrings.py", "test_gpu_check.py", "test_packaging.py"),
         "docs",
+        "integrations/test_upstream_patch.py",
         *(
             f"distributed/test_{name}.py"
             for name in ("failing", "killed_launches", "samples", "sharded", "spectral", "formats")

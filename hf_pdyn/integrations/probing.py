@@ -73,10 +73,12 @@ def loader(trainer: Any, data_set: Any, indices: Sequence[Sequence[int]]) -> Dat
     collate = trainer.data_collator
     with contextlib.suppress(Exception):  # what cannot be copied is used as it is
         collate = copy.deepcopy(collate)  # it may hold a generator, whose next numbers are the training's
+    asked = copy.copy(trainer)
+    asked._signature_columns = None  # axolotl's Trainer (0.19) fails where the columns are known already
     if isinstance(data_set, getattr(sys.modules.get("datasets"), "Dataset", ())):
-        data_set = trainer._remove_unused_columns(data_set, description="sample losses")
+        data_set = asked._remove_unused_columns(data_set, description="sample losses")
     else:
-        collate = trainer._get_collator_with_removed_columns(collate, description="sample losses")
+        collate = asked._get_collator_with_removed_columns(collate, description="sample losses")
     workers = trainer.args.dataloader_num_workers
     return DataLoader(
         data_set,

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 class Stretch:
     """Neighbouring tokens of a row: a document, or padding.
 
-    bare: whether it is one token without a label, as collators write padding into position_ids.
+    bare: whether it has no label, as padding that collators count in position_ids.
     """
 
     row: int
@@ -36,14 +36,15 @@ def stretches(labels: Tensor, documents: Tensor) -> list[Stretch]:
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     starts = begins.flatten().nonzero().flatten()
     lengths = torch.diff(starts, append=starts.new_tensor([documents.numel()]))
-    bare = (lengths == 1) & (labels.flatten()[starts] < 0)
+    of_token = begins.flatten().cumsum(0) - 1
+    bare = torch.zeros_like(lengths).index_add(0, of_token, (labels.flatten() >= 0).long()) == 0
     is_document = documents.flatten()[starts] != 0
     columns = (starts // documents.shape[1], lengths, is_document, bare)
     return [Stretch(*fields) for fields in zip(*(column.tolist() for column in columns), strict=True)]
 
 
 def without_bare_ends(found: list[Stretch], at_least: int) -> list[Stretch]:
-    """The stretches, with bare ones at the end of a row as padding while the row has more documents than that."""
+    """The stretches, with bare documents at the end of a row as padding while the row has more of them than that."""
     documents = documents_by_row(found)
     ended: set[int] = set()
     kept: list[Stretch] = []

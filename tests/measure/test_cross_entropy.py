@@ -130,15 +130,16 @@ def test_rows_of_one_document_each_are_whole_samples() -> None:
     assert found.loss.tolist() == sample_cross_entropy(rows, wanted, 2, shifted=True).loss.tolist()
 
 
-def test_tokens_that_pad_a_flattened_row_are_no_documents() -> None:
-    """A collator that pads position_ids with 0 begins a document with each; the second row has no label at all."""
-    logits, labels, documents = joined([3, 2, 1, 1])
+@pytest.mark.parametrize("padding", [(1, 1), (2,), (1, 3)])
+def test_tokens_that_pad_a_flattened_row_are_no_documents(padding: tuple[int, ...]) -> None:
+    """A collator that pads position_ids with 0 begins a document with each, one that counts on begins one of many."""
+    logits, labels, documents = joined([3, 2, *padding])
     labels[:, 5:] = -100
     found = sample_cross_entropy(logits, labels, 2, shifted=True, documents=documents)
     assert found.loss.shape == (2,) and found.parts is None and found.labelled.all()
     packed = sample_cross_entropy(logits, labels, 1, shifted=True, documents=documents)
     assert packed.parts == [2] and packed.loss.tolist() == found.loss.tolist()
-    empty = torch.full((1, 7), -100)
+    empty = torch.full_like(labels, -100)
     assert sample_cross_entropy(logits, empty, 1, shifted=True, documents=documents * 0).labelled.tolist() == [False]
 
 
