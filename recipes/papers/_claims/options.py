@@ -85,7 +85,11 @@ def parse(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a few minutes on two cores, no network (the default)")
+    size.add_argument(
+        "--quick",
+        action="store_true",
+        help="offline, on two cores: minutes, or an hour for a hundred networks (the default)",
+    )
     size.add_argument(
         "--full", action="store_true", help="the large setting, for a GPU (see above what of it is the paper's)"
     )
