@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from hf_pdyn.common.atomic import replacing
 
 _BEGIN, _END = "<!-- hf_pdyn: begin -->", "<!-- hf_pdyn: end -->"
 _SECTION = "_pdyn_model_card"
@@ -32,14 +35,21 @@ def add_to_model_card(trainer: Any | None, section: Callable[[], str | None]) ->
         created = create(*args, **kwargs)
         path = Path(trainer.args.output_dir, "README.md")
         if trainer.is_world_process_zero() and path.is_file():
-            card = _without_section(path.read_text(encoding="utf-8"))
-            added = getattr(trainer, _SECTION)()
-            if added is not None:
-                card = f"{card.rstrip()}\n\n{_BEGIN}\n{added.strip()}\n{_END}\n"
-            path.write_text(card, encoding="utf-8")
+            try:
+                _put_section(path, getattr(trainer, _SECTION)())
+            except (OSError, ValueError) as error:
+                warnings.warn(f"hf_pdyn could not add to {path}: {error}. The card is as it was.", stacklevel=2)
         return created
 
     trainer.create_model_card = create_model_card
+
+
+def _put_section(path: Path, section: str | None) -> None:
+    card = _without_section(path.read_text(encoding="utf-8"))
+    if section is not None:
+        card = f"{card.rstrip()}\n\n{_BEGIN}\n{section.strip()}\n{_END}\n"
+    with replacing(path) as unfinished:
+        unfinished.write_text(card, encoding="utf-8")
 
 
 def _without_section(card: str) -> str:

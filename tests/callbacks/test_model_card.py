@@ -122,3 +122,18 @@ def test_a_section_that_fails_leaves_the_card(tmp_path: Path, monkeypatch: pytes
     with pytest.warns(UserWarning, match="LookupError: no such record"):
         text = card(run, model_name="mine")
     assert "# mine" in text and "hf_pdyn: begin" not in text
+
+
+def test_a_card_that_cannot_be_replaced_is_left_as_it_is(tmp_path: Path) -> None:
+    class Linked(Trainer):
+        def create_model_card(self) -> None:
+            elsewhere = Path(self.args.output_dir, "card.md")
+            elsewhere.write_text("# linked\n")
+            Path(self.args.output_dir, "README.md").symlink_to(elsewhere)
+
+    run = trainer(tmp_path, trainer_class=Linked, callbacks=[TelemetryCallback()])
+    run.train()
+    with pytest.warns(UserWarning, match=r"could not add to .*README.md: it is a link.*The card is as it was"):
+        text = card(run)
+    assert text == "# linked\n"
+    assert Path(run.args.output_dir, "README.md").is_symlink()
