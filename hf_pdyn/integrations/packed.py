@@ -37,7 +37,7 @@ def document_ids(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     lengths = inputs.get("cu_seq_lens_q")
     if sequence is not None:
         ids = sequence + 1
-    elif mask is not None and mask.dtype != torch.bool and bool((mask > 1).any()):
+    elif mask is not None and _counts(mask):
         return mask
     elif isinstance(lengths, Tensor) and lengths.ndim == 1 and shape[0] == 1:
         places = torch.arange(shape[1], device=lengths.device)
@@ -49,6 +49,14 @@ def document_ids(inputs: Mapping[str, Any], shape: torch.Size) -> Tensor | None:
     else:
         return None
     return ids if mask is None else ids * (mask != 0)
+
+
+def _counts(mask: Tensor) -> bool:
+    """Whether an attention mask numbers documents; Longformer's has a 2 where attention is global."""
+    if mask.dtype == torch.bool or not (mask > 1).any():
+        return False
+    falls = (mask.diff() < 0) & (mask[:, 1:] != 0)
+    return not falls.any()
 
 
 def rows_are_packed(data_set: Any) -> bool:

@@ -41,7 +41,10 @@ def test_marks_of_transformers_flattening(options: dict[str, Any]) -> None:
 MARKS: dict[str, tuple[dict[str, torch.Tensor], list[list[int]] | None]] = {
     "a mask that counts": ({"attention_mask": torch.tensor([[1, 1, 2, 2, 3, 0]])}, [[1, 1, 2, 2, 3, 0]]),
     "positions from 2, as RoBERTa's": ({"position_ids": torch.tensor([[2, 3, 2, 2, 3, 4]])}, [[1, 1, 2, 3, 3, 3]]),
-    "positions that jump ahead within a document": ({"position_ids": torch.tensor([[0, 1, 7, 8, 0, 1]])}, None),
+    "positions that jump ahead within a document": (
+        {"position_ids": torch.tensor([[0, 1, 7, 8, 0, 1]])},
+        [[1, 1, 1, 1, 2, 2]],
+    ),
     "padded on the left": (
         {
             "position_ids": torch.tensor([[1, 1, 0, 1, 2, 3]]),
@@ -52,12 +55,9 @@ MARKS: dict[str, tuple[dict[str, torch.Tensor], list[list[int]] | None]] = {
     "lengths that end before the padding": ({"cu_seq_lens_q": torch.tensor([0, 2, 4])}, [[1, 1, 2, 2, 0, 0]]),
     "an ordinary mask alone": ({"attention_mask": torch.tensor([[1, 1, 1, 1, 0, 0]])}, None),
     "positions of three axes": ({"position_ids": torch.zeros(3, 1, 6, dtype=torch.long)}, None),
+    "a mask with a global token": ({"attention_mask": torch.tensor([[2, 1, 1, 1, 0, 0]])}, None),
     "a mask of bytes": ({"attention_mask": torch.ones(1, 6, dtype=torch.bool)}, None),
 }
-MARKS["positions that jump ahead within a document"] = (
-    MARKS["positions that jump ahead within a document"][0],
-    [[1, 1, 1, 1, 2, 2]],
-)
 
 
 @pytest.mark.parametrize("name", MARKS)
