@@ -9,7 +9,7 @@ Shapes = list[tuple[int, ...]]
 
 
 def gpt2(layers: int, width: int, vocabulary: int = 50_257, positions: int = 1024) -> Shapes:
-    """Of transformers' GPT2LMHeadModel, whose head is tied."""
+    """The shapes of transformers' GPT2LMHeadModel, whose head is tied."""
     block: Shapes = [(width,), (width,), (width, 3 * width), (3 * width,), (width, width), (width,)]
     block += [(width,), (width,), (width, 4 * width), (4 * width,), (4 * width, width), (width,)]
     return [(vocabulary, width), (positions, width), *(block * layers), (width,), (width,)]

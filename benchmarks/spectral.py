@@ -16,7 +16,7 @@ from hf_pdyn.measure.attention_lora import AttentionProduct, LoraProduct, Produc
 from hf_pdyn.measure.spectra import singular_values
 
 SHARE = 0.02
-"""Of the training time, at most, for measurements at the default interval."""
+"""The part of the training time that measurements at the default interval may take."""
 
 
 def run(device: torch.device, size: str, seconds: float) -> dict[str, Any]:

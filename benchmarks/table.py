@@ -14,7 +14,7 @@ DOCUMENTS = {"steps": ROOT / "docs" / "speed.md", "spectra": ROOT / "docs" / "sp
 
 
 def newest() -> dict[str, list[dict[str, Any]]]:
-    """Of `step`, `trainer` and `spectral`, the newest record of every hardware."""
+    """The newest record of every hardware, of `step`, `trainer` and `spectral`."""
     found: dict[str, dict[str, dict[str, Any]]] = {"step": {}, "trainer": {}, "spectral": {}}
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
         record = json.loads(path.read_text())

@@ -28,7 +28,7 @@ WARMING_UP = 2
 LOGGING = 5
 EPOCH = 100
 PROBED = 0.02
-"""Of the samples of such an epoch, those whose losses are taken at its end."""
+"""The share of such an epoch's samples whose losses are taken at its end."""
 
 SIZES: dict[str, dict[str, int]] = {
     "gpt2": {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50_257},

@@ -61,7 +61,7 @@ class PowerKernel:
             self._sum()
 
     def sums(self) -> Tensor:
-        """Of all that was added, shape (rows, COUNT), float64."""
+        """The sums of all that was added, shape (rows, COUNT), float64."""
         self._sum()
         return self._sums
 

@@ -78,7 +78,7 @@ def split(exact: Tensor, theta: Tensor, correction: Tensor) -> None:
 
 
 def _exponent(w: Tensor) -> Tensor:
-    """Of fp16 numbers in float32, as int32; -14 of smaller ones."""
+    """The exponents of fp16 numbers in float32, as int32; -14 for smaller ones."""
     return (((w.view(torch.int32) >> 23) & 0xFF) - 127).clamp_(-14, 15)
 
 

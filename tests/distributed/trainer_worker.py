@@ -21,6 +21,7 @@ from hf_pdyn import (
     TelemetryCallback,
     WeightDecayShutoffCallback,
 )
+from hf_pdyn.measure import power_kernel
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.tensors.sharding import first_param, held
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
@@ -53,6 +54,8 @@ def build(model: str) -> torch.nn.Module:
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     accumulation = options.get("gradient_accumulation_steps", 1)
+    # Launches sum the allocation curve by the kernel, as of larger models; one process by tensor operations.
+    power_kernel.WORTH_COMPILING = 0 if world_size > 1 else 2**62
     exponents = Exponents()
     shutoff = WeightDecayShutoffCallback(options.pop("wd_off", "0.5"))
     callbacks = [TelemetryCallback(every=1, per_layer=True), shutoff, exponents]

@@ -22,7 +22,7 @@ from hf_pdyn.policy.allocation_curve import (
 
 TRIED = (-0.4, 0.0, 0.25, 0.37, 0.5, 1.0)
 CLOSE = 1e-5
-"""Of interpolated log M at the spreads drawn here: eight points 0.05 apart (measured: below 1e-6)."""
+"""The error of interpolated log M at the spreads drawn here: eight points 0.05 apart (measured: below 1e-6)."""
 
 
 def drawn(seed: int, level: float, spread: float = 3.0, count: int = 2000) -> tuple[np.ndarray, np.ndarray]:

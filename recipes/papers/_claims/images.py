@@ -110,6 +110,6 @@ def _standardised(
 
 
 def _channels_first(images: np.ndarray) -> Tensor:
-    """Of shape (N, C, H, W), in [0, 1]."""
+    """Images of shape (N, C, H, W), in [0, 1]."""
     tensor = torch.from_numpy(images).float() / 255
     return tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.movedim(-1, 1).contiguous()

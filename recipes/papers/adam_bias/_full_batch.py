@@ -13,7 +13,7 @@ from papers._claims.images import Images
 from papers._claims.processes import from_main_process, of_one_process
 
 EVALUATIONS = 50
-"""Of the test set, evenly over training."""
+"""How often the test set is looked at, evenly over training."""
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,10 @@ DIRECTIONS = {"rho": +1, "beta": -1}
 QUICK = {TANH: {"lr": 2.5e-4, "epochs": 750}, RESNET: {"lr": 1e-3, "epochs": 300}}
 SWEEP, RATES, SPIKES = "sweep", "learning rates", "spike regime"
 LRS = (2e-3, 1e-3, 5e-4, 2.5e-4, 1.25e-4)
-"""Of the tanh network with two values of rho, over the same time, epochs times learning rate."""
+"""Learning rates of the tanh network with two values of rho; all runs last as long in epochs times learning rate."""
 PAIR = (0.9, 0.95)
 SPIKING: dict[str, Any] = {"beta": 0.0, "rho": 0.9, "lr": 2e-2, "eps": 1e-16, "epochs": 600}
-"""Of the tanh network: decay rates of the moments far apart, and training until gradients are tiny."""
+"""Settings of the tanh network: decay rates of the moments far apart, and training until gradients are tiny."""
 LEVELS = (1.0, 0.5, 0.25, 0.1)
 """Training losses at which runs are compared."""
 STABLE, SMALLEST_LOSS = 1.2, 1e-6
@@ -109,7 +109,7 @@ def configurations(given: Options) -> list[Configuration]:
 
 
 def networks(given: Options) -> list[str]:
-    """Of this size."""
+    """The networks of this size."""
     if given.full:
         check_choice("--network", given["network"], list(SIZES))
         return [given["network"]]
@@ -279,7 +279,7 @@ def judge(rows: Sequence[Row], given: Options) -> Verdict:
 
 
 def _judged(rows: Sequence[Row], network: str, name: str) -> tuple[Outcome, str]:
-    """Of all trends of a quantity, over both sweeps and both ways to compare, the outcome, and each in words."""
+    """The outcome of all trends of a quantity, over both sweeps and both ways to compare, and each in words."""
     outcomes, told = [], []
     for sweep, (where, take) in itertools.product(SWEEPS, WHERE.items()):
         change = statistics.trend(_x(sweep), measured(rows, network, sweep, take(name)))
@@ -289,7 +289,7 @@ def _judged(rows: Sequence[Row], network: str, name: str) -> tuple[Outcome, str]
 
 
 def _change(name: str, mean: statistics.Mean) -> str:
-    """Of an error in percentage points; of a log as a factor."""
+    """A change in words: an error in percentage points, a log as a factor."""
     if name == "test error":
         return f"{100 * mean.mean:+.2f} ± {100 * mean.spread:.2f} points"
     return f"{np.exp(mean.mean):.3f} ± {np.exp(mean.mean) * mean.spread:.3f} x"
@@ -315,7 +315,7 @@ def _of_hill(part: str) -> Callable[[Result], float | None]:
 
 
 def changes_by_lr(rows: Sequence[Row]) -> np.ndarray:
-    """Of the tanh network's log norm at equal losses, between the two rho of PAIR: (learning rates, seeds)."""
+    """How the tanh network's log norm at equal losses differs between the two rho of PAIR: (learning rates, seeds)."""
     norm = at_losses("norm")
     by_rho = [
         [[norm(row["result"]) for row in chosen(rows, network=TANH, beta=BETA, rho=rho, lr=lr)] for lr in LRS]

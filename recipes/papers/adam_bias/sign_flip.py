@@ -38,11 +38,11 @@ CASES = (
 OFFSETS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 """p - p*, of every case."""
 FACTORS = (1, 2, 4)
-"""Of the learning rate."""
+"""What learning rates are multiplied by."""
 LRS = {BILINEAR: 1e-3, NETWORK: 5e-5}
-"""Of p = 1/2. For other p, steps at the start are as large."""
+"""Learning rates at p = 1/2. For other p, steps at the start are as large."""
 STEPS, MOMENTS = 4000, (0.25, 0.5, 1.0)
-"""Of the network at the smallest learning rate, and shares of them after which norms are compared."""
+"""Steps of the network at the smallest learning rate, and shares of them after which norms are compared."""
 RESIDUAL = 2.0
 """Where norms of the bilinear model are compared: above the valley, which small p only approach."""
 BOUND = 1e-5

@@ -11,7 +11,7 @@ from torch import Tensor
 from hf_pdyn.theory.mirror import MirrorMap
 
 RELATIVE_ERROR, ABSOLUTE_ERROR = 1e-12, 1e-14
-"""Of a step of the solver, Runge-Kutta of order 8."""
+"""What a step of the solver, Runge-Kutta of order 8, may be off by."""
 
 
 class Flow(NamedTuple):

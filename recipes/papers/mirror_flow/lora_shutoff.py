@@ -37,7 +37,7 @@ from papers.mirror_flow._training import Training, train
 
 PAPERS_RATE, LARGER_RATE = 2e-4, 1e-3
 Decay = tuple[float, bool]
-"""Of the weights, and whether it ends at the shutoff."""
+"""The weights' decay, and whether it ends at the shutoff."""
 NONE: Decay = (0.0, False)
 CONSTANT: dict[float, tuple[float, ...]] = {PAPERS_RATE: (0.1, 0.2, 0.5, 1.0), LARGER_RATE: (0.1, 0.5, 1.0)}
 CROSSINGS: dict[float, dict[float, float]] = {PAPERS_RATE: {1.0: 0.5, 0.2: 0.1}, LARGER_RATE: {1.0: 0.5}}

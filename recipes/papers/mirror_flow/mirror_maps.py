@@ -139,7 +139,7 @@ def _relative(found: Tensor, expected: Tensor) -> float:
 
 
 def _slope_error(of: mirror.MirrorMap, x: Tensor, a: float) -> float:
-    """Of dR_a/da + h, relative to the size of what h sums."""
+    """The error of dR_a/da = -h, relative to the size of what h sums."""
     at = torch.tensor(a, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(of.potential(x, at), at)
     h = of.h(of.w(of.gradient(x, a), a))
@@ -147,7 +147,7 @@ def _slope_error(of: mirror.MirrorMap, x: Tensor, a: float) -> float:
 
 
 def _printed_error(of: mirror.MirrorMap, flow: Flow) -> float | None:
-    """Of the paper's formula in place of grad R_a, or, for Eq. 9, of x."""
+    """The error of the paper's formula in place of grad R_a, or, for Eq. 9, of x."""
     if isinstance(of, mirror.PowerDifference):
         return min(_relative(_eq_9(of, flow, factor), flow.x) for factor in (1, of.K))
     gradient = _printed_gradient(of)
@@ -244,7 +244,7 @@ def largest(rows: Sequence[Row], name: str, maps: Sequence[str] = FLOWS) -> floa
 
 
 def change(rows: Sequence[Row], name: str, shape: str) -> statistics.Mean:
-    """Of the shape of a map's potential, as a falls."""
+    """How the shape of a map's potential changes as a falls."""
     found = np.array([row["result"][shape] for row in chosen(rows, check="shape", map=name)], float).T
     return statistics.trend(A_VALUES, found if shape == "type" else np.log(np.abs(found)))
 

@@ -47,7 +47,7 @@ ARMS = {
     "step matched": {"alpha": ALPHA, "step": "matched", "start": "repaired"},
     "start as printed": {"alpha": ALPHA, "step": "same", "start": "printed"},
 }
-"""Of u^2k - v^2k. step: the learning rate, for every k, or over (2k)^2 / 4. start: see `powers`."""
+"""What is varied of u^2k - v^2k. step: the learning rate, for every k, or over (2k)^2 / 4. start: see `powers`."""
 LOG_ALPHAS = (0.0, 0.0001, 0.001, 0.01, 0.1, 1.0)
 LOG_START = 0.1
 """The paper's x, of which u0 and v0 are the logistic functions of x and -x."""
@@ -225,7 +225,7 @@ def _short(value: Tensor | float) -> float:
 
 
 def log_error(result: Result) -> float:
-    """Of the last iteration; NaN of codes that had lost their values by then."""
+    """The log error after the last iteration; NaN for codes that had lost their values by then."""
     return math.log(result["mse"][-1]) if result["ended"] is None else math.nan
 
 
@@ -236,12 +236,12 @@ def stationary(result: Result) -> float:
 
 
 def by_k(rows: Sequence[Row], arm: str, value: Callable[[Result], float]) -> np.ndarray:
-    """Of u^2k - v^2k, (k, seeds)."""
+    """A value of the codes u^2k - v^2k, (k, seeds)."""
     return np.array([[value(row["result"]) for row in chosen(rows, code="powers", k=k, **ARMS[arm])] for k in DEPTHS])
 
 
 def by_alpha(rows: Sequence[Row], value: Callable[[Result], float], alphas: Sequence[float]) -> np.ndarray:
-    """Of log u - log v, (alpha, seeds)."""
+    """A value of the codes log u - log v, (alpha, seeds)."""
     return np.array([[value(row["result"]) for row in chosen(rows, code="logs", alpha=alpha)] for alpha in alphas])
 
 

@@ -206,7 +206,7 @@ def test_nothing_beside_a_tensor_is_touched() -> None:
 
 
 def many() -> list[Update]:
-    """Of several groups, dtypes, step counts and alignments, so several launches; their order is none of these."""
+    """Updates of several groups, dtypes, step counts and alignments, so several launches, in no order."""
     groups = [
         {**DEFAULTS},
         {**DEFAULTS, "p": 0.5, "lr": 1e-3, "weight_decay": 0.0, "eps": 0.0},
