@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import record, spectral, step, trainer
+from benchmarks import offload, record, scale, spectral, step, trainer
 from benchmarks.opponents import OPPONENTS
 from benchmarks.shapes import SHAPES
 
@@ -22,7 +22,9 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--dtypes", nargs="+", choices=step.DTYPES, help="of `step`")
     parser.add_argument("--against", nargs="+", choices=[*OPPONENTS, "padam"], default=[*OPPONENTS, "padam"])
-    parser.add_argument("--seconds", type=float, default=12.0, help="for each comparison of `step` and `spectral`")
+    parser.add_argument(
+        "--seconds", type=float, default=12.0, help="for each comparison of `step`, `offload` and `spectral`"
+    )
     parser.add_argument("--steps", type=int, default=32, help="of each training of `trainer`")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="on the CPU")
     parser.add_argument("--json", help="file to write instead of benchmarks/<what>-<hardware>-<date>.json; - for none")
@@ -60,7 +62,17 @@ def _spectral(options: argparse.Namespace, device: torch.device) -> dict[str, An
     return spectral.run(device, "tiny" if options.tiny else "gpt2", 0.05 if options.tiny else options.seconds)
 
 
-_RUN = {"step": _step, "trainer": _trainer, "spectral": _spectral}
+def _scale(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    print(f"{record.hardware(device)}\n\n{scale.HEADER}")
+    return scale.run((40, 80), 2000) if options.tiny else scale.run()
+
+
+def _offload(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    print(f"{record.hardware(device)}\n\n{offload.HEADER}")
+    return offload.run("tiny" if options.tiny else "gpt2", 0.05 if options.tiny else options.seconds)
+
+
+_RUN = {"step": _step, "trainer": _trainer, "spectral": _spectral, "scale": _scale, "offload": _offload}
 
 
 if __name__ == "__main__":

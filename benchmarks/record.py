@@ -15,7 +15,10 @@ from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.environment import installed_versions
 
 FOLDER = Path(__file__).parent
-PACKAGES = ("torch", "triton", "transformers", "accelerate", "peft", "pytorch_optimizer", "torchao", "bitsandbytes")
+PACKAGES = (
+    *("torch", "triton", "transformers", "accelerate", "peft"),
+    *("deepspeed", "pytorch_optimizer", "torchao", "bitsandbytes"),
+)
 
 
 def hardware(device: torch.device) -> str:

@@ -200,12 +200,12 @@ def _extremes_of_this_process(optimizer: str, shapes: str, device: torch.device)
     first = time.perf_counter() - start
     for _ in range(3):
         optimizer.step()
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else _peak_of_process()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_of_process()
     return {"first_step_seconds": round(first, 3), "peak_bytes": peak}
 
 
-def _peak_of_process() -> int:
-    """Not getrusage's, which a process inherits from the one that started it."""
+def peak_of_process() -> int:
+    """The largest memory in bytes; not getrusage's, which a process inherits from the one that started it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 

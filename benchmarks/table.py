@@ -6,16 +6,24 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import spectral, step, trainer
+from benchmarks import offload, scale, spectral, step, trainer
 from benchmarks.record import FOLDER
 
 ROOT = FOLDER.parent
-DOCUMENTS = {"steps": ROOT / "docs" / "speed.md", "spectra": ROOT / "docs" / "speed.md", "speed": ROOT / "README.md"}
+SPEED = ROOT / "docs" / "speed.md"
+DOCUMENTS = {
+    "steps": SPEED,
+    "offload": SPEED,
+    "spectra": SPEED,
+    "scale": ROOT / "docs" / "scale.md",
+    "speed": ROOT / "README.md",
+}
 
 
 def newest() -> dict[str, list[dict[str, Any]]]:
-    """The newest record of every hardware, of `step`, `trainer` and `spectral`."""
-    found: dict[str, dict[str, dict[str, Any]]] = {"step": {}, "trainer": {}, "spectral": {}}
+    """The newest record of every hardware, of every benchmark."""
+    kinds = ("step", "offload", "trainer", "spectral", "scale")
+    found: dict[str, dict[str, dict[str, Any]]] = {what: {} for what in kinds}
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
         record = json.loads(path.read_text())
         if record.get("what") in found:
@@ -66,6 +74,23 @@ def spectra(records: dict[str, list[dict[str, Any]]]) -> str:
             f"{record['steps_for_share']} steps or more.",
             "",
         ]
+    return "\n".join(lines).strip()
+
+
+def offloaded(records: dict[str, list[dict[str, Any]]]) -> str:
+    """Steps of ZeRO's partitions on the CPU, for docs/speed.md."""
+    lines: list[str] = []
+    for record in records["offload"]:
+        where = f"{_where(record)}, deepspeed {record['versions']['deepspeed']}"
+        lines += [f"{where}:", "", offload.HEADER, *map(offload.line, record["rows"]), ""]
+    return "\n".join(lines).strip()
+
+
+def of_many_tensors(records: dict[str, list[dict[str, Any]]]) -> str:
+    """What telemetry costs with very many tensors, for docs/scale.md."""
+    lines: list[str] = []
+    for record in records["scale"]:
+        lines += [f"{_where(record)}:", "", *scale.lines(record), ""]
     return "\n".join(lines).strip()
 
 
@@ -132,7 +157,13 @@ def insert(document: str, name: str, table: str) -> str:
 
 def documents(records: dict[str, list[dict[str, Any]]]) -> dict[Path, str]:
     """Every document with tables, as it should be."""
-    tables = {"steps": everything(records), "spectra": spectra(records), "speed": short(records)}
+    tables = {
+        "steps": everything(records),
+        "offload": offloaded(records),
+        "spectra": spectra(records),
+        "scale": of_many_tensors(records),
+        "speed": short(records),
+    }
     texts = {path: path.read_text() for path in DOCUMENTS.values()}
     for name, path in DOCUMENTS.items():
         texts[path] = insert(texts[path], name, tables[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -25,8 +26,11 @@ from hf_pdyn.measure.windows import Scope
 from hf_pdyn.policy import allocation_curve as curve
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.intervals import parse_interval
+from hf_pdyn.policy.row_budget import plan_rows
 from hf_pdyn.run_dir.tables import ALLOCATION
 from hf_pdyn.tensors.sharding import agreed
+
+logger = logging.getLogger(__name__)
 
 _MOST_OF_TRAINING = 0.01
 """The part of a training's time that measuring may take with `every="auto"`."""
@@ -80,10 +84,10 @@ class AllocationCallback(RememberingCallback):
         self._records_to_skip = 0
         self._first = True
         self._since = time.perf_counter()
-        self._start_measuring(state)
+        self._start_measuring(args, state)
 
     @never_fatal
-    def _start_measuring(self, state: TrainerState) -> None:
+    def _start_measuring(self, args: TrainingArguments, state: TrainerState) -> None:
         self._statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         controls = [c for c in all_callbacks(self, self._trainer) if isinstance(c, PControlCallback)]
         self._p_step = controls[0].config.p_step if controls else ControlConfig.p_step
@@ -91,6 +95,11 @@ class AllocationCallback(RememberingCallback):
             self._say_why(self._statistics.unavailable, state)
         else:
             self._reader = PowerMomentsReader(self._statistics, per_layer=self.per_layer)
+            interval = self.every if isinstance(self.every, int) else self.run.logging_interval(args, state)
+            values = self._reader.most_curves * len(curve.EXPONENTS)
+            self._plan = plan_rows(values, interval=interval, total_steps=self.run.total_steps)
+            if self._plan.thinned and self.every != "auto" and state.is_world_process_zero:
+                logger.warning("pdyn allocation curves are kept of %s, and of the last.", self._plan.thinned)
 
     def stop_measuring(self) -> None:
         """Log nothing from here on. While parameters are sharded, other processes wait for this one's part."""
@@ -126,6 +135,7 @@ class AllocationCallback(RememberingCallback):
         skipped = _records_to_skip(cost=ended - begun, training=begun - self._since)
         if self._first:  # it has costs of its own
             self._first, skipped = False, min(skipped, _MOST_AFTER_THE_FIRST)
+        skipped = max(skipped, self._plan.every - 1)
         (skipped,) = map(int, agreed([skipped], self.run.device))
         self._records_to_skip, self._since = skipped, ended
         return found or {}
@@ -148,7 +158,8 @@ class AllocationCallback(RememberingCallback):
             self._say_why(found.reason if found else None, state)
             return None
         p = self._current_p()
-        self._curves.add(state, _rows(found, p))
+        if self.every == "auto" or self._plan.takes(state.global_step):
+            self._curves.add(state, _rows(found, p))
         if not curve.P_MIN <= p <= curve.P_MAX:
             return None
         return {f"pdyn/allocation/{name}": value for name, value in _values(found, p, self._p_step).items()}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.console import short_record
 from hf_pdyn.callbacks.memory import INITIAL, check_memory, memory_of
@@ -70,6 +71,12 @@ class TrainingRun:
     def step_of(self, moment: Moment) -> int:
         """The number of optimizer steps done when `moment` comes."""
         return moment.resolve(total_steps=self.total_steps, steps_per_epoch=self.steps_per_epoch)
+
+    def logging_interval(self, args: TrainingArguments, state: TrainerState) -> int:
+        """Optimizer steps from one training log record to the next."""
+        if args.logging_strategy == IntervalStrategy.EPOCH:
+            return self.steps_per_epoch or 1  # without a length, any step may be an epoch's last
+        return max(int(state.logging_steps), 1)
 
     def ends_epoch(self, step: int) -> bool:
         """Whether that step is the last of its epoch; False where the dataset has no length.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -21,8 +22,11 @@ from hf_pdyn.integrations.deepspeed import gathered, is_partitioned
 from hf_pdyn.measure.attention_lora import ATTENTION, ATTENTION_HEADS, LORA, Measured, Product, find_products
 from hf_pdyn.measure.spectra import QUANTITIES, summary
 from hf_pdyn.policy.intervals import parse_interval
+from hf_pdyn.policy.row_budget import plan_rows
 from hf_pdyn.run_dir.tables import LAYERS
 from hf_pdyn.tensors.sharding import agreed, has_fsdp1, is_dtensor, whole
+
+logger = logging.getLogger(__name__)
 
 _KINDS = (ATTENTION, ATTENTION_HEADS, LORA)
 _STEP = "pdyn/spectrum/step"
@@ -62,6 +66,7 @@ class SpectralCallback(RememberingCallback):
         self._products: Sequence[Product] = ()
         self._sharded = False
         self._failed: set[type[Product]] = set()
+        self._said_thinned = False
         self._unlogged: dict[str, float] = {}
         self.measured_at: int | None = None
         self.latest: dict[str, float] = {}
@@ -70,6 +75,7 @@ class SpectralCallback(RememberingCallback):
         self.gave_up = False
         self._products, self._sharded, self._unlogged = (), False, {}
         self._failed.clear()
+        self._said_thinned = False
         self._find(state)
         # A resumed run has the measurement of its checkpoint's step, if there was one.
         self.measured_at = state.global_step if state.global_step > 0 else None
@@ -180,20 +186,14 @@ class SpectralCallback(RememberingCallback):
 
     @never_fatal
     def _note(self, state: TrainerState, found: list[tuple[Product, Measured]]) -> None:
-        self._layers.add(
-            state,
-            [
-                {
-                    "layer": product.layer,
-                    "part": measured.part,
-                    "name": name,
-                    "value": getattr(measured.spectrum, name),
-                }
-                for product, measured in found
-                if measured.spectrum is not None
-                for name in QUANTITIES
-            ],
-        )
+        rows = [
+            {"layer": product.layer, "part": measured.part, "name": name, "value": getattr(measured.spectrum, name)}
+            for product, measured in found
+            if measured.spectrum is not None
+            for name in QUANTITIES
+        ]
+        if self._takes_rows(state, len(found) * len(QUANTITIES)):
+            self._layers.add(state, rows)
         values = {
             f"pdyn/spectrum/{kind}/{name}": value
             for kind in _KINDS
@@ -201,6 +201,17 @@ class SpectralCallback(RememberingCallback):
         }
         self.latest = values
         self._unlogged = {**values, _STEP: state.global_step} if values else {}
+
+    def _takes_rows(self, state: TrainerState, values: int) -> bool:
+        """Whether this measurement has rows; of a run with very many of them, only some have."""
+        interval = self.interval()
+        if interval is None:
+            return True
+        plan = plan_rows(values, interval=interval, total_steps=self.run.total_steps)
+        if plan.thinned and not self._said_thinned:
+            self._said_thinned = True
+            logger.warning("pdyn rows of spectra are kept of %s, and of the last: %s each.", plan.thinned, values)
+        return plan.takes(state.global_step)
 
     def metrics(self, state: TrainerState) -> dict[str, float]:
         unlogged, self._unlogged = self._unlogged, {}

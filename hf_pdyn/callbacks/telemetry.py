@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from torch import Tensor
 from torch.optim import Optimizer
 from transformers import TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import IntervalStrategy
 
 from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.remembering import RememberingCallback
@@ -26,6 +25,8 @@ from hf_pdyn.measure.implicit_bias import why_no_coefficient
 from hf_pdyn.measure.mirror_time import MirrorClock, why_no_time
 from hf_pdyn.measure.step_statistics import StepStatistics
 from hf_pdyn.measure.windows import QUANTITIES, Reading, Scope, Window
+from hf_pdyn.optim.step_work import group_lr
+from hf_pdyn.policy.row_budget import RowPlan, plan_rows
 from hf_pdyn.run_dir.tables import LAYERS
 
 logger = logging.getLogger(__name__)
@@ -95,7 +96,9 @@ class TelemetryCallback(RememberingCallback):
         self._clock = MirrorClock(_by_label(self.run.groups))
         self._a_t_ended = self._said_missing = False
         self._settings: dict[str, float] = {}
+        self._plan: RowPlan | None = None
         self._start_measuring()
+        self._say_what_is_limited(args, state)
         reason = next(filter(None, map(self._why_no_coefficient, self.run.groups)), None)
         if reason is not None and state.is_world_process_zero:
             logger.warning("pdyn/implicit_bias is left out: %s.", reason)
@@ -109,6 +112,22 @@ class TelemetryCallback(RememberingCallback):
         self._window = self._statistics.window()
         if self._statistics.unavailable:
             warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
+
+    def _say_what_is_limited(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Plan the rows of layers; say once where a run of so many layers or records would have too many."""
+        if self._window is None:
+            return
+        said = []
+        if self._statistics.joined_layers:
+            said = [f"{self._statistics.joined_layers}; pdyn/G_w_over_G_b_invariant, which needs them all, is left out"]
+        if self.row_buffer is not None:
+            rows = sum(scope.layer is not None for scope in self._statistics.scopes) * (1 + len(QUANTITIES))
+            interval = self.run.logging_interval(args, state)
+            self._plan = plan_rows(rows, interval=interval, total_steps=self.run.total_steps)
+            if self._plan.thinned:
+                said.append(f"rows of layers are kept of {self._plan.thinned}, and of the last: {rows:,} each")
+        if said and state.is_world_process_zero:
+            logger.warning("pdyn telemetry is limited: %s.", "; ".join(said))
 
     def stop_measuring(self) -> None:
         """Log nothing from here on. Where parameters are sharded the window stays: others wait for its part."""
@@ -124,16 +143,10 @@ class TelemetryCallback(RememberingCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        every = self.every or self._logging_interval(args, state)
+        every = self.every or self.run.logging_interval(args, state)
         first = state.global_step == 0 and args.logging_first_step
         if self._window is not None and (first or (state.global_step + 1) % every == 0):
             self._statistics.measure_next_step()
-
-    def _logging_interval(self, args: TrainingArguments, state: TrainerState) -> int:
-        by_epoch = args.logging_strategy == IntervalStrategy.EPOCH
-        if by_epoch:
-            return self.run.steps_per_epoch or 1  # without a length, any step may be an epoch's last
-        return max(int(state.logging_steps), 1)
 
     @never_fatal
     def on_optimizer_step(
@@ -195,8 +208,8 @@ class TelemetryCallback(RememberingCallback):
         if reading:
             self._count_nonfinite(reading.nonfinite_steps)
             self._say_what_is_missing(reading, state)
-            collected = _global_metrics(reading)
-            if self.row_buffer is not None:
+            collected = _global_metrics(reading, layers_joined=self._statistics.joined_layers is not None)
+            if self.row_buffer is not None and (self._plan is None or self._plan.takes(state.global_step)):
                 self.row_buffer.add(state, _layer_rows(reading))
         settings = self._settings | {_metric("a_t", label): value for label, value in self._times().items()}
         by_label = {name for name in settings if name.startswith(f"{_BY_LABEL}/")}
@@ -271,7 +284,7 @@ def _check_memory(memory: object) -> dict[str, Any]:
     return found
 
 
-def _global_metrics(reading: Reading) -> dict[str, float]:
+def _global_metrics(reading: Reading, *, layers_joined: bool) -> dict[str, float]:
     weight, bias_like = Scope("weight"), Scope("bias_like")
     metrics: dict[str, float] = {}
     for symbol, norms in (("", reading.grad_norm), ("_clipped", reading.grad_norm_clipped)):
@@ -288,7 +301,7 @@ def _global_metrics(reading: Reading) -> dict[str, float]:
     updates = reading.quantities.get("update_norm", {})
     if weight in updates and updates.get(bias_like):
         metrics["pdyn/update_ratio"] = updates[weight] / updates[bias_like]
-    invariant = _invariant_ratio(reading)
+    invariant = None if layers_joined else _invariant_ratio(reading)
     if invariant is not None:
         metrics["pdyn/G_w_over_G_b_invariant"] = invariant
     for name, norms in (("grad_share", reading.grad_norm), ("update_share", updates)):
@@ -320,9 +333,11 @@ def _settings_by_name(groups: list[dict[str, Any]]) -> dict[str, float]:
         if NAME not in group:
             continue
         for field in ("lr", "weight_decay", "p"):
-            if group.get(field) is not None and not isinstance(group[field], Tensor):
+            # A tensor that holds a learning rate on the CPU costs nothing to read; one on a device waits.
+            value = group_lr(group) if field == "lr" and group.get("lr") is not None else group.get(field)
+            if value is not None and not isinstance(value, Tensor):
                 metric = f"{_BY_GROUP}/{group[NAME]}/{field}"
-                found[metric] = max(float(group[field]), found.get(metric, -math.inf))
+                found[metric] = max(float(value), found.get(metric, -math.inf))
     return found
 
 

@@ -103,7 +103,8 @@ def label_parameters(model: nn.Module, rules: Sequence[Rule] = ()) -> dict[str, 
         'bias_like/embedding'
     """
     found = list(sites(model))
-    names = {site.name: canonical_name(site.name, model) for site in found}
+    # Without rules nobody asks, and it takes longer than to decide.
+    names = {site.name: canonical_name(site.name, model) for site in found} if rules else {}
     compiled = [_compile(rule, names) for rule in rules]
     labels: dict[str, Label] = {}
     for site in found:

@@ -61,6 +61,8 @@ def split_by_rules(groups: Iterable[Mapping[str, Any]], model: nn.Module, rules:
         by_name = {rule.name: rule for rule in rules}
         for (rule_name, depth, decays), params in parts.items():
             part = {**group, "params": params}
+            if isinstance(part.get("lr"), Tensor):
+                part["lr"] = part["lr"].clone()  # schedulers fill it, and each group has its own
             if "param_names" in group:
                 part["param_names"] = [names[id(param)] for param in params]
             if rule_name is not None:

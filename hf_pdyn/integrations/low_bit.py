@@ -7,10 +7,29 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 _BITSANDBYTES = {"exp_avg": "1", "exp_avg_sq": "2"}
 _BLOCK = 256
 """bitsandbytes 0.50 scales its states by blocks of so many elements."""
+
+
+def is_adam(optimizer: Optimizer) -> bool:
+    """Whether it is Adam or AdamW of torchao or bitsandbytes, whose epsilon stands outside the root as torch's does."""
+    if getattr(optimizer, "optimizer_name", None) == "adam":  # LAMB and AdEMAMix of bitsandbytes have other names
+        return any(base.__module__.startswith("bitsandbytes.") for base in type(optimizer).__mro__)
+    return any(base.__module__ == "torchao.optim.adam" for base in type(optimizer).__mro__)
+
+
+def has_moment(state: Mapping[str, Any], name: str) -> bool:
+    """Whether an optimizer's state has such a moment, in whatever format."""
+    return name in state or isinstance(state.get(f"state{_BITSANDBYTES[name]}"), Tensor)
+
+
+def in_floats(state: Mapping[str, Any], name: str) -> bool:
+    """Whether `moment` returns what the state has, not a new tensor of floats made from it."""
+    found = state.get(name)
+    return isinstance(found, Tensor) and not type(found).__module__.startswith("torchao")
 
 
 def moment(state: Mapping[str, Any], name: str) -> Tensor | None:

@@ -21,7 +21,8 @@ matched in scale. What it is worth:
   count in n.
 - Decoupled weight decay adds terms of its own to the flow, and leaves this one. Decay that goes through the gradient is
   part of E.
-- Adam and AdamW, whose eps stands outside the root, are taken for the p-update with p = 1/2 and eps^2 inside it. SGD is
+- Adam and AdamW, whose eps stands outside the root, are taken for the p-update with p = 1/2 and eps^2 inside it. In 8
+  and 4 bits v is what the optimizer has kept of it: an element whose v is rounded to 0 does not count. SGD is
   p = 0 with the long-run weights of its momentum, so its coefficient is positive and depends on lr and momentum only.
 """
 
@@ -35,6 +36,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from hf_pdyn.integrations import low_bit
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.optim import state_format
 from hf_pdyn.optim.equation import usable_eps
@@ -47,7 +49,7 @@ from hf_pdyn.theory.modified_flow import bias_coefficient, momentum_coefficient
 
 def perturbed_one_norm(grad: Tensor, *, eps: float) -> Tensor:
     """||g||_{1,eps} = sum_i sqrt(g_i^2 + eps), the norm Adam's implicit bias is about; a 0-d tensor."""
-    return _sum(_perturbed_square(grad, eps).sqrt_())
+    return _sum(perturbed_square(grad, eps).sqrt_())
 
 
 def power_norm(grad: Tensor, *, p: float, eps: float) -> Tensor:
@@ -57,13 +59,14 @@ def power_norm(grad: Tensor, *, p: float, eps: float) -> Tensor:
     p=1 the sum diverges by a constant only; its gradient is that of sum_i log(g_i^2 + eps) / 2, which
     is what is returned there.
     """
-    perturbed = _perturbed_square(grad, eps)
+    perturbed = perturbed_square(grad, eps)
     if p == 1:
         return _sum(perturbed.log_()) / 2
     return _sum(perturbed.pow_(1 - p)) / (2 * (1 - p))
 
 
-def _perturbed_square(grad: Tensor, eps: float) -> Tensor:
+def perturbed_square(grad: Tensor, eps: float) -> Tensor:
+    """g_i^2 + eps of every element, in float32 at least; a new tensor."""
     if grad.is_complex():
         grad = torch.view_as_real(grad)
     # float32 at least: the square of a bf16 or fp16 gradient loses most of its range.
@@ -78,7 +81,7 @@ def exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | No
     """Return (p, eps) that `optimizer` applies to `group`: its own, or those of the Padam it equals; None if none."""
     if "p" in group:
         return group["p"], usable_eps(group["eps"])
-    if isinstance(optimizer, (Adam, AdamW)):  # their eps stands outside the root
+    if isinstance(optimizer, (Adam, AdamW)) or low_bit.is_adam(optimizer):  # their eps stands outside the root
         return 0.5, usable_eps(group["eps"] ** 2)
     return (0.0, 0.0) if isinstance(optimizer, SGD) else (None, 0.0)
 
@@ -87,7 +90,9 @@ def why_no_coefficient(optimizer: Optimizer, group: Mapping[str, Any]) -> str | 
     """Why the implicit bias of this parameter group has no coefficient; None where it has."""
     name = type(optimizer).__name__
     if exponent(optimizer, group)[0] is None:
-        return f"{name} is no p-update: padam, torch's Adam and AdamW (p=1/2) and SGD (p=0) are"
+        return (
+            f"{name} is no p-update: padam, Adam and AdamW of torch, torchao and bitsandbytes (p=1/2) and SGD (p=0) are"
+        )
     if group.get("amsgrad"):
         return "the maximum that amsgrad keeps is no average of squared gradients"
     if group.get("bias_correction", "eq18") != "eq18":
@@ -115,9 +120,8 @@ def coefficient_sums(optimizer: Optimizer, pieces: Sequence[Piece], shares: Tens
         shares = _shares(optimizer, pieces, lines)
     ruled, moved = shares.unbind(1)
     above = torch.where(ruled.isnan(), 0.0, moved - ruled)
-    at_0, slope = (_beside([math.nan if line is None else line[i] for line in lines], shares) for i in range(2))
-    coefficient = torch.stack(torch._foreach_mul(list(moved.unbind()), at_0))
-    coefficient += torch.stack(torch._foreach_mul(list(above.unbind()), slope))
+    at_0, slope = ([math.nan if line is None else line[i] for line in lines] for i in range(2))
+    coefficient = times_each(moved, at_0) + times_each(above, slope)
     scale = getattr(optimizer, "last_scale", None)
     if scale is not None:
         coefficient *= scale.to(coefficient)
@@ -148,8 +152,11 @@ def _lines(optimizer: Optimizer, pieces: Sequence[Piece]) -> list[_Line | None]:
     for group in optimizer.param_groups:
         own, in_codes = numbers.get(id(group), []), group.get("state_dtype", "fp32") != "fp32"
         if own and why_no_coefficient(optimizer, group) is None:
-            for i, line in zip(own, _lines_of_group(optimizer, group, [pieces[i].holder for i in own]), strict=True):
-                lines[i] = line and line._replace(in_codes=in_codes)
+            found = _lines_of_group(optimizer, group, [pieces[i].holder for i in own])
+            if in_codes:
+                found = [line and line._replace(in_codes=True) for line in found]
+            for i, line in zip(own, found, strict=True):
+                lines[i] = line
     return lines
 
 
@@ -159,7 +166,7 @@ def _lines_of_group(
     if isinstance(optimizer, SGD):
         return [_Line(_of_momentum(group), 0.0, None)] * len(holders)
     states = [optimizer.state.get(holder, {}) for holder in holders]
-    stepped = [i for i, state in enumerate(states) if "exp_avg_sq" in state]
+    stepped = [i for i, state in enumerate(states) if low_bit.has_moment(state, "exp_avg_sq")]
     times = _times([states[i]["step"] for i in stepped]) if stepped else []
     lines: list[_Line | None] = [None] * len(holders)
     if isinstance(times, Tensor):
@@ -191,27 +198,42 @@ def _times(steps: Sequence[Any]) -> list[float] | Tensor:
 def _shares(optimizer: Optimizer, pieces: Sequence[Piece], lines: Sequence[_Line | None]) -> Tensor:
     """`shares` from the state; for optimizers without v, NaN and the number of elements."""
     device = pieces[0].holder.device
-    held: list[Tensor] = []
-    for piece, line in zip(pieces, lines, strict=True):
-        if line is not None and line.v_eps is None:
-            held.append(piece.of(local_reals(piece.holder.detach())))
-        elif line is not None:
-            v = piece.of(local_reals(optimizer.state[piece.holder]["exp_avg_sq"]))
-            held.append(state_format.decode_v(v) if line.in_codes else v)
-    known = [i for i, line in enumerate(lines) if line is not None]
     shares = torch.full((len(pieces), 2), math.nan, device=device, dtype=accumulator_dtype(device))
+    known = [(i, line) for i, line in enumerate(lines) if line is not None]
     if not known:
         return shares
     rows = shares.unbind()
-    if lines[known[0]].v_eps is None:  # type: ignore[union-attr]
+    if known[0][1].v_eps is None:
         moved = torch.zeros(len(known), device=device, dtype=shares.dtype).unbind()
-        torch._foreach_copy_([rows[i][1] for i in known], torch._foreach_add(moved, [v.numel() for v in held]))
+        numels = [piece_of.numel() for piece_of in (_elements(pieces[i]) for i, _ in known)]
+        torch._foreach_copy_([rows[i][1] for i, _ in known], torch._foreach_add(moved, numels))
         return shares
-    for place in dict.fromkeys(v.device for v in held):
-        here = [(i, v) for i, v in zip(known, held, strict=True) if v.device == place]
+    held: list[tuple[int, Tensor]] = []
+    for i, line in known:
+        state = optimizer.state[pieces[i].holder]
+        if line.in_codes or not low_bit.in_floats(state, "exp_avg_sq"):  # one after the other: each takes new memory
+            v = _decoded(state, pieces[i], in_codes=line.in_codes)
+            rows[i].copy_(shares_of_eps([v], [line.v_eps])[0])
+        else:
+            held.append((i, pieces[i].of(local_reals(state["exp_avg_sq"]))))
+    for place in dict.fromkeys(v.device for _, v in held):
+        here = [(i, v) for i, v in held if v.device == place]
         sums = shares_of_eps([v for _, v in here], [lines[i].v_eps for i, _ in here])  # type: ignore[union-attr]
         torch._foreach_copy_([rows[i] for i, _ in here], list(sums.to(shares).unbind()))
     return shares
+
+
+def _elements(piece: Piece) -> Tensor:
+    return piece.of(local_reals(piece.holder.detach()))
+
+
+def _decoded(state: Mapping[str, Any], piece: Piece, *, in_codes: bool) -> Tensor:
+    """V of a piece in floats, from a format that has none."""
+    if in_codes:
+        return state_format.decode_v(piece.of(local_reals(state["exp_avg_sq"])))
+    v = low_bit.moment(state, "exp_avg_sq")
+    assert v is not None  # `_lines_of_group` has seen it
+    return piece.of(local_reals(v))
 
 
 def _of_momentum(group: Mapping[str, Any]) -> Any:
@@ -219,6 +241,14 @@ def _of_momentum(group: Mapping[str, Any]) -> Any:
     momentum = group["momentum"]
     lr = group_lr(group) * ((1 - group["dampening"]) / (1 - momentum) if momentum else 1.0)
     return lr / 2 * momentum_coefficient(momentum, nesterov=group["nesterov"])
+
+
+def times_each(values: Tensor, factors: list[Any]) -> Tensor:
+    """The products, element by element; the factors are numbers, or 0-d tensors where they stand on a device."""
+    if values.is_cpu and not any(isinstance(factor, Tensor) for factor in factors):
+        return values * torch.tensor(factors, dtype=values.dtype, device="cpu")
+    # Numbers become arguments of a kernel: a tensor of them would be sent to the device first.
+    return torch.stack(torch._foreach_mul(list(values.unbind()), _beside(factors, values)))
 
 
 def _beside(values: list[Any], like: Tensor) -> list[Any]:

@@ -45,6 +45,11 @@ class PowerMomentsReader:
         self._per_layer = per_layer
         self._scopes = [scope for scope in statistics.scopes if self._wants(scope)]
 
+    @property
+    def most_curves(self) -> int:
+        """Scopes that a reading can have."""
+        return len(self._scopes)
+
     def _wants(self, scope: Scope) -> bool:
         return scope.group is None and (self._per_layer or scope.layer is None)
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from hf_pdyn.common.never_fatal import give_up, never_fatal
-from hf_pdyn.grouping import NAME, PATHWAYS, Label, label_parameters, layer_of
-from hf_pdyn.integrations import low_bit
+from hf_pdyn.grouping import NAME, PATHWAYS, Label, label_parameters
+from hf_pdyn.grouping.layer_names import LayerNames
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.integrations.deepspeed import (
     want_one_step_for_all_groups,
@@ -31,12 +31,12 @@ from hf_pdyn.integrations.deepspeed import (
     zero_pieces,
 )
 from hf_pdyn.measure import implicit_bias
-from hf_pdyn.measure.moments import step_count
+from hf_pdyn.measure.piece_sums import gradient_squares, has_gradient, measured_sums
 from hf_pdyn.measure.windows import MEASURED, Scope, Window
-from hf_pdyn.optim import state_format
 from hf_pdyn.optim.clipping import UNCLIPPED, Clip, clip_factor, note_clip, take_clip
 from hf_pdyn.optim.step_work import SUMS, StepSums
 from hf_pdyn.tensors import norms
+from hf_pdyn.tensors.membership import Membership
 from hf_pdyn.tensors.sharding import (
     Piece,
     Shards,
@@ -46,7 +46,6 @@ from hf_pdyn.tensors.sharding import (
     held,
     is_partial,
     local,
-    local_like,
 )
 
 _ATTRIBUTE = "_hf_pdyn_statistics"
@@ -61,7 +60,8 @@ class StepStatistics:
         labels: instead of `label_parameters(model)`.
 
     `scopes` are the columns of statistics, `scopes_of` those that each piece of a parameter enters: its pathway, its
-    component, its layer and its named group. `unavailable` is None, or the reason why nothing can be measured here. A
+    component, its layer and its named group. `joined_layers` says which layers are taken as one where there are very
+    many (`LayerNames`), and is None elsewhere. `unavailable` is None, or the reason why nothing can be measured here. A
     step that the optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is
     what a gradient scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d
     tensor, not 0 where the last step was skipped; None for other optimizers.
@@ -115,29 +115,33 @@ class StepStatistics:
         want_one_step_for_all_groups(self._optimizer)
         declare_fsdp1_shards(model)
         labelled: list[tuple[Piece | None, tuple[Scope, ...]]] = []
-        for name, group, piece in [] if self.unavailable else _stepped(optimizer, model):
-            if name in labels:
-                pathway = group.get("pathway") or labels[name].pathway
-                component = group.get("component") or labels[name].component
-                parts = [Scope(pathway), Scope(pathway, component=component), Scope(pathway, layer_of(name))]
-                if NAME in group:
-                    parts.append(Scope(pathway, group=group[NAME]))
-                labelled.append((piece, tuple(parts)))
+        stepped = [] if self.unavailable else [found for found in _stepped(optimizer, model) if found[0] in labels]
+        layers = LayerNames(name for name, _, _ in stepped)
+        self.joined_layers = layers.joined
+        for name, group, piece in stepped:
+            pathway = group.get("pathway") or labels[name].pathway
+            component = group.get("component") or labels[name].component
+            parts = [Scope(pathway), Scope(pathway, component=component), Scope(pathway, layers.of(name))]
+            if NAME in group:
+                parts.append(Scope(pathway, group=group[NAME]))
+            labelled.append((piece, tuple(parts)))
         if not labelled and not self.unavailable:
             self.unavailable = "the optimizer steps tensors that are not the model's parameters"
         found = dict.fromkeys(scope for _, parts in labelled for scope in parts)
         self.scopes: tuple[Scope, ...] = tuple(sorted(found, key=_scope_order))
         column = {scope: i for i, scope in enumerate(self.scopes)}
         self.scopes_of = {piece: parts for piece, parts in labelled if piece is not None}
-        self._columns = {piece: tuple(map(column.__getitem__, parts)) for piece, parts in self.scopes_of.items()}
-        self._pieces = list(self._columns)
+        columns = {piece: tuple(map(column.__getitem__, parts)) for piece, parts in self.scopes_of.items()}
+        self._pieces = list(columns)
         self._pieces_of: dict[Tensor, list[Piece]] = {}
-        for piece in self._columns:
+        for piece in self._pieces:
             self._pieces_of.setdefault(piece.holder, []).append(piece)
-        self._table: Tensor | None = None
         self._known_pieces: Sequence[Piece] | None = None
         self._no_clip: Tensor | None = None
         self._shards = Shards(param for params in held(self._optimizer) for param in params)
+        # A process that holds what others hold too gives its share of it. The last set is empty.
+        shares = [self._shards.share(piece.holder) for piece in self._pieces]
+        self._membership = Membership([columns[piece] for piece in self._pieces], shares, len(self.scopes) + 1)
 
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more.
@@ -263,7 +267,7 @@ class StepStatistics:
         if request is not None and request.failure is not None:
             raise request.failure
         # Without a request the gradients are read after the step: a closure computes them inside it.
-        pieces = request.summed if request is not None else [piece for piece in self._pieces if _has_gradient(piece)]
+        pieces = request.summed if request is not None else [piece for piece in self._pieces if has_gradient(piece)]
         if not pieces:
             # A process that holds none of what has a gradient adds zeros: windows have as many steps everywhere.
             sums = self._full(0.0, 1 + len(MEASURED), len(self.scopes)) if self._shards.sharded else None
@@ -287,15 +291,9 @@ class StepStatistics:
 
     def _rows(self, pieces: Sequence[Piece], measuring: bool) -> Tensor:
         """The columns of SUMS for each piece but those of the coefficient; the first alone unless `measuring`."""
-        grad_sq = norms.two_norms([_gradient(piece) for piece in pieces]).square()
         if not measuring:
-            return grad_sq.view(-1, 1)
-        groups = group_by_param(self._optimizer)
-        columns = {
-            "grad_sq": grad_sq,
-            **_stacked([self._measured(piece, groups[piece.holder]) for piece in pieces], like=grad_sq),
-        }
-        return torch.stack([columns[name] for name in SUMS[:-2]], dim=1)
+            return gradient_squares(pieces).view(-1, 1)
+        return measured_sums(self._optimizer, pieces, self._before, self._factor)
 
     def _clip_share(self, clip: Clip, like: Tensor) -> Tensor:
         """This process's share of the square of the total norm that clipping found; 0 where nothing clips."""
@@ -314,59 +312,25 @@ class StepStatistics:
             total = self._shards.add_up(self._shards.share_of_square(total)).sqrt()
         return clip_factor(local(total), clip.max_norm)
 
-    def _measured(self, piece: Piece, group: Mapping[str, Any]) -> dict[str, Tensor]:
-        """What `_rows` has of one piece besides the first column, 0-d tensors; NaN where this optimizer has none."""
-        grad = _gradient(piece)
-        device, dtype = grad.device, norms.accumulator_dtype(grad.device)
-        if self._factor is not None:
-            grad = grad / self._factor.to(device=device, dtype=grad.dtype)
-        missing = torch.full((), math.nan, device=device)
-        p, eps = implicit_bias.exponent(self._optimizer, group)
-        v_hat = _second_moment(self._optimizer.state.get(piece.holder, {}), group, piece)
-        before, after = self._before.get(piece.holder), local(piece.holder.detach())
-        return {
-            "update_sq": missing if before is None else norms.two_norms([piece.of(after - before)])[0].square(),
-            "param_sq": norms.two_norms([piece.of(after)])[0].square(),
-            "v_hat_sum": missing if v_hat is None else v_hat.sum(dtype=dtype),
-            "one_norm": implicit_bias.perturbed_one_norm(grad, eps=eps),
-            "N_p": missing if p is None else implicit_bias.power_norm(grad, p=p, eps=eps),
-            "numel": torch.full((), float(grad.numel() * (2 if grad.is_complex() else 1)), device=device),
-        }
-
     def _squares(self, pieces: Sequence[Piece], rows: Tensor) -> Tensor:
         """`_sum_by_scope` of the first column, with the 0 of a step that was not clipped at its end.
 
         A gradient that is not finite leaves out the whole step anyway.
         """
-        squares, table = self._all_pieces(pieces, rows).select(1, 0), self._table_beside(rows)
-        # A product is quicker on a CPU and slower on a GPU.
-        return torch.mv(table, squares) if squares.is_cpu else (table * squares).sum(dim=1)
+        return self._membership.column_sums(self._all_pieces(pieces, rows).select(1, 0))
 
     def _all_pieces(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """`values` of all pieces in their order, 0 where one has none."""
         if pieces is not self._known_pieces and list(pieces) != self._pieces:
-            # So that one table is for all steps: sending it waits for the device.
+            # So that sums are over the same pieces at all steps: sending others waits for the device.
             given, zeros = dict(zip(pieces, values, strict=True)), values.new_zeros(values.shape[1])
             return torch.stack([given.get(piece, zeros) for piece in self._pieces])
         self._known_pieces = pieces
         return values
 
-    def _table_beside(self, values: Tensor) -> Tensor:
-        """Which pieces enter each scope, with what share; a last row of zeros."""
-        if self._table is None or self._table.device != values.device:
-            # A process that holds what others hold too gives its share of it.
-            table = torch.zeros(len(self.scopes) + 1, len(self._columns), dtype=values.dtype, device="cpu")
-            for column, (piece, scopes) in zip(table.unbind(1), self._columns.items(), strict=True):
-                column[list(scopes)] = self._shards.share(piece.holder)
-            self._table = table.to(values.device)
-        return self._table
-
     def _sum_by_scope(self, pieces: Sequence[Piece], values: Tensor) -> Tensor:
         """Shape (len(pieces), n) to (n, len(scopes)): each value enters its pathway, component and layer."""
-        values, table = self._all_pieces(pieces, values), self._table_beside(values)[:-1].T
-        finite = values.isfinite()
-        sums = torch.where(finite, values, 0).T @ table
-        return torch.where((~finite).to(values.dtype).T @ table > 0, math.nan, sums)
+        return self._membership.finite_sums(self._all_pieces(pieces, values))[:, :-1]
 
     def _full(self, value: float, *shape: int) -> Tensor:
         device = first_param(self._optimizer).device
@@ -398,36 +362,7 @@ def _stepped(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, Mapp
             yield name, group_of[param], Piece(param)
 
 
-def _stacked(rows: Sequence[Mapping[str, Tensor]], *, like: Tensor) -> dict[str, Tensor]:
-    return {name: torch.stack([row[name].to(like) for row in rows]) for name in rows[0]}
-
-
-def _has_gradient(piece: Piece) -> bool:
-    return piece.holder.grad is not None and not piece.holder.grad.is_sparse
-
-
-def _gradient(piece: Piece) -> Tensor:
-    assert piece.holder.grad is not None
-    return piece.of(local_like(piece.holder.grad, piece.holder))
-
-
 def _beside(value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):  # a DTensor stays one
         return value if value.device == like.device else value.to(like.device)
     return torch.full((), value, device=like.device, dtype=like.dtype)
-
-
-def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Piece) -> Tensor | None:
-    """v_hat of a piece from an Adam-like optimizer's state; None for others."""
-    name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-    try:
-        v = state.get(name) if name in state else low_bit.moment(state, name)
-    except ValueError:  # in a format that nobody knows
-        return None
-    if v is None or "betas" not in group or "step" not in state:
-        return None
-    held = piece.of(local(v))
-    if group.get("state_dtype", "fp32") != "fp32":
-        held = state_format.decode_v(held)
-    v_hat = held / (1 - group["betas"][1] ** step_count(state["step"]))
-    return torch.view_as_real(v_hat) if v_hat.is_complex() else v_hat

@@ -18,6 +18,8 @@ def two_norms(tensors: Sequence[Tensor]) -> Tensor:
     """
     device = tensors[0].device
     dtype = accumulator_dtype(device)
+    if all(tensor.numel() <= _SHORT for tensor in tensors) and _alike(tensors):
+        return torch.stack(list(_foreach_norm(list(tensors)))).to(device=device, dtype=dtype)
     norms: list[Tensor] = [None] * len(tensors)  # type: ignore[list-item]  # each is set below
     short = [i for i, tensor in enumerate(tensors) if tensor.numel() <= _SHORT]
     for i, norm in zip(short, _foreach_norm([tensors[i] for i in short]), strict=True):
@@ -26,6 +28,29 @@ def two_norms(tensors: Sequence[Tensor]) -> Tensor:
         if norms[i] is None:
             norms[i] = _norm_by_rows(tensor, dtype)
     return torch.stack([norm.to(device=device, dtype=dtype) for norm in norms])
+
+
+def sums_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of each tensor, none of which holds anything negative: shape (len(tensors),), in `accumulator_dtype`."""
+    device = tensors[0].device
+    dtype = accumulator_dtype(device)
+    if _alike(tensors):
+        return torch.stack(torch._foreach_norm(list(tensors), 1, dtype=dtype))
+    return torch.stack([tensor.sum(dtype=dtype).to(device) for tensor in tensors])
+
+
+def sums_of_parts(values: Tensor, sizes: Sequence[int], *, signed: bool = False) -> Tensor:
+    """The sums over successive stretches of a one-dimensional tensor, of these sizes.
+
+    signed: whether anything may be negative.
+    """
+    dtype = accumulator_dtype(values.device)
+    if len(sizes) == 1:
+        return values.sum(dtype=dtype).view(1)
+    parts = torch.split(values, list(sizes))
+    if signed:
+        return torch.stack([part.sum(dtype=dtype) for part in parts])
+    return torch.stack(torch._foreach_norm(list(parts), 1, dtype=dtype))
 
 
 def power_sum(tensor: Tensor, exponent: float, *, eps: float) -> Tensor:
@@ -59,7 +84,11 @@ def shares_of_eps(tensors: Sequence[Tensor], eps: Sequence[float] | Sequence[Ten
     for batch in _batches(tensors, most):
         parts = [part.to(torch.promote_types(part.dtype, torch.float32)) for _, part in batch]
         of_part: list[Any] = [eps[i] for i, _ in batch]
-        if isinstance(of_part[0], Tensor):
+        sizes = [part.numel() for part in parts]
+        in_a_row = len(parts) > 1 and _alike(parts) and not isinstance(of_part[0], Tensor) and len(set(of_part)) == 1
+        if in_a_row:  # a tensor of a list costs more than its elements in a row
+            parts, of_part = [torch.cat(parts)], of_part[:1]
+        elif isinstance(of_part[0], Tensor):
             of_part = [value.to(part) for value, part in zip(of_part, parts, strict=True)]
         moved = torch._foreach_sign(parts)
         # 1 is added where x is 0, so that nothing is divided by 0; what comes of it counts 0 times.
@@ -71,7 +100,8 @@ def shares_of_eps(tensors: Sequence[Tensor], eps: Sequence[float] | Sequence[Ten
         torch._foreach_reciprocal_(ruled)
         torch._foreach_mul_(ruled, of_part)
         torch._foreach_mul_(ruled, moved)
-        found = torch.stack([_sums(ruled, dtype), _sums(moved, dtype)], dim=1)
+        both = [sums_of_parts(x[0], sizes) if in_a_row else _sums(x, dtype) for x in (ruled, moved)]
+        found = torch.stack(both, dim=1)
         torch._foreach_add_([rows[i] for i, _ in batch], list(found.unbind()))
     return sums
 
@@ -98,7 +128,8 @@ def _batches(tensors: Sequence[Tensor], most: int) -> Iterator[list[tuple[int, T
     batch: list[tuple[int, Tensor]] = []
     size = 0
     for i, tensor in enumerate(tensors):
-        for part in torch.split(tensor.reshape(-1), most):
+        flat = tensor.reshape(-1)
+        for part in (flat,) if flat.numel() <= most else torch.split(flat, most):
             if batch and size + part.numel() > most:
                 yield batch
                 batch, size = [], 0
@@ -120,10 +151,14 @@ _ROW = 512
 _SHORT = 8 * _ROW
 
 
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    return len({(tensor.dtype, tensor.device) for tensor in tensors}) == 1
+
+
 def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
     if not tensors:
         return []
-    if len({(t.dtype, t.device) for t in tensors}) > 1:
+    if not _alike(tensors):
         return [torch.linalg.vector_norm(t, dtype=_norm_dtype(t)) for t in tensors]
     return torch._foreach_norm(tensors, 2, dtype=_norm_dtype(tensors[0]))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import record, step, table, timing
+from benchmarks import offload, record, scale, step, table, timing
 from benchmarks.opponents import OPPONENTS, is_installed
 from benchmarks.shapes import SHAPES, Parameters
 from hf_pdyn.measure.windows import QUANTITIES
@@ -33,6 +33,39 @@ def test_it_runs_and_writes_what_it_found(what: str, tmp_path: Path, capsys: pyt
         assert {row["dtype"] for row in found["rows"]} == {"fp32", "bf16"}
         assert set(found["extremes"]) == {"adamw", "padam, nothing compiled", "padam, compiled"}
         assert all(values["peak_bytes"] > 1e6 for values in found["extremes"].values())
+
+
+def test_very_many_tensors_in_small(tmp_path: Path) -> None:
+    target = tmp_path / "found.json"
+    command.main(["scale", "--tiny", "--device", "cpu", "--threads", "1", "--json", str(target)])
+    found = json.loads(target.read_text())
+    sizes = [row["tensors"] for row in found["rows"]]
+    assert sizes[0] < sizes[1] and all(row["all_reduces"] == 1 for row in found["rows"])
+    # Two steps' gradient norms and clipping, and one step's measured quantities, in float64.
+    columns = found["rows"][1]["scopes"]
+    assert found["rows"][1]["bytes_of_a_reading"] == 8 * (2 * (columns + 1) + 8 * columns)
+    with_all, without = found["training_with"], found["training_without"]
+    assert with_all["disk"]["layers"]["rows"] > 0 and "disk" not in without
+    assert found["budget"]["disk"]["layers"]["rows"] <= found["budget"]["values"]
+    assert len(scale.lines(found)) > 20
+
+
+def test_the_step_of_offloaded_partitions_in_small(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    target = tmp_path / "found.json"
+    command.main(["offload", "--tiny", "--device", "cpu", "--threads", "1", "--json", str(target)])
+    rows = json.loads(target.read_text())["rows"]
+    assert len(rows) == 4 and {row["against"] for row in rows} == {"DeepSpeedCPUAdam"}
+    assert all(row["ratio"] > 0 for row in rows)
+
+
+def test_partitions_hold_what_the_model_does() -> None:
+    partitions = offload.Partitions(SHAPES["tiny"])
+    assert sum(flat.numel() for flat in partitions.flat) == sum(math.prod(shape) for shape in SHAPES["tiny"])
+    assert len(partitions.pieces) == len(SHAPES["tiny"])
+    before = [flat.detach().clone() for flat in partitions.flat]
+    offload.padam(partitions, p=0.5, statistics=True).step()
+    assert all(not torch.equal(a, b) for a, b in zip(before, partitions.flat, strict=True))
 
 
 def test_a_missing_device_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,8 +17,8 @@ MISSING = {
     "Adafactor": NO_MOMENTS | NO_EXPONENT,
     "Muon": NO_MOMENTS | NO_EXPONENT,
     "AdamW of schedule-free": NO_MOMENTS | NO_EXPONENT,
-    "AdamW8bit of torchao": NO_EXPONENT,
-    "8-bit AdamW of bitsandbytes": NO_EXPONENT,
+    "AdamW8bit of torchao": set(),
+    "8-bit AdamW of bitsandbytes": set(),
 }
 SAID = {"v_hat": "v_hat_mean", "N_p": "N_p", "implicit bias": "implicit_bias", "allocation curve": "allocation curve"}
 

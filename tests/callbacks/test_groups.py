@@ -117,6 +117,19 @@ def test_an_optimizer_that_was_given_is_split_as_well(tmp_path: Path) -> None:
     assert {group.get("group_name") for group in optimizer.param_groups} == {"embeddings", "body", None}
 
 
+def test_learning_rates_that_are_tensors_stay_apart(tmp_path: Path) -> None:
+    """A scheduler fills them: groups that were split from one must not share it."""
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(1e-3), foreach=False)
+    rules = [{"name": "half", "match": "wte", "schedule": {"lr_mult": 0.5}}, {"name": "same", "match": "wpe"}]
+    callbacks = [GroupRulesCallback(rules), TelemetryCallback()]
+    run = trainer(tmp_path, model, optimizers=(optimizer, None), max_steps=4, logging_steps=1, callbacks=callbacks)
+    run.train()
+    for step, record in enumerate(training_logs(run.state.log_history)):
+        rates = [record[f"pdyn/by_group/{name}/lr"] for name in ("half", "same")]
+        assert rates == pytest.approx([0.5e-3 * (1 - step / 4), 1e-3 * (1 - step / 4)])
+
+
 def test_a_second_training_has_the_same_groups(tmp_path: Path) -> None:
     run = trainer(tmp_path, max_steps=3, callbacks=[GroupRulesCallback(RULES)])
     run.train()
