@@ -19,7 +19,7 @@ BEGIN, END = "<!-- reading: begin -->", "<!-- reading: end -->"
 GPT2 = {"n_layer": 12, "n_embd": 768, "n_head": 12, "vocab_size": 50_257}
 CASES: dict[str, dict[str, Any]] = {
     "a GPT-2 of 2 layers": {"size": {}, "max_steps": 12, **zero(3)},
-    "GPT-2": {"size": GPT2, "max_steps": 8, **zero(3)},
+    "GPT-2": {"size": GPT2, "max_steps": 6, **zero(3)},
 }
 
 
