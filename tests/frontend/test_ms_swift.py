@@ -150,6 +150,6 @@ def test_the_stand_in_is_ms_swifts() -> None:
         "self.optimizer_callback.create_optimizer(model=model)",
     ):
         assert line in trainer
-    base = (package / "optimizers" / "base.py").read_text()
+    base = (package / "optimizers" / "base.py").read_text().replace("'", '"')
     for line in inspect.getsource(OptimizerCallback.create_optimizer).splitlines()[1:]:
         assert line.strip().replace("Trainer.", "HfTrainer.") in base
