@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ COMMON = (
 EXPONENTS = (0.25, 0.5)
 FORMATS = ("fp32", "16bit", "8_16bit")
 SEEDS = (1, 2, 3, 4, 5)
+ROWS = FOLDER / "format-losses.jsonl"
 
 
 def configurations() -> Iterator[Configuration]:
@@ -92,7 +93,7 @@ def judged(values: Sequence[float], reference: Sequence[float]) -> dict[str, Any
     return {"reference": spread, "difference": found, "verdict": verdict}
 
 
-def table(found: Sequence[Mapping[str, Any]]) -> str:
+def table(found: Iterable[Mapping[str, Any]]) -> str:
     """For docs/speed.md."""
     lines = ["| recipe | p | moments | loss in fp32, 5 seeds | difference, 95 % interval | rule |", "|---" * 6 + "|"]
     for row in found:
@@ -108,7 +109,7 @@ def table(found: Sequence[Mapping[str, Any]]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run later than that")
-    parser.add_argument("--rows", type=Path, default=FOLDER / "format-losses.jsonl")
+    parser.add_argument("--rows", type=Path, default=ROWS)
     options = parser.parse_args(arguments)
     begun = time.perf_counter()
     rows = Rows(options.rows)
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> None:
                 start = time.perf_counter()
                 rows.append(of, run(of), time.perf_counter() - start, versions=versions())
                 print(f"{of['recipe']}, p={of['p']:g}, {of['state_dtype']}, seed {of['seed']}", flush=True)
-    print(f"{RULE}\n\n{table(list(compared(rows)))}")
+    print(f"{RULE}\n\n{table(compared(rows))}")
 
 
 if __name__ == "__main__":

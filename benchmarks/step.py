@@ -90,6 +90,8 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
         yield Comparison("16bit, update_scale=adam", matched, adamw, "adamw", 1.0)
     yield Comparison("p=0.37, everything measured", padam(p=0.37, statistics="measured"), adamw, "adamw", None)
     yield Comparison("p=0.37, no statistics", padam(p=0.37, statistics="none"), adamw, "adamw", None)
+    for name in ("torchao", "bitsandbytes"):  # whose moments are of 8 bits, both
+        yield Comparison("8_16bit, p=0.5", padam(p=0.5, state_dtype="8_16bit"), OPPONENTS[name], name, None)
     if small:
         return
     plain_step = padam(p=0.37)
@@ -98,8 +100,6 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
     yield Comparison("p=0.37, update_scale=adam", padam(p=0.37, update_scale="adam"), adamw, "adamw", 1.32)
     yield Comparison("amsgrad", padam(p=0.37, amsgrad=True), plain_step, "padam", 1.05 * 9 / 7)
     yield Comparison("without a compiler", padam(p=0.37, fused=False), adamw, "adamw", None)
-    for name in ("torchao", "bitsandbytes"):  # whose moments are of 8 bits, both
-        yield Comparison("8_16bit, p=0.5", padam(p=0.5, state_dtype="8_16bit"), OPPONENTS[name], name, None)
     for name in ("pytorch_optimizer", "uclaml"):
         yield Comparison("p=0.37", padam(p=0.37), OPPONENTS[name], name, 0.25)
 

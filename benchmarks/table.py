@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import offload, scale, spectral, step, trainer
+from benchmarks import format_losses, offload, scale, spectral, step, trainer
 from benchmarks.record import FOLDER
+from hf_pdyn.sweep.rows import Rows
 
 ROOT = FOLDER.parent
 SPEED = ROOT / "docs" / "speed.md"
 DOCUMENTS = {
+    "losses": SPEED,
     "steps": SPEED,
     "offload": SPEED,
     "spectra": SPEED,
@@ -117,11 +119,12 @@ def short(records: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-_SHOWN_OF_A_CPU = {("gpt2", "p=0.37"): "GPT-2, 124 M parameters", ("lora24", "p=0.37"): "24 tensors of LoRA"}
-_SHOWN_OF_A_GPU = {
+_SHOWN_OF_A_CPU = {
     ("gpt2", "p=0.37"): "GPT-2, 124 M parameters",
-    ("1b", "16bit, p=0.37"): "a GPT-2 of 1 B parameters, `state_dtype=16bit`",
+    ("gpt2", "16bit, p=0.5"): "GPT-2, 124 M parameters, p = 1/2, `state_dtype=16bit`",
+    ("lora24", "p=0.37"): "24 tensors of LoRA",
 }
+_SHOWN_OF_A_GPU = {("1b", "16bit, p=0.37"): "a GPT-2 of 1 B parameters, `state_dtype=16bit`"}
 _SHOWN_TRAININGS = {("gpt2 full fine-tuning", "defaults")}
 
 
@@ -158,6 +161,7 @@ def insert(document: str, name: str, table: str) -> str:
 def documents(records: dict[str, list[dict[str, Any]]]) -> dict[Path, str]:
     """Every document with tables, as it should be."""
     tables = {
+        "losses": format_losses.table(format_losses.compared(Rows(format_losses.ROWS))),
         "steps": everything(records),
         "offload": offloaded(records),
         "spectra": spectra(records),
