@@ -9,6 +9,7 @@ the callbacks and the optimizer's step, are timed apart too, and put in the plac
 
 from __future__ import annotations
 
+import functools
 import random
 import statistics
 import tempfile
@@ -102,6 +103,7 @@ class _TakesTurns(TrainerCallback):
         optimizer = kwargs["optimizer"]
         step = optimizer.step
 
+        @functools.wraps(step)  # by which a scheduler knows a step that it watches
         def timed(*args: Any, **kwargs: Any) -> Any:
             begun = time.perf_counter()
             found = step(*args, **kwargs)
