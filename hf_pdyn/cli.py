@@ -87,7 +87,8 @@ def _build_parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=show_comparison)
     explaining = commands.add_parser("explain", help="say in words what p is for a model, and what is wrong with a run")
     explaining.set_defaults(command=show_explanation)
-    explaining.add_argument("--baseline", metavar="RUN_DIR", help="a run to be told from")
+    for command in (report, explaining):
+        command.add_argument("--baseline", metavar="RUN_DIR", help="a run that the others are told from")
     explaining.add_argument(
         "--fail_on",
         nargs="+",
@@ -104,9 +105,12 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def write_report(options: argparse.Namespace) -> None:
     """Write the page, and the images where they are wanted; problems of runs are on the page and go to stderr."""
-    runs = read_runs(options.runs)
+    runs = read_runs([*options.runs, *([] if options.baseline is None else [options.baseline])])
     _say_problems(runs)
-    write_whole(options.output, page(runs).encode())
+    baseline = None
+    if options.baseline is not None:
+        baseline = next(run for run in runs if run.directory.resolve() == Path(options.baseline).resolve())
+    write_whole(options.output, page(runs, baseline).encode())
     console = Console(soft_wrap=True, markup=False, highlight=False)
     console.print(f"{options.output}")
     if options.png is not None:
@@ -126,6 +130,9 @@ def show_comparison(options: argparse.Namespace) -> None:
         Console(width=max(console.width, needed)).print(part)
 
 
+_NO_ALLOCATION = "No allocation curve was recorded: --allocation log, or telemetry with padam."
+
+
 def show_explanation(options: argparse.Namespace) -> None:
     """Print sentences and findings of every run; exits with status 1 for a finding that was asked for."""
     for kind in options.fail_on:
@@ -139,9 +146,7 @@ def show_explanation(options: argparse.Namespace) -> None:
         if len(runs) > 1:
             console.print(f"{run.name}:")
         explained = explain(run, baseline)
-        for sentence in explained.sentences or [
-            "No allocation curve was recorded: --allocation log, or telemetry with padam."
-        ]:
+        for sentence in [*explained.earlier, *explained.outcome] or [_NO_ALLOCATION]:
             console.print(sentence)
         for finding in explained.findings:
             console.print(f"- {finding.kind}: {finding}")

@@ -326,17 +326,22 @@ KINDS = (*FINDINGS, EQUALS_BASELINE)
 _LAST_EVALUATIONS = 5
 
 
-def equals_baseline(losses: Sequence[float], of_baseline: Sequence[float]) -> Finding | None:
-    """Whether two runs end alike: by the scatter of each one's last evaluation losses about their line.
+def evaluation_noise(losses: Sequence[float], of_baseline: Sequence[float]) -> float | None:
+    """Twice what the scatter of each run's last evaluation losses about their line makes of a difference.
 
-    A finding where the difference of the final losses is below twice what this scatter makes of a difference. None
-    where it is not, and of fewer than four evaluations.
+    None of fewer than four evaluations.
     """
     scatters = [_scatter(values[-_LAST_EVALUATIONS:]) for values in (losses, of_baseline)]
-    if any(scatter is None for scatter in scatters):
+    known = [scatter for scatter in scatters if scatter is not None]
+    return 2 * math.hypot(*known) if len(known) == len(scatters) else None
+
+
+def equals_baseline(losses: Sequence[float], of_baseline: Sequence[float]) -> Finding | None:
+    """A finding where the final losses of two runs differ by no more than `evaluation_noise`, else None."""
+    noise = evaluation_noise(losses, of_baseline)
+    if noise is None:
         return None
     difference = losses[-1] - of_baseline[-1]
-    noise = 2 * math.hypot(*(scatter for scatter in scatters if scatter is not None))
     if abs(difference) > noise:
         return None
     return Finding(

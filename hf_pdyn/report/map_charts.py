@@ -81,19 +81,25 @@ def spectrum_charts(drawing: Drawing, quantities: Quantities) -> tuple[Chart, ..
 def _heat_maps(drawing: Drawing, found: Sequence[tuple[RecordedRun, str, str, str, HeatMap]]) -> tuple[Chart, ...]:
     cells = _CELLS_OF_A_REPORT // max(len(found), 1)
     fewest, most = _COLUMNS_OF_A_HEAT_MAP
-    charts = []
+    drawn = []
+    bounds: dict[tuple[str, str], list[float]] = {}
     for run, part, name, title, wanted in found:
         columns = min(max(cells // max(len(wanted.layers), 1), fewest), most)
         steps = drawing.evenly(wanted.steps, columns)
         values = wanted.values(steps)
-        if not np.isfinite(values).any():  # a ratio of what never stands side by side
-            continue
+        if np.isfinite(values).any():  # a ratio may be of what never stands side by side
+            drawn.append((run, part, name, title, wanted, steps, values))
+            bounds.setdefault((part, name), []).extend(vega.positive_bounds(values[np.isfinite(values)].tolist()) or ())
+    charts = []
+    for run, part, name, title, wanted, steps, values in drawn:
+        same = bounds[part, name]  # of all runs: maps that stand side by side have the same colours
         spec = vega.heat_map(
             dict(zip(wanted.layers, values.tolist(), strict=True)),
             run=run.name,
             steps=steps,
             value_title=title.lower(),
             labels=short_labels(wanted.layers),
+            bounds=(min(same), max(same)) if same else None,
         )
         key = "-".join(["layers", file_name(part), file_name(name), f"run{drawing.runs.index(run)}"])
         note = f"{part}; {len(wanted.layers)} layers"

@@ -15,13 +15,15 @@ from markupsafe import Markup
 
 from hf_pdyn._version import __version__
 from hf_pdyn.report import theme, vega
+from hf_pdyn.report.cards import Card, cards_of
 from hf_pdyn.report.chart import Section
 from hf_pdyn.report.charts import sections
 from hf_pdyn.report.conversion import vl_convert
-from hf_pdyn.report.explain import explain
+from hf_pdyn.report.explain import Explanation, baseline_among, explain
 from hf_pdyn.report.recorded_run import RecordedRun, printable
 from hf_pdyn.report.shares import EXPLAINED, percent, shares
 from hf_pdyn.report.summary import NOTHING, Setting, configuration, final_values, notes
+from hf_pdyn.report.symbols import ALLOCATION_DYNAMICS, IMPLICIT_BIAS, MIRROR_FLOW, SYMBOLS
 
 _DECISIONS_OF_A_RUN = 200
 _RUNS_IN_WORDS = 8
@@ -34,13 +36,27 @@ class Choices(NamedTuple):
     parts: list[str]
 
 
-def page(runs: Sequence[RecordedRun]) -> str:
-    """The report on these runs as HTML. ImportError, with the cure, where vl-convert-python is missing."""
+class First(NamedTuple):
+    """What the first screen says of a run: words, then cards."""
+
+    explained: Explanation
+    cards: list[Card]
+
+
+def page(runs: Sequence[RecordedRun], baseline: RecordedRun | None = None) -> str:
+    """The report on these runs as HTML. ImportError, with the cure, where vl-convert-python is missing.
+
+    baseline: the one of them that the others are told from; None takes `baseline_among` them.
+    """
     parts, drawing = sections(runs)
     settings = configuration(runs)
     decisions = [{"run": run.name, **row} for run in runs for row in run.decided[-_DECISIONS_OF_A_RUN:]]
     charts = [chart for section in parts for chart in section.charts]
-    explanations = [explained for explained in map(explain, runs) if explained.sentences or explained.findings]
+    lines = shares(runs)
+    baseline = baseline or baseline_among(runs)
+    firsts = [_first(run, None if run is baseline else baseline) for run in runs]
+    firsts = [first for first in firsts if first.cards or first.explained.outcome or first.explained.findings]
+    firsts.sort(key=lambda first: first.explained.run is baseline)  # what is told from it comes first
     return _template().render(
         title=_title(runs),
         version=__version__,
@@ -50,9 +66,14 @@ def page(runs: Sequence[RecordedRun]) -> str:
         drawing=drawing,
         columns=final_values(runs),
         notes=notes(runs),
-        explanations=explanations[:_RUNS_IN_WORDS],
-        explanations_left_out=len(explanations[_RUNS_IN_WORDS:]),
-        shares=shares(runs),
+        baseline=baseline,
+        firsts=firsts[:_RUNS_IN_WORDS],
+        firsts_left_out=len(firsts[_RUNS_IN_WORDS:]),
+        symbols=SYMBOLS,
+        papers=(ALLOCATION_DYNAMICS, MIRROR_FLOW, IMPLICIT_BIAS),
+        epochs=any(record["epoch"] is not None for run in runs for record in run.history),
+        shares=lines,
+        sized=any(size is not None for line in lines for size in line.parameters),
         shares_explained=EXPLAINED,
         settings=settings,
         differences=sum(setting.differs for setting in settings),
@@ -71,6 +92,10 @@ def page(runs: Sequence[RecordedRun]) -> str:
             }
         ),
     )
+
+
+def _first(run: RecordedRun, baseline: RecordedRun | None) -> First:
+    return First(explain(run, baseline), cards_of(run, baseline))
 
 
 def _title(runs: Sequence[RecordedRun]) -> str:

@@ -12,12 +12,13 @@ from hf_pdyn.report import vega
 from hf_pdyn.report.chart import Chart, Drawing, file_name
 from hf_pdyn.report.recorded_run import STEPS
 from hf_pdyn.report.thinning import thin
-from hf_pdyn.report.vega import Line
+from hf_pdyn.report.vega import Line, Stepped
 
 _POINTS_OF_A_CHART = 4000
 _POINTS_OF_A_LINE = (60, 1000)
 _OTHER_CHARTS = 24
 
+_COUNTS = ("skipped_steps", "nonfinite_steps")
 _PARTIAL = "Hollow: a record of fewer steps than its neighbour, such as a run's last."
 _OF_A_PATHWAY = re.compile(r"pdyn/by_label/[^/]+/[^/]+")
 _MADE_OF_RUNS = re.compile(r"(_runtime|_per_second|_flos)$")
@@ -25,15 +26,25 @@ _MADE_OF_RUNS = re.compile(r"(_runtime|_per_second|_flos)$")
 
 @dataclass(frozen=True)
 class Scalars:
-    """A chart of numbers of the log records; `metrics` by what tells them apart in the chart."""
+    """A chart of numbers of the log records; `metrics` by what tells them apart in the chart.
+
+    stepped: of what changes at steps only, whether a value holds before or after its record. noisy: whether a smoothed
+    line says more.
+    """
 
     key: str
     title: str
     y_title: str
     metrics: dict[str, str]
     note: str = ""
-    stepped: bool = False
+    stepped: Stepped | None = None
     logarithmic: bool | None = None
+    noisy: bool = True
+
+
+def _stepped(metric: str) -> Stepped | None:
+    """A setting keeps its value between two records, and a record has that of its last step; a count does so too."""
+    return "before" if metric.rpartition("/")[2] in ("p", "weight_decay", *_COUNTS) else None
 
 
 def _by_pathway(metric: str) -> dict[str, str]:
@@ -41,7 +52,9 @@ def _by_pathway(metric: str) -> dict[str, str]:
 
 
 BALANCE = (
-    Scalars("p", "Exponent p", "p", {"": "pdyn/p"}, "1/2 is Adam, 0 is momentum SGD.", stepped=True, logarithmic=False),
+    Scalars(
+        "p", "Exponent p", "p", {"": "pdyn/p"}, "1/2 is Adam, 0 is momentum SGD.", stepped="before", logarithmic=False
+    ),
     Scalars(
         "gradients",
         "Gradient norms D_w and D_b",
@@ -60,8 +73,8 @@ BALANCE = (
 )
 LEARNING = (
     Scalars("loss", "Training loss", "loss", {"": "loss"}),
-    Scalars("eval_loss", "Evaluation loss", "loss", {"": "eval_loss"}),
-    Scalars("learning_rate", "Learning rate", "learning rate", {"": "learning_rate"}, logarithmic=False),
+    Scalars("eval_loss", "Evaluation loss", "loss", {"": "eval_loss"}, noisy=False),
+    Scalars("learning_rate", "Learning rate", "learning rate", {"": "learning_rate"}, logarithmic=False, noisy=False),
     Scalars("grad_norm", "Gradient norm of all parameters", "L2 norm", {"": "grad_norm"}, "As the Trainer logs it."),
 )
 UPDATES = (
@@ -134,12 +147,14 @@ TARGET = (
         "Found before each decision, expected at the p that it chose.",
     ),
     Scalars(
-        "target_p", "Exponent p by target", "p from then on", {"": "pdyn/target/p"}, stepped=True, logarithmic=False
+        "target_p", "Exponent p by target", "p from then on", {"": "pdyn/target/p"}, stepped="after", logarithmic=False
     ),
 )
 DECAY = (
-    Scalars("weight_decay", "Weight decay", "weight decay", {"": "pdyn/weight_decay"}, stepped=True, logarithmic=False),
-    Scalars("a_t", "Accumulated decay a_t", "a_t", {"": "pdyn/a_t"}),
+    Scalars(
+        "weight_decay", "Weight decay", "weight decay", {"": "pdyn/weight_decay"}, stepped="before", logarithmic=False
+    ),
+    Scalars("a_t", "Accumulated decay a_t", "a_t", {"": "pdyn/a_t"}, noisy=False),
 )
 
 
@@ -157,7 +172,7 @@ def group_charts(drawing: Drawing) -> tuple[tuple[Chart, ...], int]:
             title,
             y_title,
             {name: f"pdyn/by_group/{name}/{key}" for name in shown},
-            stepped=key in ("weight_decay", "p"),
+            stepped=_stepped(key),
             logarithmic=False,
         )
         for key, title, y_title in (
@@ -196,6 +211,7 @@ def _scalar_chart(drawing: Drawing, scalars: Scalars) -> Chart | None:
         variants=[variant for variant in scalars.metrics if variant],
         stepped=scalars.stepped,
         logarithmic=scalars.logarithmic,
+        smooth=scalars.noisy,
     )
     note = f"{scalars.note} {_PARTIAL if any(line.partial for line in found) else ''}".strip()
     return Chart(scalars.key, scalars.title, note, spec)
@@ -223,7 +239,7 @@ def other_scalar_charts(drawing: Drawing) -> tuple[tuple[Chart, ...], int]:
     charts = scalar_charts(
         drawing,
         (
-            Scalars(f"other-{i:02d}-{file_name(name)}", name, name, {"": name})
+            Scalars(f"other-{i:02d}-{file_name(name)}", name, name, {"": name}, stepped=_stepped(name))
             for i, name in enumerate(shown[:_OTHER_CHARTS])
         ),
     )

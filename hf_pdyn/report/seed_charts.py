@@ -41,7 +41,7 @@ def seed_charts(drawing: Drawing) -> tuple[Chart, ...]:
         rows = [row for name, members in groups.items() for row in _rows(name, members, metric)]
         if rows:
             note = "Median over seeds, the middle half as a band, the range as rules; at steps that all seeds have."
-            spec = vega.bands(rows, Palette(tuple(groups)), y_title=title.lower())
+            spec = vega.bands(rows, Palette(tuple(groups)), y_title=title.lower(), over="step")
             spec["encoding"]["color"]["legend"] = _LEGEND  # these lines are no runs of the page
             charts.append(Chart(f"seeds-{metric.rpartition('/')[2]}", f"{title} over seeds", note, spec))
     return tuple(charts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hf_pdyn.common.label_names import COMPONENTS, PATHWAYS
@@ -20,12 +20,13 @@ class Shares:
 
     `backbone`, `head` and groups add up both pathways.
 
-    gradient, update: by run, None where a run has none.
+    gradient, update: by run, None where a run has none. parameters: likewise, the part of the trained parameters.
     """
 
     name: str
     gradient: tuple[float | None, ...]
     update: tuple[float | None, ...]
+    parameters: tuple[float | None, ...]
 
     @property
     def component(self) -> str | None:
@@ -55,23 +56,23 @@ def _lines(runs: Sequence[RecordedRun], labels: Sequence[str]) -> Iterator[Share
     for pathway in PATHWAYS:
         own = [label for label in labels if label.startswith(f"{pathway}/")]
         if own:
-            yield _line(pathway, [_sums(run, own) for run in runs])
+            yield _line(pathway, [_sums(run, own) for run in runs], [_size(run, own) for run in runs])
             for label in own:
-                yield _line(label, [_sums(run, [label]) for run in runs])
+                yield _line(label, [_sums(run, [label]) for run in runs], [_size(run, [label]) for run in runs])
     head = [label for label in labels if label.endswith(f"/{HEAD}")]
     backbone = [label for label in labels if label not in head]
     if head and backbone:
         with_head = [_sums(run, head) for run in runs]
         rest = [_sums(run, backbone) if sums != _NONE else _NONE for run, sums in zip(runs, with_head, strict=True)]
-        yield _line("backbone", rest)
-        yield _line(HEAD, with_head)
+        yield _line("backbone", rest, [_size(run, backbone) for run in runs])
+        yield _line(HEAD, with_head, [_size(run, head) for run in runs])
 
 
 def _lines_of_groups(runs: Sequence[RecordedRun]) -> Iterator[Shares]:
     for name in dict.fromkeys(name for run in runs for name in run.named_groups):
         metric = f"pdyn/by_group/{name}"
         sums = [(run.last(f"{metric}/grad_share"), run.last(f"{metric}/update_share")) for run in runs]
-        yield _line(f"group {name}", sums)
+        yield _line(f"group {name}", sums, [None] * len(runs))
 
 
 Sums = tuple[float | None, float | None]
@@ -85,9 +86,19 @@ def _sums(run: RecordedRun, labels: Sequence[str]) -> Sums:
     return (sum(gradient) if gradient else None, sum(update) if update else None)
 
 
-def _line(name: str, sums: Sequence[Sums]) -> Shares:
+def _size(run: RecordedRun, labels: Sequence[str]) -> float | None:
+    """Which part of the trained parameters has these labels; None where run.json does not say."""
+    model = run.starts[-1].get("model") if run.starts else None
+    counts = model.get("trainable_parameters_by_label") if isinstance(model, Mapping) else None
+    if not isinstance(counts, Mapping) or not all(isinstance(count, int) for count in counts.values()):
+        return None
+    total = sum(counts.values())
+    return sum(counts.get(label, 0) for label in labels) / total if total > 0 else None
+
+
+def _line(name: str, sums: Sequence[Sums], sizes: Sequence[float | None]) -> Shares:
     gradient, update = zip(*sums, strict=True)
-    return Shares(name, gradient, update)
+    return Shares(name, gradient, update, tuple(sizes))
 
 
 def _metric(label: str, of: str) -> str:

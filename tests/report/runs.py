@@ -81,7 +81,11 @@ def start(learning_rate: float = 1e-3, max_steps: int = 120, **training_argument
     return {
         "max_steps": max_steps,
         "versions": {"torch": "2.13.0"},
-        "model": {"class": "GPT2LMHeadModel", "parameters": 7872, "trainable_parameters_by_label": {"weight/mlp": 9}},
+        "model": {
+            "class": "GPT2LMHeadModel",
+            "parameters": 7872,
+            "trainable_parameters_by_label": {"weight/attention": 8, "bias_like/norm": 2},
+        },
         "callbacks": [{"name": "TelemetryCallback", "every": None, "per_layer": True}],
         "training_arguments": {"learning_rate": learning_rate, "optim_args": "p=0.4", **training_arguments},
     }

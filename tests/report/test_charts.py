@@ -116,6 +116,32 @@ def test_heat_maps_have_layers_in_their_natural_order(tmp_path: Path) -> None:
     assert [row["layer"] for row in rows(chart)] == ["h.0.attn", "h.2.attn", "h.10.attn"]
 
 
+def test_heat_maps_of_several_runs_have_the_same_colours(tmp_path: Path) -> None:
+    found = charts(make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1))
+    maps = [found[f"layers-weight-grad_norm-run{run}"] for run in (0, 1)]
+    values = [value for chart in maps for row in rows(chart) for value in row["value"]]
+    assert [chart.spec["encoding"]["color"]["scale"]["domain"] for chart in maps] == [
+        pytest.approx([min(values), max(values)], rel=1e-4)
+    ] * 2
+
+
+def test_what_changes_at_steps_is_drawn_as_steps(tmp_path: Path) -> None:
+    """A record has the p that its last step used, a decision the one from then on."""
+    path = make_run(tmp_path / "a")
+    other = {"pdyn/target/p": 0.3, "pdyn/by_label/weight/p": 0.4}
+    write_state(tmp_path / "b", [{"step": step, **other} for step in (10, 20)])
+    found = charts(path, tmp_path / "b")
+    drawn = {
+        key: chart.spec["layer"][0]["mark"].get("interpolate") for key, chart in found.items() if "layer" in chart.spec
+    }
+    (by_label,) = (key for key in drawn if key.startswith("other") and key.endswith("_p"))
+    assert {key: drawn[key] for key in ("p", "weight_decay", "target_p", "decisions", by_label, "loss", "a_t")} == {
+        **dict.fromkeys(("p", "weight_decay", by_label), "step-before"),
+        **dict.fromkeys(("target_p", "decisions"), "step-after"),
+        **dict.fromkeys(("loss", "a_t"), None),
+    }
+
+
 def test_of_very_many_layers_some_are_drawn(tmp_path: Path) -> None:
     count = 200_000
     columns = {"layer": [f"h.{i}" for i in range(count)], "value": [1.0] * count}
@@ -297,4 +323,4 @@ def test_differences_of_configuration(tmp_path: Path) -> None:
     assert settings["learning_rate"].differs and settings["learning_rate"].texts() == ["0.001", "0.5", "-"]
     assert not settings["optim_args"].differs  # of a run that is not known nothing is said
     assert settings["TelemetryCallback.per_layer"].texts()[:2] == ["true", "true"]
-    assert settings["trainable_parameters_by_label.weight/mlp"].group == "Model"
+    assert settings["trainable_parameters_by_label.weight/attention"].group == "Model"

@@ -30,6 +30,17 @@ def test_a_page_and_images_of_two_runs(tmp_path: Path, capsys: pytest.CaptureFix
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]
 
 
+def test_a_baseline_is_one_of_the_runs_of_the_page(tmp_path: Path) -> None:
+    runs = [str(make_run(tmp_path / name, seed=i, records=4)) for i, name in enumerate("abc")]
+    output = tmp_path / "page.html"
+    for named in (runs, runs[:2]):
+        cli.main(["report", *named, "--baseline", runs[2], "-o", str(output)])
+        text = output.read_text()
+        assert "Report on 3 runs" in text and "Compared with c." in text and "that of c is 0.75" in text
+    cli.main(["report", *runs, "-o", str(output)])
+    assert "Compared with" not in output.read_text()
+
+
 def test_problems_are_said_and_the_page_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "[bold]run")
     cut_off(run / "trainer_state.json")

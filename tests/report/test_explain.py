@@ -10,10 +10,11 @@ from hf_pdyn.cli import main
 from hf_pdyn.policy.allocation_curve import lr_factor, total, update_ratio
 from hf_pdyn.policy.findings import KINDS
 from hf_pdyn.report.allocation_curves import AllocationCurves
-from hf_pdyn.report.explain import explain
+from hf_pdyn.report.explain import baseline_among, explain
 from hf_pdyn.report.page import page
 from hf_pdyn.report.reading import read_runs
-from tests.report.runs import make_run
+from hf_pdyn.run_dir import run_json
+from tests.report.runs import make_run, start, write_state
 
 
 def with_records(directory: Path, **changed: Any) -> Path:
@@ -29,7 +30,9 @@ def with_records(directory: Path, **changed: Any) -> Path:
 
 def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path) -> None:
     (run,) = read_runs([make_run(tmp_path / "a")])
-    *sentences, of_control = explain(run).sentences
+    explained = explain(run)
+    last, of_control = explained.outcome
+    sentences = [*explained.earlier, last]
     assert [sentence.split(",")[0] for sentence in sentences] == ["At step 10", "At step 60", "At step 120"]
     assert of_control.startswith("Algorithm 1 decided 12 times (") and "p went from" in of_control
     curves = AllocationCurves.of(run.allocation)
@@ -42,7 +45,7 @@ def test_sentences_at_the_beginning_in_the_middle_and_in_the_end(tmp_path: Path)
 
 def test_one_measurement_has_one_sentence(tmp_path: Path) -> None:
     (run,) = read_runs([make_run(tmp_path / "a", records=1)])
-    assert len(explain(run).sentences) == 2
+    assert len(explain(run).outcome) == 2 and explain(run).earlier == []
 
 
 def test_a_run_without_the_curve_has_none(tmp_path: Path) -> None:
@@ -52,7 +55,7 @@ def test_a_run_without_the_curve_has_none(tmp_path: Path) -> None:
     for file in (directory / "pdyn" / "decisions").iterdir():
         file.unlink()
     (run,) = read_runs([directory])
-    assert explain(run).sentences == []
+    assert explain(run).outcome == explain(run).earlier == []
 
 
 def test_findings_of_a_run(tmp_path: Path) -> None:
@@ -97,6 +100,40 @@ def test_against_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     main(["explain", str(run), "--baseline", str(same)])
     output = " ".join(capsys.readouterr().out.split())
     assert "equals_baseline" in output and "The evaluation loss ended at 0.125, that of b at 0.125" in output
+
+
+def evaluated(directory: Path, losses: list[float], **metrics: float) -> Path:
+    write_state(directory, [{"step": step, "eval_loss": loss, **metrics} for step, loss in enumerate(losses, start=1)])
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [
+        ([3.0, 2.01, 1.0, 0.0], "+0, no difference beyond evaluation noise"),
+        ([3.5, 2.51, 1.5, 0.5], "+0.5, higher by more than evaluation noise"),
+        ([2.5, 1.51, 0.5, -0.5], "-0.5, lower by more than evaluation noise"),
+        ([3.0, 0.5], "+0.5; four evaluations of each run would tell whether that is noise"),
+    ],
+)
+def test_a_difference_in_words(tmp_path: Path, losses: list[float], said: str) -> None:
+    paths = [evaluated(tmp_path / "run", losses), evaluated(tmp_path / "base", [3.0, 2.01, 1.0, 0.0])]
+    run, baseline = read_runs(paths)
+    (sentence, *_) = explain(run, baseline).outcome
+    assert f"that of base at 0: {said}" in sentence
+
+
+def test_the_baseline_among_runs_is_the_only_one_at_adams_p(tmp_path: Path) -> None:
+    adam, steered, other = (
+        evaluated(tmp_path / name, [1.0], **{"pdyn/p": p}) for name, p in (("adam", 0.5), ("steered", 0.4), ("b", 0.5))
+    )
+    runs = read_runs([adam, steered, other])
+    assert baseline_among(runs[:2]) is runs[0] and baseline_among(runs[1:]) is runs[2]
+    assert baseline_among(runs) is None and baseline_among(runs[:1]) is None
+    adamw = make_run(tmp_path / "adamw", info=False)
+    run_json.write_start(adamw, 0, start(optim="adamw_torch"))
+    evaluated(adamw, [1.0])
+    assert [run.name for run in [baseline_among(read_runs([steered, adamw]))] if run] == ["adamw"]
 
 
 def test_the_documentation_has_every_finding() -> None:

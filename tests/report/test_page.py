@@ -135,6 +135,72 @@ def test_a_page_shows_what_names_it_cannot_write(browser: Any, tmp_path: Path) -
     reader.tab.close()
 
 
+def test_words_come_before_cards_and_cards_before_tables(browser: Any, tmp_path: Path) -> None:
+    paths = [make_run(tmp_path / name, seed=seed, records=4) for seed, name in enumerate(("run", "base"))]
+    path = tmp_path / "report.html"
+    runs = read_runs(paths)
+    path.write_text(page(runs, runs[1]))
+    reader = Reader(browser, path)
+    tops = [
+        reader.tab.locator(selector).first.bounding_box()["y"]
+        for selector in (".words > p", ".words .findings, .words .numbers", ".words .numbers", "#shares table", "#runs")
+    ]
+    assert tops == sorted(tops) and tops[2] < 900
+    assert "that of base is" in reader.tab.inner_text(".numbers")
+    assert reader.tab.locator(".words h3").all_inner_texts() == ["run", "base"] and reader.wrong == []
+    assert "Zhang et al., Eq. 31" in reader.tab.inner_text("#balance .symbols")
+    reader.tab.close()
+
+
+def test_lines_over_epochs_and_smoothed(reader: Reader) -> None:
+    before, exponent = reader.ink("gradients"), reader.ink("p")
+    reader.tab.select_option("#smoothing", "0.05")
+    reader.settle()
+    assert reader.ink("gradients") > before and reader.ink("p") == exponent  # steps stay as they are
+    reader.tab.select_option("#smoothing", "0")
+    reader.settle()
+    assert reader.ink("gradients") == before
+    reader.tab.select_option("#over", "epoch")
+    reader.settle()
+    assert reader.ink("p") != exponent and reader.ink("decisions") > 300
+    reader.tab.select_option("#over", "step")
+    reader.settle()
+    assert reader.ink("p") == exponent
+
+
+def test_heat_maps_of_two_runs_stand_side_by_side(reader: Reader) -> None:
+    reader.tab.select_option("#layers [data-choose=beside]", "second")
+    reader.settle()
+    boxes = [reader.tab.locator(f"[data-key=layers-weight-grad_norm-run{run}]").bounding_box() for run in (0, 1)]
+    assert boxes[0]["y"] == boxes[1]["y"] and boxes[0]["x"] < boxes[1]["x"]
+    assert "second" in reader.tab.inner_text("[data-key=layers-weight-grad_norm-run1] figcaption")
+    reader.tab.select_option("#layers [data-choose=beside]", "")
+    reader.settle()
+    assert "layers-weight-grad_norm-run1" not in reader.shown()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_legend_stays_in_sight(browser: Any, report: Path, width: int) -> None:
+    opened = Reader(browser, report, width)
+    for section in ("learning", "decay", "configuration"):
+        opened.tab.evaluate("key => document.getElementById(key).scrollIntoView({ behavior: 'instant' })", section)
+        opened.tab.wait_for_timeout(100)
+        box = opened.tab.locator(".toggles").bounding_box()
+        assert box["y"] >= 40 and box["y"] + box["height"] < 900, section
+    opened.tab.close()
+
+
+def test_a_table_that_goes_on_says_so(browser: Any, report: Path) -> None:
+    opened = Reader(browser, report, 390)
+    table = opened.tab.locator("#runs .scroll")
+    hint = opened.tab.locator("#runs .more")
+    assert "more columns" in hint.inner_text() and "right" in table.get_attribute("class").split()
+    table.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+    opened.tab.wait_for_function("() => !document.querySelector('#runs .scroll').classList.contains('right')")
+    assert not hint.is_visible()
+    opened.tab.close()
+
+
 def test_every_chart_is_drawn(reader: Reader) -> None:
     keys = reader.shown()
     assert len(keys) > 20 and {"p", "gradients", "decisions", "jaccard-test"} <= set(keys)
@@ -170,10 +236,16 @@ def test_shares_are_a_table_whose_columns_follow_the_toggles(reader: Reader) -> 
         texts = reader.tab.locator("table.shares tbody tr").nth(1).locator("th, td:visible").all_inner_texts()
         return [text.strip() for text in texts]
 
-    assert row() == ["attention", *["90.0 %", "50.0 %"] * 2, "-", "-"]  # the third has no log records
+    assert row() == [
+        "attention",
+        *["80.0 %", "90.0 %", "50.0 %"] * 2,
+        "80.0 %",
+        "-",
+        "-",
+    ]  # the third has no log records
     box = reader.tab.locator('.toggles input[data-run="third"]')
     box.uncheck()
-    assert row() == ["attention", *["90.0 %", "50.0 %"] * 2]
+    assert row() == ["attention", *["80.0 %", "90.0 %", "50.0 %"] * 2]
     box.check()
 
 

@@ -131,6 +131,12 @@ def test_a_whole_run_has_the_table(tmp_path: Path) -> None:
     ]
 
 
+def test_parts_of_the_trained_parameters_stand_beside_them(tmp_path: Path) -> None:
+    found = {line.name: line.parameters for line in shares(read_runs([make_run(tmp_path / "a")]))}
+    assert found == {"weight": (0.8,), "weight/attention": (0.8,), "bias_like": (0.2,), "bias_like/norm": (0.2,)}
+    assert {line.parameters for line in shares([run(tmp_path / "b", GPT2)])} == {(None,)}
+
+
 def test_named_groups_have_lines_and_charts(tmp_path: Path) -> None:
     names = [f"group{i}" for i in range(6)]
     metrics = {f"pdyn/by_group/{name}/{of}_share": 0.1 for name in names for of in ("grad", "update")}

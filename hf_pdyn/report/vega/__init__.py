@@ -5,20 +5,22 @@ specification has the parameter `hidden`, a list of runs, by which charts of sev
 """
 
 from hf_pdyn.report.vega.basics import VERSION, short, spans_decades
-from hf_pdyn.report.vega.maps import heat_map, matrix
+from hf_pdyn.report.vega.maps import heat_map, matrix, positive_bounds
 from hf_pdyn.report.vega.over_p import Curve, over_p
-from hf_pdyn.report.vega.overlaid import Line, bands, decisions, lines
+from hf_pdyn.report.vega.overlaid import Line, Stepped, bands, decisions, lines
 
 __all__ = [
     "VERSION",
     "Curve",
     "Line",
+    "Stepped",
     "bands",
     "decisions",
     "heat_map",
     "lines",
     "matrix",
     "over_p",
+    "positive_bounds",
     "short",
     "spans_decades",
 ]

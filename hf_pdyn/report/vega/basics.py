@@ -18,7 +18,11 @@ _LABELLED_DECADES = 7
 
 
 def spec(values: list[Any], transform: list[Spec], *, height: int, **rest: Any) -> Spec:
-    """A specification of this data, as wide as the page lets it be; `rest` is what it shows."""
+    """A specification of this data, as wide as the page lets it be; `rest` is what it shows.
+
+    `usermeta` tells the page what its readers may change: `over` is "step" where x may be the epoch instead, and
+    `smooth` is true where lines may be smoothed.
+    """
     return {
         "$schema": SCHEMA,
         "width": "container",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hf_pdyn.report.theme import Spec
@@ -16,14 +16,15 @@ def heat_map(
     steps: Sequence[int],
     value_title: str,
     labels: Mapping[str, str],
+    bounds: tuple[float, float] | None = None,
 ) -> Spec:
     """Layers by steps, coloured by the logarithm of positive values; what is missing or zero stays blank.
 
     rows: by layer, in their order from top to bottom, the values at `steps`, NaN where there are none. labels: what to
-    write for each layer.
+    write for each layer. bounds: the smallest and the largest value of the colours, both positive; None takes those of
+    the rows.
     """
-    positive = [value for values in rows.values() for value in values if value > 0]
-    low, high = (min(positive), max(positive)) if positive else (1.0, 1.0)
+    low, high = bounds or positive_bounds(value for values in rows.values() for value in values) or (1.0, 1.0)
     if low == high:
         low, high = low / 1.5, high * 1.5
     data = [
@@ -84,6 +85,12 @@ def heat_map(
             ],
         },
     )
+
+
+def positive_bounds(values: Iterable[float]) -> tuple[float, float] | None:
+    """The smallest and the largest of those above zero; None where there are none."""
+    positive = [value for value in values if value > 0]
+    return (min(positive), max(positive)) if positive else None
 
 
 def matrix(rows: Sequence[Mapping[str, Any]], names: Sequence[str], *, value_title: str) -> Spec:

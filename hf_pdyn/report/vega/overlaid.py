@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from hf_pdyn.report.recorded_run import Series
 from hf_pdyn.report.theme import Palette, Spec
 from hf_pdyn.report.vega.basics import HEIGHT, only_shown, over_steps, short, spans_decades, spec, value_axis
+
+Stepped = Literal["before", "after"]
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ def lines(
     *,
     y_title: str,
     variants: Sequence[str] = (),
-    stepped: bool = False,
+    stepped: Stepped | None = None,
     logarithmic: bool | None = None,
+    smooth: bool = True,
 ) -> Spec:
     """Lines over steps, coloured by run and dashed by variant; partial points are hollow and on no line.
 
-    logarithmic: None decides by the values: a logarithm where all are positive and span one and a half decades.
+    stepped: of what keeps its value between two points, whether that is the earlier or the later one's: it holds
+    "after" or "before" its point. logarithmic: None decides by the values: a logarithm where all are positive and span
+    one and a half decades. smooth: whether a page may smooth the lines, which makes sense of noisy ones.
     """
     values = [value for line in data for value in line.series.values]
     scale: Spec = {"zero": False}
@@ -68,17 +73,19 @@ def lines(
             "field": "variant",
             "type": "nominal",
             "title": None,
+            "legend": {"symbolOpacity": 1},
             "scale": {"domain": used, "range": [dashes[i % len(dashes)] for i in range(len(used))]},
         }
     return spec(
         columns,
         [{"flatten": ["step", "epoch", "value"]}, only_shown()],
         height=HEIGHT,
+        usermeta={"over": "step", "smooth": smooth and stepped is None},
         encoding=encoding,
         layer=[
             {
                 **({"transform": [{"filter": "!datum.partial"}]} if partial else {}),
-                "mark": {"type": "line", "strokeWidth": 1.8, **({"interpolate": "step-after"} if stepped else {})},
+                "mark": {"type": "line", "strokeWidth": 1.8, **({"interpolate": f"step-{stepped}"} if stepped else {})},
             },
             {
                 "params": [
@@ -116,6 +123,7 @@ def decisions(rows: Sequence[Mapping[str, Any]], palette: Palette, branches: Seq
         list(rows),
         [only_shown()],
         height=HEIGHT,
+        usermeta={"over": "step"},
         encoding={
             "x": over_steps(),
             "y": {
@@ -156,8 +164,10 @@ _SHAPES = {
 }
 
 
-def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) -> Spec:
-    """Quantiles over epochs: the middle half as a band, 5 % to 95 % as rules, the median as a line.
+def bands(
+    rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str, over: Literal["step", "epoch"] = "epoch"
+) -> Spec:
+    """Quantiles over epochs or steps: the middle half as a band, 5 % to 95 % as rules, the median as a line.
 
     rows: `run`, `epoch`, `step`, `q05`, `q25`, `median`, `q75`, `q95`, `mean`, each of these None where it is not
     finite, and `nonfinite`, how many losses are not.
@@ -177,14 +187,9 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
         list(rows),
         [only_shown()],
         height=HEIGHT,
+        **({"usermeta": {"over": "step"}} if over == "step" else {}),
         encoding={
-            "x": {
-                "field": "epoch",
-                "type": "quantitative",
-                "title": "epoch",
-                "scale": {"zero": False, "nice": False, "padding": 12},
-                "axis": {"format": ".3~g"},  # of one epoch alone, or a part of one, the default shows 0
-            },
+            "x": over_steps() if over == "step" else _over_epochs(),
             "color": palette.of_runs,
             "tooltip": [
                 {"field": "run", "type": "nominal"},
@@ -216,6 +221,16 @@ def bands(rows: Sequence[Mapping[str, Any]], palette: Palette, *, y_title: str) 
             },
         ],
     )
+
+
+def _over_epochs() -> Spec:
+    return {
+        "field": "epoch",
+        "type": "quantitative",
+        "title": "epoch",
+        "scale": {"zero": False, "nice": False, "padding": 12},
+        "axis": {"format": ".3~g"},  # of one epoch alone, or a part of one, the default shows 0
+    }
 
 
 def _points(flag: str, *, filled: bool) -> Spec:
