@@ -157,6 +157,7 @@ def load_model(
     with loading(source, "a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source)
+        model.loss_type = "ForCausalLM"  # what it takes anyway; unsaid, transformers warns (5.23)
     return model, tokenizer
 
 

@@ -116,4 +116,6 @@ def _new_model(settings: PretrainingSettings, tokenizer: PreTrainedTokenizerFast
         eos_token_id=end_of_text,
         pad_token_id=end_of_text,
     )
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    model.loss_type = "ForCausalLM"  # what it takes anyway; unsaid, transformers warns (5.23)
+    return model

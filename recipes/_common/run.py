@@ -2,6 +2,8 @@
 
 import logging
 import math
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,6 +88,7 @@ def check_data_options(validation_fraction: float, **counts: int | None) -> None
 
 def begin(doc: str, model_arguments: type, data_arguments: type, defaults: dict[str, Any]) -> Options:
     """Parse the command line and check it before any work; the first line of `doc` describes the recipe."""
+    _silence_warnings_of_others()
     parser = RecipeParser(
         (model_arguments, data_arguments, LoraArguments, TrainingArguments, PdynArguments),
         defaults=defaults,
@@ -104,6 +107,14 @@ def begin(doc: str, model_arguments: type, data_arguments: type, defaults: dict[
     checkpoint = checkpoint_to_resume(training)
     logging.getLogger("hf_pdyn").setLevel(logging.INFO if is_main else logging.WARNING)
     return Options(model, data, lora, training, pdyn, Console(quiet=not is_main), checkpoint)
+
+
+def _silence_warnings_of_others() -> None:
+    """Those that nobody who runs a recipe can do anything about."""
+    # peft reads transformers' old name (peft 0.21, transformers 5.23).
+    warnings.filterwarnings("ignore", message=".is_gradient_checkpointing. is deprecated", category=FutureWarning)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which peft imports, warns that it finds no other
 
 
 def checkpoint_to_resume(options: TrainingArguments) -> str | None:
