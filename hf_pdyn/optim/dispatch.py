@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_pdyn.optim import fused as fused_kernels
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import FusedStep
+from hf_pdyn.optim.hyperparameters import why_tensor_step_only
 from hf_pdyn.optim.step_work import SUMS, Advance, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 
@@ -155,10 +156,11 @@ class StepDispatch:
     def _refuse(self, update: Update) -> bool:
         """False, unless the user insists."""
         if self._insists:
+            other = why_tensor_step_only(update.group)
             raise RuntimeError(
-                "fused=True needs plain tensors without gaps or overlaps, moments beside them, dtypes it knows and "
-                f'bias_correction="eq18", got a parameter of {update.theta.dtype} with strides '
-                f"{update.theta.stride()}, a gradient of {update.grad.dtype} and {update.group['bias_correction']!r}. "
+                "fused=True needs plain tensors without gaps or overlaps, moments beside them and dtypes it knows, got "
+                f"a parameter of {update.theta.dtype} with strides {update.theta.stride()} and a gradient of "
+                f"{update.grad.dtype}{'' if other is None else f'; {other}'}. "
                 "Leave fused at None, and the tensor step takes such tensors."
             )
         return False

@@ -22,6 +22,21 @@ Nonfinite = Literal["apply", "skip"]
 
 _SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
 
+TENSOR_STEP_ONLY: dict[str, Any] = {"bias_correction": "eq18"}
+"""Options that only the tensor step has. At the value here compiled steps compute the same; others they do not take."""
+
+
+def why_tensor_step_only(group: Mapping[str, Any]) -> str | None:
+    """Which setting of this group compiled steps do not compute; None where there is none."""
+    for name, value in TENSOR_STEP_ONLY.items():
+        if group[name] != value:
+            return f"it computes {name}={_shown(value)} alone, got {_shown(group[name])}"
+    return None
+
+
+def _shown(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
 
 def check_path(*, foreach: bool | None, fused: bool | None) -> None:
     """ValueError for a way to compute steps that contradicts itself."""

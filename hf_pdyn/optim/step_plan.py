@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.optim.dispatch import Repeat
+from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
 from hf_pdyn.optim.step_work import Update
 from hf_pdyn.tensors.sharding import Piece
 
-_AGREED = ("amsgrad", "bias_correction", "weight_correction")
+_AGREED = ("amsgrad", "weight_correction", *TENSOR_STEP_ONLY)
 """Settings of a group on which depends which kernel takes its tensors, and which tensors those are."""
 
 

@@ -1,18 +1,25 @@
 """The grammar of `--optim_args`; what becomes of it is in test_registration."""
 
+import inspect
 import math
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hf_pdyn.frontend.optim_args import Override, parse_optim_args
+from hf_pdyn import Padam
+from hf_pdyn.frontend.optim_args import _SETTINGS, Override, parse_optim_args
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label
 from tests.properties import result_or_refusal
 
 LABELS = (*PATHWAYS, *COMPONENTS)
 PIECES = ["p", "eps", "lr_mult", "weight_decay", "label", ".", "=", ",", "norm", "weight/mlp", "0.5", "1_0", "(", "{1"]
 PIECES += ["\\x2c", "\\", "*", "true", "9" * 400, " "]
+
+
+def test_every_option_of_padam_can_be_given() -> None:
+    from_the_trainer = {"params", "lr", "betas", "weight_decay"}
+    assert set(inspect.signature(Padam).parameters) - from_the_trainer == set(_SETTINGS)
 
 
 @settings(max_examples=200)

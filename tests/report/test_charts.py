@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hf_pdyn.measure.sample_loss import hard_sample_overlap, read_epoch
-from hf_pdyn.report import map_charts, sample_charts, sample_losses
+from hf_pdyn.report import map_charts, sample_charts, sample_losses, scalar_charts
 from hf_pdyn.report.chart import Chart, Section
 from hf_pdyn.report.charts import sections
 from hf_pdyn.report.layer_maps import natural
@@ -269,6 +269,13 @@ def test_metrics_that_have_no_chart_are_said(tmp_path: Path) -> None:
     section = charted(tmp_path)["other"]
     assert len(section.charts) == 24
     assert section.intro == "The first 24 of 30 metrics; the others are left out."
+
+
+def test_a_metric_with_a_chart_has_no_other() -> None:
+    """`_CHARTED` names every group of charts."""
+    groups = [value for value in vars(scalar_charts).values() if isinstance(value, tuple)]
+    own = [scalars for group in groups for scalars in group if isinstance(scalars, scalar_charts.Scalars)]
+    assert {metric for scalars in own for metric in scalars.metrics.values()} == scalar_charts._CHARTED
 
 
 def test_decisions_keep_what_can_be_drawn(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from hf_pdyn.optim import weight_correction
 from hf_pdyn.optim.fused import cpu, gpu, self_check
 from hf_pdyn.optim.fused.building import essence
 from hf_pdyn.optim.fused.layout import addresses_of
+from hf_pdyn.optim.hyperparameters import why_tensor_step_only
 from hf_pdyn.optim.state_format import M_STORAGE, V_STORAGE
 from hf_pdyn.optim.step_work import Task, Update
 
@@ -32,8 +33,9 @@ _PLAIN = (Tensor, nn.Parameter)
 
 def why_not(group: Mapping[str, Any], params: Iterable[Tensor]) -> str | None:
     """Why `params` of this group cannot take the fused step, as far as can be told without compiling it."""
-    if group["bias_correction"] != "eq18":
-        return f'it computes bias_correction="eq18" alone, got "{group["bias_correction"]}"'
+    other = why_tensor_step_only(group)
+    if other is not None:
+        return other
     for param in params:
         if type(param) not in _PLAIN:
             return f"it takes plain tensors and nn.Parameter, got a parameter that is a {type(param).__name__}"
@@ -116,7 +118,7 @@ def _is_unchanged(update: Update) -> bool:
         or not grad.is_contiguous()
         or not theta.is_contiguous()
         or grad.is_neg()
-        or update.group["bias_correction"] != "eq18"
+        or why_tensor_step_only(update.group) is not None
     ):
         return False
     update.addresses = addresses_of(update)
@@ -132,7 +134,7 @@ def _fits(module: FusedStep, update: Update) -> bool:
     is_cpu, numel = theta.is_cpu, theta.numel()
     if theta.dtype not in module.DTYPES or grad.dtype not in module.DTYPES or grad.is_neg():
         return False
-    if update.group["bias_correction"] != "eq18":
+    if why_tensor_step_only(update.group) is not None:
         return False
     moments = (update.exp_avg, update.exp_avg_sq) if maximum is None else (update.exp_avg, update.exp_avg_sq, maximum)
     if type(theta) not in _PLAIN or type(grad) not in _PLAIN or grad.numel() != numel or grad.is_cpu != is_cpu:

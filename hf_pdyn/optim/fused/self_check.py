@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hf_pdyn.optim import tensor_step, weight_correction
 from hf_pdyn.optim.fused import tolerance
+from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
 from hf_pdyn.optim.state_format import codes_of, convert_state, format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Advance, Task, Update
 
@@ -26,7 +27,7 @@ _GROUP: dict[str, Any] = {
     "amsgrad": False,
     "maximize": False,
     "decoupled_weight_decay": True,
-    "bias_correction": "eq18",
+    **TENSOR_STEP_ONLY,
 }
 # Exponents with a way of their own in a kernel, and some without; float32 holds them exactly.
 _GROUPS = [{**_GROUP, "p": p} for p in (-0.375, 0.0, 0.25, 0.375, 0.5, 1.0)] + [

@@ -13,6 +13,7 @@ from torch import Tensor
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import equation, tensor_step, weight_correction
 from hf_pdyn.optim.fused.tolerance import MOMENT, SUM, of_parameter
+from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
 from hf_pdyn.optim.state_format import codes_of, convert_state, decode
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, Task, Update
 
@@ -28,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "amsgrad": False,
     "maximize": False,
     "decoupled_weight_decay": True,
-    "bias_correction": "eq18",
+    **TENSOR_STEP_ONLY,
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {

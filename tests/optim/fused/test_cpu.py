@@ -15,6 +15,7 @@ from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.windows import QUANTITIES
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import cpu
+from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
@@ -45,7 +46,7 @@ def group(**options: Any) -> dict[str, Any]:
         "weight_decay": 0.1,
         "decoupled_weight_decay": True,
         "maximize": False,
-        "bias_correction": "eq18",
+        **TENSOR_STEP_ONLY,
         **options,
     }
 
