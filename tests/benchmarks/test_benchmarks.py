@@ -117,7 +117,7 @@ def test_interleaving_takes_turns() -> None:
 
 def test_the_documents_show_the_newest_records() -> None:
     records = table.newest()
-    assert all(records[what] for what in ("step", "trainer", "spectral"))
+    assert all(records[what] for what in ("step", "offload", "trainer", "spectral", "scale"))
     for path, text in table.documents(records).items():
         assert path.read_text() == text, f"{path.name} is not of the newest records: python -m benchmarks.table"
 
