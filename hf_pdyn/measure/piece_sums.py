@@ -142,13 +142,14 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Pi
     None for optimizers without.
     """
     name = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    in_codes = group.get("state_dtype", "fp32") != "fp32"  # of Padam
     try:
-        v = low_bit.moment(state, name)
+        v = state.get(name) if in_codes else low_bit.moment(state, name)
     except ValueError:  # in a format that nobody knows
         return None
     if v is None or "betas" not in group or "step" not in state:
         return None
-    held, in_codes = piece.of(local_reals(v)), group.get("state_dtype", "fp32") != "fp32"
+    held = piece.of(local_reals(v))
     if in_codes:
         held = state_format.decode_v(held)
     return (
