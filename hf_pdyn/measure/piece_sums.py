@@ -152,11 +152,10 @@ def _second_moment(state: Mapping[str, Any], group: Mapping[str, Any], piece: Pi
     held = piece.of(local_reals(v))
     if in_codes:
         held = state_format.decode_v(held)
-    return (
-        held,
-        1 / (1 - group["betas"][1] ** step_count(state["step"])),
-        in_codes or not low_bit.in_floats(state, name),
-    )
+    of_v = 1 - group["betas"][1] ** step_count(state["step"])
+    # A fused optimizer that skipped its first step on the device has made none.
+    factor = 1 / of_v if isinstance(of_v, Tensor) or of_v else math.nan
+    return held, factor, in_codes or not low_bit.in_floats(state, name)
 
 
 def _numel(piece: Piece) -> int:
