@@ -50,9 +50,8 @@ def write(what: str, device: torch.device, found: dict[str, Any], target: str | 
     path = Path(target) if target else FOLDER / f"{what}-{slug}-{record['date']}.json"
     if add and path.exists():
         before = json.loads(path.read_text())
-        anew = {tuple(row[name] for name in _KEY) for row in record["rows"]}
-        kept = [row for row in before["rows"] if tuple(row[name] for name in _KEY) not in anew]
-        record = {**before, **record, "rows": [*kept, *record["rows"]]}
+        rows = {tuple(row[name] for name in _KEY): row for row in (*before["rows"], *record["rows"])}
+        record = {**before, **record, "rows": list(rows.values())}  # each where it first stood
     with replacing(path) as partial:
         partial.write_text(json.dumps(record, indent=1) + "\n")
     return path
