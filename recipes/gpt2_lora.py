@@ -157,7 +157,9 @@ def load_model(
     with loading(source, "a causal language model"):
         tokenizer = AutoTokenizer.from_pretrained(source)
         model = AutoModelForCausalLM.from_pretrained(source)
-        model.loss_type = "ForCausalLM"  # what it takes anyway; unsaid, transformers warns (5.23)
+        # The loss it takes anyway. Unsaid, transformers 5.23 warns, and its Trainer divides by all labels of a row, the
+        # first one too, which nothing predicts.
+        model.loss_type = "ForCausalLM"
     return model, tokenizer
 
 
