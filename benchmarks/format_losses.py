@@ -73,7 +73,7 @@ def run(of: Configuration) -> dict[str, Any]:
 
 
 def compared(rows: Rows) -> Iterator[dict[str, Any]]:
-    """Of every recipe, p and format but fp32, what the rule says; of those whose runs are all there."""
+    """What the rule says of every recipe, p and format but fp32 whose runs are all there."""
     losses: dict[tuple[str, float, str], list[float]] = {}
     for of in configurations():
         row = rows.of(of)

@@ -13,15 +13,15 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 ROOT_PAGES = {name.lower(): f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING", "paper_index")}
-"""Pages of root/, and the file of the repository's root that each shows."""
+"""Pages of docs/repository/, and the file at the top of the repository that each shows."""
 LONGEST = 180
 """Seconds that a notebook may take."""
 
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Lead links as GitHub follows them to pages of the site; a page of root/ shows the file that it names."""
+    """Lead links as GitHub follows them to pages of the site; a page of repository/ shows the file that it names."""
     folder, _, name = docname.rpartition("/")
-    if folder == "root":
+    if folder == "repository":
         file = ROOT_PAGES[name]
         source[0] = _with_links(
             (Path(app.srcdir).parent / file).read_text(encoding="utf-8"), Path(file).parent, "../../"
@@ -49,7 +49,7 @@ def _with_links(text: str, folder: Path, up: str) -> str:
         path = posixpath.normpath(posixpath.join(folder.as_posix(), target))
         page = next((page for page, file in ROOT_PAGES.items() if file == path), None)
         if page is not None:
-            return f"](/root/{page}.md{hash_}{anchor})"
+            return f"](/repository/{page}.md{hash_}{anchor})"
         if path.startswith("docs/") and not path.startswith("docs/upstream/"):
             return f"](/{path.removeprefix('docs/')}{hash_}{anchor})"
         # Other files are for loading; images know their way.

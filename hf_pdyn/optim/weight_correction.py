@@ -40,7 +40,7 @@ def wanted(group: Mapping[str, Any], param: Tensor) -> bool:
 
 
 def of(group: Mapping[str, Any], state: Mapping[str, Any]) -> Tensor | None:
-    """What of a parameter's state a step is to keep."""
+    """The correction that a step keeps; None where the group has none."""
     return state.get(NAME) if group[NAME] else None
 
 

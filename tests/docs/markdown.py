@@ -27,7 +27,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """Where it stands, for messages and ids."""
+        """The file and line, for messages and ids."""
         return f"{self.path.relative_to(ROOT)}:{self.line}"
 
 

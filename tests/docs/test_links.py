@@ -8,7 +8,7 @@ import pytest
 
 from tests.docs.markdown import PAGES, ROOT, anchors, without_code
 
-ROOT_WRAPPERS = ROOT / "docs" / "root"
+ROOT_WRAPPERS = ROOT / "docs" / "repository"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

@@ -23,7 +23,7 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
-    """What it printed, in a copy of the repository whose environment is this test's."""
+    """The demo's output, in a copy of the repository whose environment is this test's."""
     pytest.importorskip("vl_convert")
     root = tmp_path_factory.mktemp("demo")
     (root / "scripts").mkdir()
