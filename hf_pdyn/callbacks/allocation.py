@@ -26,7 +26,7 @@ from hf_pdyn.measure.windows import Scope
 from hf_pdyn.policy import allocation_curve as curve
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.intervals import parse_interval
-from hf_pdyn.policy.row_budget import plan_rows
+from hf_pdyn.policy.row_budget import RowPlan, plan_rows
 from hf_pdyn.run_dir.tables import ALLOCATION
 from hf_pdyn.tensors.sharding import agreed
 
@@ -79,6 +79,7 @@ class AllocationCallback(RememberingCallback):
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
         self.gave_up = self._said_why = False
         self._reader = None
+        self._plan = RowPlan(interval=1, every=1, total_steps=self.run.total_steps)
         self._measured_at: int | None = None
         self._unlogged: dict[str, float] = {}
         self._records_to_skip = 0
