@@ -47,11 +47,17 @@ def test_sums_of_one_piece(level: float, spread: float, eps: float) -> None:
     torch.testing.assert_close(found([(moments, 1.0, 0)])[0], exact(moments), rtol=CLOSE, atol=0)
 
 
-def test_powers_beyond_normal_floats() -> None:
-    """Of some elements over their block's mean; what they are part of stays right."""
+def test_elements_far_below_the_others() -> None:
+    """Over their block's mean they are no normal float, and at s > 1 they are most of the sum."""
+    moments = drawn(600, level=-3.0, spread=0.0, eps=1.2e-38)
+    moments.exp_avg_sq[5], moments.exp_avg[5] = 0, 1e-20
+    torch.testing.assert_close(found([(moments, 1.0, 0)])[0], exact(moments), rtol=CLOSE, atol=0)
+
+
+def test_elements_far_above_the_others() -> None:
+    """What they are part of stays right; others, at s > 1, may leave float32."""
     moments = drawn(600, level=0.0, spread=0.0, eps=1e-37)
     moments.exp_avg_sq[3], moments.exp_avg[3] = 1e30, 1e15
-    moments.exp_avg_sq[5], moments.exp_avg[5] = 0, 0
     torch.testing.assert_close(found([(moments, 1.0, 0)])[0, :37], exact(moments)[:37], rtol=CLOSE, atol=0)
 
 
