@@ -25,7 +25,7 @@ _VECTORS: dict[str, tuple[str, ...]] = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-_HEADER = Path(__file__).with_name("powers.h")
+_HEADERS = tuple(Path(__file__).with_name(name) for name in ("powers.h", "lanes.h", "codes.h"))
 """What the sources include."""
 
 
@@ -44,7 +44,7 @@ def cached_library(source: Path) -> Path:
 
     The name tells the source, the flags and torch's version, so one directory serves different machines.
     """
-    texts = source.read_bytes(), _HEADER.read_bytes()
+    texts = [file.read_bytes() for file in (source, *_HEADERS)]
     key = hashlib.sha256(repr((texts, _flags(), torch.__version__)).encode()).hexdigest()[:16]
     extensions = os.environ.get("TORCH_EXTENSIONS_DIR")
     folder = Path(extensions).expanduser() / "hf_pdyn" if extensions else cache_dir()

@@ -1,0 +1,267 @@
+// As many floats as a vector register has lanes, for what no compiler makes of a plain loop: powers by tables in registers,
+// and moments narrowed to fewer bits. Loops over single floats do the rest, and everything where there is neither AVX-512
+// nor AVX2. What both need is written once, for a T that is `float` or `Lanes`.
+#pragma once
+
+#include <type_traits>
+
+#include "powers.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#define HF_PDYN_LANES
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// Integers as many and as wide as the floats of T.
+template <class T>
+struct IntegersOf {
+  using Int = int32_t;
+  using Uint = uint32_t;
+};
+template <class T>
+using Int = typename IntegersOf<T>::Int;
+template <class T>
+using Uint = typename IntegersOf<T>::Uint;
+
+template <class T>
+inline T load(const float* x) {
+  return *x;
+}
+inline void store(float* x, float value) { *x = value; }
+
+template <class T>
+inline Int<T> load_code(const uint16_t* x) {
+  return *x;
+}
+template <class T>
+inline Int<T> load_code(const int8_t* x) {
+  return *x;
+}
+inline void store_code(uint16_t* x, int32_t code) { *x = uint16_t(code); }
+inline void store_code(int8_t* x, int32_t code) { *x = int8_t(code); }
+
+// 0, 1, ... of the lanes.
+template <class T>
+inline Uint<T> count() {
+  return 0;
+}
+
+inline float root(float x) { return std::sqrt(x); }
+
+// a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
+inline float mul_add(float a, float b, float c) { return std::fma(a, b, c); }
+
+// The smaller one, `than` where x is NaN.
+inline float smaller(float x, float than) { return x < than ? x : than; }
+
+// All bits where it holds, as a comparison of lanes has it.
+inline int32_t everywhere(bool holds) { return -int32_t(holds); }
+
+inline int32_t size_of(int32_t x) { return x < 0 ? -x : x; }
+
+// x, or -x where `sign` is negative.
+inline int32_t with_sign(int32_t x, int32_t sign) { return sign < 0 ? -x : x; }
+
+#ifdef HF_PDYN_LANES
+
+#ifdef __AVX512F__
+#define HF_PDYN_VECTOR __attribute__((vector_size(64)))
+#else
+#define HF_PDYN_VECTOR __attribute__((vector_size(32)))
+#endif
+using Lanes = float HF_PDYN_VECTOR;
+using Ints = int32_t HF_PDYN_VECTOR;
+using Uints = uint32_t HF_PDYN_VECTOR;
+constexpr int64_t kLanes = sizeof(Lanes) / sizeof(float);
+
+template <>
+struct IntegersOf<Lanes> {
+  using Int = Ints;
+  using Uint = Uints;
+};
+
+inline Lanes spread(float x) { return x - Lanes{}; }
+inline Ints everywhere(Ints holds) { return holds; }
+
+#ifdef __AVX512F__
+
+template <>
+inline Lanes load<Lanes>(const float* x) {
+  return _mm512_loadu_ps(x);
+}
+inline void store(float* x, Lanes values) { _mm512_storeu_ps(x, values); }
+
+template <>
+inline Ints load_code<Lanes>(const uint16_t* x) {
+  return Ints(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x))));
+}
+template <>
+inline Ints load_code<Lanes>(const int8_t* x) {
+  return Ints(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+inline void store_code(uint16_t* x, Ints code) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_cvtepi32_epi16(__m512i(code)));
+}
+inline void store_code(int8_t* x, Ints code) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm512_cvtepi32_epi8(__m512i(code)));
+}
+
+template <>
+inline Uints count<Lanes>() {
+  return Uints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+}
+
+inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
+inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+inline Lanes smaller(Lanes x, float than) { return _mm512_min_ps(x, spread(than)); }
+inline Ints size_of(Ints x) { return Ints(_mm512_abs_epi32(__m512i(x))); }
+inline Ints with_sign(Ints x, Ints sign) { return sign < 0 ? -x : x; }
+inline float total(Lanes x) { return _mm512_reduce_add_ps(x); }
+
+#else
+
+template <>
+inline Lanes load<Lanes>(const float* x) {
+  return _mm256_loadu_ps(x);
+}
+inline void store(float* x, Lanes values) { _mm256_storeu_ps(x, values); }
+
+template <>
+inline Ints load_code<Lanes>(const uint16_t* x) {
+  return Ints(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x))));
+}
+template <>
+inline Ints load_code<Lanes>(const int8_t* x) {
+  return Ints(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x))));
+}
+// These instructions would cut codes to their range, in which all codes are.
+inline void store_code(uint16_t* x, Ints code) {
+  const __m128i low = _mm256_castsi256_si128(__m256i(code)), high = _mm256_extracti128_si256(__m256i(code), 1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm_packus_epi32(low, high));
+}
+inline void store_code(int8_t* x, Ints code) {
+  const __m128i low = _mm256_castsi256_si128(__m256i(code)), high = _mm256_extracti128_si256(__m256i(code), 1);
+  const __m128i halves = _mm_packs_epi32(low, high);
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(x), _mm_packs_epi16(halves, halves));
+}
+
+template <>
+inline Uints count<Lanes>() {
+  return Uints{0, 1, 2, 3, 4, 5, 6, 7};
+}
+
+inline Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
+inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
+inline Lanes smaller(Lanes x, float than) { return _mm256_min_ps(x, spread(than)); }
+inline Ints size_of(Ints x) { return Ints(_mm256_abs_epi32(__m256i(x))); }
+// The instruction makes 0 of x where sign is 0, which an odd number is not.
+inline Ints with_sign(Ints x, Ints sign) { return Ints(_mm256_sign_epi32(__m256i(x), __m256i(sign | 1))); }
+inline float total(Lanes x) {
+  const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
+  return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));
+}
+
+#endif
+
+inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread(a), b, c); }
+
+// x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e-127) (1 + f); 2^(q (e - 127)) is a product
+// of numbers from tables, (1 + f)^q a polynomial. Relative error 5e-7 for |q| <= 1. Infinity counts, and NaN as infinity,
+// as in powers.h.
+class PowerTables {
+ public:
+  PowerTables() = default;
+
+  explicit PowerTables(float q) {
+    fit(double(q));
+    for (int i = 0; i < kLanes; ++i) fill(double(q), i);
+    at_infinity_ = spread(q < 0 ? 0.0f : kInfinity);
+  }
+
+  // finite: that x is finite.
+  template <bool finite>
+  inline Lanes power(Lanes x) const {
+    const Uints bits = bits_as<Uints>(x);
+#ifdef __AVX512F__
+    const auto of_sixteen = [](const float* table, Uints index) {  // by its low four bits
+      return Lanes(_mm512_permutexvar_ps(__m512i(index), _mm512_load_ps(table)));
+    };
+    const Lanes mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
+    const Lanes t = mul_add(mantissa, of_sixteen(reciprocal_, bits >> 19), spread(-1.0f));
+    const Lanes low =
+        _mm512_permutex2var_ps(_mm512_load_ps(low_), __m512i(bits >> 23), _mm512_load_ps(low_ + kLanes));
+    const Lanes factor = low * of_sixteen(high_, bits >> 28) * of_sixteen(of_middle_, bits >> 19);
+#else
+    const auto of_four = [](const float* table, Uints index) {  // by its low two bits; of eight, it takes two operations
+      return Lanes(_mm256_permutevar_ps(_mm256_load_ps(table), __m256i(index)));
+    };
+    const Lanes t = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u) - kMiddle;
+    const Lanes factor = (of_four(of_e_[0], bits >> 23) * of_four(of_e_[1], bits >> 25)) *
+                         (of_four(of_e_[2], bits >> 27) * of_four(of_e_[3], bits >> 29));
+#endif
+    Lanes sum = coefficient_[kTerms - 1];
+    for (int i = kTerms - 2; i >= 0; --i) sum = mul_add(sum, t, coefficient_[i]);
+    const Lanes z = factor * sum;
+    if constexpr (finite) return z;
+    return x < kInfinity ? z : at_infinity_;
+  }
+
+ private:
+#ifdef __AVX512F__
+  // (1 + t)^q, where 1 + t is the mantissa over the middle of its sixteenth of [1, 2).
+  static constexpr int kTerms = 4;
+  static constexpr float kMiddle = 1.0f, kHalfWidth = 1.0f / 32;
+  alignas(64) float reciprocal_[16], of_middle_[16], low_[32], high_[16];
+
+  void fill(double q, int i) {
+    reciprocal_[i] = float(1 / (1 + (i + 0.5) / 16));
+    of_middle_[i] = float(std::pow(double(reciprocal_[i]), -q));
+    low_[i] = float(std::exp2(q * i));
+    low_[i + kLanes] = float(std::exp2(q * (i + kLanes)));
+    high_[i] = float(std::exp2(q * ((i & 7) * 32 - 127)));
+  }
+#else
+  // (1.5 + t)^q, of the whole mantissa.
+  static constexpr int kTerms = 9;
+  static constexpr float kMiddle = 1.5f, kHalfWidth = 0.5f;
+  alignas(64) float of_e_[4][kLanes];  // a look-up stays within four lanes, so all is there twice
+
+  void fill(double q, int i) {
+    for (int pair = 0; pair < 4; ++pair) {
+      of_e_[pair][i] = float(std::exp2(q * ((i & 3) * (1 << 2 * pair) - (pair == 3 ? 127 : 0))));
+    }
+  }
+#endif
+  Lanes coefficient_[kTerms], at_infinity_;
+
+  // Newton's interpolation at Chebyshev's nodes, multiplied out.
+  void fit(double q) {
+    double node[kTerms], value[kTerms], polynomial[kTerms] = {};
+    for (int i = 0; i < kTerms; ++i) {
+      node[i] = kHalfWidth * std::cos((2 * i + 1) * 3.14159265358979 / (2 * kTerms));
+      value[i] = std::pow(kMiddle + node[i], q);
+    }
+    for (int order = 1; order < kTerms; ++order) {
+      for (int i = kTerms - 1; i >= order; --i) value[i] = (value[i] - value[i - 1]) / (node[i] - node[i - order]);
+    }
+    for (int i = kTerms - 1; i >= 0; --i) {
+      for (int j = kTerms - 1; j > 0; --j) polynomial[j] = polynomial[j - 1] - node[i] * polynomial[j];
+      polynomial[0] = value[i] - node[i] * polynomial[0];
+    }
+    for (int i = 0; i < kTerms; ++i) coefficient_[i] = spread(float(polynomial[i]));
+  }
+};
+
+#else
+
+struct PowerTables {
+  PowerTables() = default;
+  explicit PowerTables(float) {}
+};
+
+#endif
+
+}  // namespace
