@@ -168,15 +168,23 @@ inline float total(Lanes x) {
 
 inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread(a), b, c); }
 
-// x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e-127) (1 + f); 2^(q (e - 127)) is a product
-// of numbers from tables, (1 + f)^q a polynomial. Relative error 5e-7 for |q| <= 1. Infinity counts, and NaN as infinity,
-// as in powers.h.
+// x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e-127) m with m in [1, 2); 2^(q (e - 127)) is
+// a product of numbers from tables, m^q by Pade. Relative error 5e-7 for |q| <= 1. Infinity counts, and NaN as infinity, as
+// in powers.h.
 class PowerTables {
  public:
   PowerTables() = default;
 
   explicit PowerTables(float q) {
-    fit(double(q));
+    // (1 + t)^q is P(t) / P'(t) within 1e-7 for 1 + t = m / sqrt(2), with P' as P for -q.
+    const double choose[] = {1, 3, 3, 1};
+    double above = std::pow(kMiddle, double(q)), below = 1;
+    for (int k = 0; k <= kDegree; ++k) {
+      above_[k] = spread(float(choose[k] * above));
+      below_[k] = spread(float(choose[k] * below));
+      above *= (kDegree - k + double(q)) / (2 * kDegree - k) / kMiddle;
+      below *= (kDegree - k - double(q)) / (2 * kDegree - k) / kMiddle;
+    }
     for (int i = 0; i < kLanes; ++i) fill(double(q), i);
     at_infinity_ = spread(q < 0 ? 0.0f : kInfinity);
   }
@@ -186,73 +194,50 @@ class PowerTables {
   inline Lanes power(Lanes x) const {
     const Uints bits = bits_as<Uints>(x);
 #ifdef __AVX512F__
-    const auto of_sixteen = [](const float* table, Uints index) {  // by its low four bits
-      return Lanes(_mm512_permutexvar_ps(__m512i(index), _mm512_load_ps(table)));
-    };
-    const Lanes mantissa = _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_zero);
-    const Lanes t = mul_add(mantissa, of_sixteen(reciprocal_, bits >> 19), spread(-1.0f));
     const Lanes low =
         _mm512_permutex2var_ps(_mm512_load_ps(low_), __m512i(bits >> 23), _mm512_load_ps(low_ + kLanes));
-    const Lanes factor = low * of_sixteen(high_, bits >> 28) * of_sixteen(of_middle_, bits >> 19);
+    const Lanes factor = low * Lanes(_mm512_permutexvar_ps(__m512i(bits >> 28), _mm512_load_ps(high_)));
 #else
-    const auto of_four = [](const float* table, Uints index) {  // by its low two bits; of eight, it takes two operations
-      return Lanes(_mm256_permutevar_ps(_mm256_load_ps(table), __m256i(index)));
+    const auto of_four = [&](int pair) {  // by two bits; an instruction that looks up by three takes thrice as long
+      return Lanes(_mm256_permutevar_ps(_mm256_load_ps(pairs_[pair]), __m256i(bits >> (23 + 2 * pair))));
     };
-    const Lanes t = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u) - kMiddle;
-    const Lanes factor = (of_four(of_e_[0], bits >> 23) * of_four(of_e_[1], bits >> 25)) *
-                         (of_four(of_e_[2], bits >> 27) * of_four(of_e_[3], bits >> 29));
+    const Lanes factor = (of_four(0) * of_four(1)) * (of_four(2) * of_four(3));
 #endif
-    Lanes sum = coefficient_[kTerms - 1];
-    for (int i = kTerms - 2; i >= 0; --i) sum = mul_add(sum, t, coefficient_[i]);
-    const Lanes z = factor * sum;
+    const Lanes t = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u) - float(kMiddle);
+    const Lanes z = factor * polynomial(above_, t) / polynomial(below_, t);
     if constexpr (finite) return z;
     return x < kInfinity ? z : at_infinity_;
   }
 
  private:
+  static constexpr int kDegree = 3;
+  static constexpr double kMiddle = 1.4142135623730951;
+
+  static inline Lanes polynomial(const Lanes* coefficients, Lanes t) {
+    Lanes sum = coefficients[kDegree];
+    for (int k = kDegree - 1; k >= 0; --k) sum = mul_add(sum, t, coefficients[k]);
+    return sum;
+  }
+
 #ifdef __AVX512F__
-  // (1 + t)^q, where 1 + t is the mantissa over the middle of its sixteenth of [1, 2).
-  static constexpr int kTerms = 4;
-  static constexpr float kMiddle = 1.0f, kHalfWidth = 1.0f / 32;
-  alignas(64) float reciprocal_[16], of_middle_[16], low_[32], high_[16];
+  alignas(64) float low_[32], high_[16];  // of the lower five bits of e, and the upper three
 
   void fill(double q, int i) {
-    reciprocal_[i] = float(1 / (1 + (i + 0.5) / 16));
-    of_middle_[i] = float(std::pow(double(reciprocal_[i]), -q));
     low_[i] = float(std::exp2(q * i));
     low_[i + kLanes] = float(std::exp2(q * (i + kLanes)));
     high_[i] = float(std::exp2(q * ((i & 7) * 32 - 127)));
   }
 #else
-  // (1.5 + t)^q, of the whole mantissa.
-  static constexpr int kTerms = 9;
-  static constexpr float kMiddle = 1.5f, kHalfWidth = 0.5f;
-  alignas(64) float of_e_[4][kLanes];  // a look-up stays within four lanes, so all is there twice
+  alignas(64) float pairs_[4][kLanes];  // of two bits of e each, once for each half of a register
 
   void fill(double q, int i) {
     for (int pair = 0; pair < 4; ++pair) {
-      of_e_[pair][i] = float(std::exp2(q * ((i & 3) * (1 << 2 * pair) - (pair == 3 ? 127 : 0))));
+      const int e = (i & 3) << (2 * pair);
+      pairs_[pair][i] = float(std::exp2(q * (pair == 3 ? e - 127 : e)));
     }
   }
 #endif
-  Lanes coefficient_[kTerms], at_infinity_;
-
-  // Newton's interpolation at Chebyshev's nodes, multiplied out.
-  void fit(double q) {
-    double node[kTerms], value[kTerms], polynomial[kTerms] = {};
-    for (int i = 0; i < kTerms; ++i) {
-      node[i] = kHalfWidth * std::cos((2 * i + 1) * 3.14159265358979 / (2 * kTerms));
-      value[i] = std::pow(kMiddle + node[i], q);
-    }
-    for (int order = 1; order < kTerms; ++order) {
-      for (int i = kTerms - 1; i >= order; --i) value[i] = (value[i] - value[i - 1]) / (node[i] - node[i - order]);
-    }
-    for (int i = kTerms - 1; i >= 0; --i) {
-      for (int j = kTerms - 1; j > 0; --j) polynomial[j] = polynomial[j - 1] - node[i] * polynomial[j];
-      polynomial[0] = value[i] - node[i] * polynomial[0];
-    }
-    for (int i = 0; i < kTerms; ++i) coefficient_[i] = spread(float(polynomial[i]));
-  }
+  Lanes above_[kDegree + 1], below_[kDegree + 1], at_infinity_;
 };
 
 #else

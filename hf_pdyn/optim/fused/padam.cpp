@@ -299,6 +299,12 @@ inline T larger(T v, T than) {
 template <class T>
 struct Squares {
   T grad, direction, adam;
+
+  void operator+=(const Squares& more) {
+    grad += more.grad;
+    direction += more.direction;
+    adam += more.adam;
+  }
 };
 
 // What is asked of a loop, the same for all its elements.
@@ -364,67 +370,105 @@ inline void use(const Streams<format>& at, int64_t i, const Moments<T>& moments,
   }
 }
 
-// The update of n elements in one loop.
+#ifdef HF_PDYN_LANES
+
+// A copy of what lies from i on, which is too little for a register, with elements behind it that add to no sum.
+template <Format format>
+class Padded {
+ public:
+  Padded(const Streams<format>& from, int64_t i, int64_t n, bool takes_in) : from_(from), i_(i), numel_(n - i) {
+    for (auto& v : second_) v = 1;
+    each([](auto* in_memory, auto* copy, size_t size) { std::memcpy(copy, in_memory, size); });
+    if (takes_in) std::memcpy(grad_, from.grad + i, numel_ * sizeof(*grad_));
+  }
+
+  Streams<format> streams() { return {theta_, grad_, exp_avg_, second_, maximum_, from_.key + uint32_t(i_)}; }
+
+  void write_back() {
+    each([](auto* in_memory, auto* copy, size_t size) { std::memcpy(in_memory, copy, size); });
+  }
+
+ private:
+  const Streams<format>& from_;
+  const int64_t i_, numel_;
+  alignas(64) float theta_[kLanes] = {}, grad_[kLanes] = {}, maximum_[kLanes] = {};
+  alignas(64) typename Stored<format>::M exp_avg_[kLanes] = {};
+  alignas(64) typename Stored<format>::V second_[kLanes];
+
+  template <class Function>
+  void each(const Function& function) {
+    function(from_.theta + i_, theta_, numel_ * sizeof(*theta_));
+    function(from_.exp_avg + i_, exp_avg_, numel_ * sizeof(*exp_avg_));
+    function(from_.second + i_, second_, numel_ * sizeof(*second_));
+    if (from_.maximum) function(from_.maximum + i_, maximum_, numel_ * sizeof(*maximum_));
+  }
+};
+
+// The update of n elements.
 template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
-Squares<double> loop(const Streams<format>& given_streams, int64_t n, const Asked& asked,
-                     const Settings& given_settings, const PowerTables& tables) {
-  static_assert(format == kFp32 || !amsgrad);
-  // Copies, which no store of the loop can change.
+Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, const Asked& asked,
+                              const Settings& given_settings, const PowerTables& tables) {
+  // Copies, which no store of the loop can change, and whose address is nobody else's.
   const Streams<format> at = given_streams;
   const Settings s = given_settings;
   Squares<double> found = {0, 0, 0};
+  Uints product = (count<Lanes>() + at.key) * kFirstFactor;
   int64_t i = 0;
-  const auto add = [&](float grad, float direction, float adam) {
-    found.grad += grad;
-    found.direction += direction;
-    found.adam += adam;
-  };
-#ifdef HF_PDYN_LANES
-  if constexpr (gain != Gain::kPowerOfAny) {
-    Uints product = (count<Lanes>() + at.key) * kFirstFactor;
-    while (i + kLanes <= n) {
-      const int64_t stop = i + kSummed <= n ? i + kSummed : n - (n - i) % kLanes;
-      Squares<Lanes> squares = {};
-      const auto next = [&] {
-        if constexpr (format == kFp32) {  // there memory is the limit; elsewhere it costs more than it saves
-          __builtin_prefetch(at.theta + i + kAhead, 1);
-          if constexpr (takes_in) __builtin_prefetch(at.grad + i + kAhead);
-          __builtin_prefetch(at.exp_avg + i + kAhead, 1);
-          __builtin_prefetch(at.second + i + kAhead, 1);
-        }
-        const auto moments = moments_at<Lanes, takes_in, amsgrad, format>(at, i, product, s, squares);
-        i += kLanes;
-        product += uint32_t(kLanes) * kFirstFactor;
-        return moments;
-      };
-      // The moments of the next lanes before these are used: two short chains instead of a long one.
-      Moments<Lanes> moments = next();
-      while (i < stop) {
-        const int64_t before = i - kLanes;
-        const Moments<Lanes> following = next();
-        use<Lanes, moves, gain, format>(at, before, moments, asked, s, tables, squares);
-        moments = following;
+  while (i + kLanes <= n) {
+    const int64_t stop = i + kSummed <= n ? i + kSummed : n - n % kLanes;
+    Squares<Lanes> squares = {};
+    const auto next = [&] {
+      if constexpr (format == kFp32) {  // there memory is the limit; elsewhere it costs more than it saves
+        __builtin_prefetch(at.theta + i + kAhead, 1);
+        if constexpr (takes_in) __builtin_prefetch(at.grad + i + kAhead);
+        __builtin_prefetch(at.exp_avg + i + kAhead, 1);
+        __builtin_prefetch(at.second + i + kAhead, 1);
       }
-      use<Lanes, moves, gain, format>(at, i - kLanes, moments, asked, s, tables, squares);
-      add(total(squares.grad), total(squares.direction), total(squares.adam));
+      const auto moments = moments_at<Lanes, takes_in, amsgrad, format>(at, i, product, s, squares);
+      i += kLanes;
+      product += uint32_t(kLanes) * kFirstFactor;
+      return moments;
+    };
+    // The moments of the next lanes before these are used: two short chains instead of a long one.
+    Moments<Lanes> moments = next();
+    while (i < stop) {
+      const Moments<Lanes> following = next();
+      use<Lanes, moves, gain, format>(at, i - 2 * kLanes, moments, asked, s, tables, squares);
+      moments = following;
     }
+    use<Lanes, moves, gain, format>(at, i - kLanes, moments, asked, s, tables, squares);
+    found += {total(squares.grad), total(squares.direction), total(squares.adam)};
   }
+  if (i < n) {
+    Padded<format> rest(given_streams, i, n, takes_in);
+    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, asked, given_settings, tables);
+    rest.write_back();
+  }
+  return found;
+}
+
 #endif
-  while (i < n) {
-    const int64_t stop = i + kSummed <= n ? i + kSummed : n;
+
+// The same where there are no lanes, or none that take the power.
+template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
+Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked& asked, const Settings& given_settings,
+                               const PowerTables& tables) {
+  const Settings s = given_settings;
+  Squares<double> found = {0, 0, 0};
+  for (int64_t start = 0; start < n; start += kSummed) {
+    const int64_t stop = start + kSummed <= n ? start + kSummed : n;
     float grad = 0, direction = 0, adam = 0;
 #pragma omp simd reduction(+ : grad, direction, adam)
-    for (int64_t j = i; j < stop; ++j) {
-      Squares<float> squares = {0, 0, 0};
-      const uint32_t product = (uint32_t(j) + at.key) * kFirstFactor;
-      const auto moments = moments_at<float, takes_in, amsgrad, format>(at, j, product, s, squares);
-      use<float, moves, gain, format>(at, j, moments, asked, s, tables, squares);
+    for (int64_t i = start; i < stop; ++i) {
+      Squares<float> squares = {0, 0, 0};  // of this element: a reduction knows no struct
+      const uint32_t product = (uint32_t(i) + at.key) * kFirstFactor;
+      const auto moments = moments_at<float, takes_in, amsgrad, format>(at, i, product, s, squares);
+      use<float, moves, gain, format>(at, i, moments, asked, s, tables, squares);
       grad += squares.grad;
       direction += squares.direction;
       adam += squares.adam;
     }
-    add(grad, direction, adam);
-    i = stop;
+    found += {grad, direction, adam};
   }
   return found;
 }
@@ -433,7 +477,13 @@ template <bool takes_in, bool moves, bool amsgrad, Format format>
 Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, const Settings& s,
                      const PowerTables& tables) {
   const auto with = [&](auto gain) {
-    return loop<takes_in, moves, amsgrad, format, decltype(gain)::value>(at, n, asked, s, tables);
+    constexpr Gain g = decltype(gain)::value;
+#ifdef HF_PDYN_LANES
+    if constexpr (g != Gain::kPowerOfAny) {
+      return loop_of_lanes<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
+    }
+#endif
+    return loop_of_floats<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
   };
   switch (gain_of(-s.p, s.v_eps)) {
     case Gain::kOne:
@@ -466,28 +516,17 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
 template <Format format>
 Squares<double> loop_of_codes(float* theta, const float* grad, const Run& run, int64_t start, int64_t n,
                               const Asked& asked, const Prepared& prepared) {
-  Streams<format> at = {theta,
-                        grad,
-                        static_cast<typename Stored<format>::M*>(run.exp_avg) + start,
-                        static_cast<uint16_t*>(run.exp_avg_sq) + start,
-                        nullptr,
-                        0};
+  auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
+  auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
   Squares<double> found = {0, 0, 0};
-  for (int64_t done = 0; done < n;) {  // elements whose index has the same upper half
-    const uint64_t index = uint64_t(run.start) + uint64_t(start + done);
+  for (int64_t i = 0, stop; i < n; i = stop) {  // elements whose index has the same upper half
+    const uint64_t index = uint64_t(run.start) + uint64_t(start + i);
     const uint64_t left = (uint64_t(1) << 32) - (index & 0xffffffffu);
-    const int64_t stop = left < uint64_t(n - done) ? done + int64_t(left) : n;
-    // Its own index within the loop is added to the key.
-    at.key = key_of(run, uint32_t(index >> 32), *prepared.settings) + uint32_t(index);
-    const Squares<double> squares = loop<format>(at, stop - done, asked, prepared);
-    found.grad += squares.grad;
-    found.direction += squares.direction;
-    found.adam += squares.adam;
-    at.theta += stop - done;
-    at.grad += stop - done;
-    at.exp_avg += stop - done;
-    at.second += stop - done;
-    done = stop;
+    stop = left < uint64_t(n - i) ? i + int64_t(left) : n;
+    // A loop adds an element's place in it to the key.
+    const uint32_t key = key_of(run, uint32_t(index >> 32), *prepared.settings) + uint32_t(index);
+    const float* grad_at = asked.takes_in ? grad + i : nullptr;
+    found += loop<format>({theta + i, grad_at, exp_avg + i, exp_avg_sq + i, nullptr, key}, stop - i, asked, prepared);
   }
   return found;
 }
