@@ -244,7 +244,7 @@ class Padam(Optimizer):
         times: list[Any] | None = None
         if plan is not None and grads is not None:
             times = self._counts.advance(plan.states)
-            given = plan.ordered(grads), plan.ordered(times)
+            given = plan.of_updates(grads, times)
             if plan.counts_on(times) and dispatch.repeat(plan.last, *given, request, match):
                 self._plan = plan
                 return

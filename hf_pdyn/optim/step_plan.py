@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from hf_pdyn.optim.dispatch import Repeat
 from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
@@ -24,7 +25,7 @@ class StepPlan:
 
     Args:
         groups, state: the optimizer's.
-        updates: of the step, one for each parameter with a gradient, each of a whole parameter.
+        updates: of the step, that `can_be_planned`; of a whole parameter with a gradient each, or of a part of it.
         pieces: what statistics asked for, which decides on their order.
         last: how they were stepped.
     """
@@ -44,20 +45,21 @@ class StepPlan:
         self._params = _params(groups)
         self._has_gradient = [param.grad is not None for param in self._params]
         self._all_have = all(self._has_gradient)
-        number = {id(update.holder): i for i, update in enumerate(updates)}
         stepped = [param for param in self._params if param.grad is not None]
-        self._order = [0] * len(updates)
-        for i, param in enumerate(stepped):
-            self._order[number[id(param)]] = i
+        number = {id(param): i for i, param in enumerate(stepped)}
+        self._order = [number[id(update.holder)] for update in updates]
         self._in_order = self._order == list(range(len(stepped)))
-        by_param = [updates[number[id(param)]] for param in stepped]
+        self._cuts = [None if update.theta is update.holder else _cut(update) for update in updates]
+        self._cuts_any = any(self._cuts)
+        of_param = {id(update.holder): update for update in updates}  # of a part, where it is cut
+        by_param = [of_param[id(param)] for param in stepped]
 
         self._state_params, self._state_values = list(state), list(state.values())
         self._next_counts = [update.t + 1 for update in by_param]
         self.states = [state[param] for param in stepped]
         self._thetas = stepped
         self._moments = [
-            (name, [value for update in by_param if (value := getattr(update, name)) is not None])
+            (name, [state[update.holder][name] for update in by_param if getattr(update, name) is not None])
             for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight_correction")
         ]
         self._having = {
@@ -113,9 +115,14 @@ class StepPlan:
         self._next_counts = [t + 1 for t in times]
         return as_expected
 
-    def ordered(self, values: list[Any]) -> list[Any]:
-        """`values` of stepped parameters in the order of the updates."""
-        return values if self._in_order else [values[i] for i in self._order]
+    def of_updates(self, grads: list[Tensor], times: list[Any]) -> tuple[list[Tensor], list[Any]]:
+        """The gradient and the step count of every update, from those of the stepped parameters."""
+        if not self._in_order:
+            grads, times = [grads[i] for i in self._order], [times[i] for i in self._order]
+        if self._cuts_any:
+            pairs = zip(grads, self._cuts, strict=True)
+            grads = [grad if cut is None else grad.view(-1)[cut] for grad, cut in pairs]
+        return grads, times
 
     def _addresses_now(self) -> list[int]:
         return list(map(Tensor.data_ptr, chain.from_iterable(self._fixed)))
@@ -135,8 +142,33 @@ def _same(found: Any, kept: Sequence[Any]) -> bool:
 
 
 def can_be_planned(updates: Sequence[Update]) -> bool:
-    """Whether all updates are of whole plain tensors in a row, of which a fused step has taken addresses."""
+    """Whether all updates are of plain tensors in a row, whole or cut, of which a fused step has taken addresses."""
     return bool(updates) and all(
-        update.checked is not None and update.theta is update.holder and update.grad.layout == torch.strided
+        update.checked is not None
+        and update.grad.layout == torch.strided
+        and (update.theta is update.holder or _is_cut(update))
         for update in updates
     )
+
+
+def _is_cut(update: Update) -> bool:
+    """Whether all its tensors are parts of its holder's, at one place."""
+    holder, theta, grad = update.holder, update.theta, update.holder.grad
+    return (
+        type(holder) in (Tensor, Parameter)
+        and type(grad) is Tensor
+        and theta.dtype == holder.dtype
+        and holder.is_contiguous()
+        and grad.is_contiguous()
+        and update.grad.data_ptr() == grad.data_ptr() + _begin(update) * grad.element_size()
+    )
+
+
+def _begin(update: Update) -> int:
+    """Of its first element in its holder."""
+    return (update.theta.data_ptr() - update.holder.data_ptr()) // update.theta.element_size()
+
+
+def _cut(update: Update) -> slice:
+    begin = _begin(update)
+    return slice(begin, begin + update.theta.numel())

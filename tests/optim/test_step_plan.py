@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from hf_pdyn import Padam, StepStatistics
 from hf_pdyn.optim.fused import availability
+from hf_pdyn.optim.step_work import StepSums
+from hf_pdyn.tensors.sharding import Piece
 
 
 @pytest.fixture(autouse=True)
@@ -217,6 +219,53 @@ def test_measured_steps_and_others_take_turns() -> None:
             found.append(window.read())
         readings.append(found)
     assert readings[0] == readings[1]
+
+
+FLAT_CHANGES: list[Callable[..., None] | None] = [
+    None,
+    move_gradient,
+    replace_data,
+    replace_moment,
+    replace_data_of_moment,
+    replace_step,
+    move_settings,
+    freeze,
+]
+
+
+@pytest.mark.parametrize("update_scale", ["raw", "adam"])
+@pytest.mark.parametrize("change", FLAT_CHANGES, ids=lambda change: getattr(change, "__name__", "none"))
+def test_flat_holders_are_cut_once(change: Callable[..., None] | None, update_scale: str) -> None:
+    """As ZeRO's partitions are: sums of each piece, parameters and moments are bit for bit those of new looks."""
+    runs, repeated = [], 0
+    for anew in (True, False):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(numel)) for numel in (1200, 30, 7, 20)]
+        optimizer = Padam([{"params": params[:2]}, {"params": params[2:], "lr": 0.1}], p=0.3, update_scale=update_scale)
+        # Out of order, with gaps, and one holder whole.
+        pieces = [Piece(params[0], 500, 600), Piece(params[1], 10, 20), Piece(params[0], 0, 400), Piece(params[2])]
+        found = []
+        for step in range(STEPS):
+            set_gradients([param for param in params if param.requires_grad], step)
+            if step == 2 and change is not None:
+                change(optimizer, params)
+            if anew:
+                optimizer._plan = None
+            plan, request = optimizer._plan, StepSums(pieces, measure=step == 1)
+            optimizer.sum_next_step(request)
+            optimizer.step()
+            repeated += plan is not None and optimizer._plan is plan
+            assert request.rows is not None
+            found += [request.rows if request.measure else request.rows[:, 0]]
+            grads = [weakref.ref(param.grad) for param in params if param.grad is not None]
+            optimizer.zero_grad()
+            assert all(ref() is None for ref in grads)
+        found += [param.detach() for param in params]
+        found += [state[name] for state in optimizer.state.values() for name in ("step", "exp_avg", "exp_avg_sq")]
+        runs.append(found)
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    seen_anew = {None: 0, move_gradient: 0, move_settings: 0}.get(change, 1)
+    assert repeated == STEPS - 1 - seen_anew
 
 
 def test_counts_of_steps_are_ordinary_tensors() -> None:
