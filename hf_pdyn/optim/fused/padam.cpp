@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
 constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
-constexpr int64_t kAhead = 128;         // floats between what is loaded and what is prefetched
+constexpr int64_t kAhead = 256;         // floats between what is loaded and what is prefetched
 
 enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
@@ -418,7 +418,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, c
     const int64_t stop = i + kSummed <= n ? i + kSummed : n - n % kLanes;
     Squares<Lanes> squares = {};
     const auto next = [&] {
-      if constexpr (format == kFp32) {  // there memory is the limit; elsewhere it costs more than it saves
+      if constexpr (format != k8And16Bit) {  // which arithmetic limits more than memory
         __builtin_prefetch(at.theta + i + kAhead, 1);
         if constexpr (takes_in) __builtin_prefetch(at.grad + i + kAhead);
         __builtin_prefetch(at.exp_avg + i + kAhead, 1);
