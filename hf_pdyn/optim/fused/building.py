@@ -25,8 +25,8 @@ _VECTORS: dict[str, tuple[str, ...]] = {
     "AVX512": ("-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"),
     "AVX2": ("-mavx2", "-mfma"),
 }
-_HEADERS = tuple(Path(__file__).with_name(name) for name in ("powers.h", "lanes.h", "codes.h"))
-"""What the sources include."""
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+"""What the sources may include."""
 
 
 def why_not_here() -> str | None:

@@ -28,7 +28,7 @@ constexpr int32_t kMShift = 19, kMZero = (127 - 4) << 4, kMLargest = 127, kMNaN 
 constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-4f;
 constexpr int32_t kSign = int32_t(0x80000000u), kInfinityBits = 0x7f800000;
 
-// The hash that random bits are: of `kFirstFactor` times a key, so that a loop over keys in a row need only add.
+// Random bits are a hash of a key, given as its product with this, so that a loop over keys in a row need only add.
 constexpr uint32_t kFirstFactor = 0x7feb352du;
 
 template <class U>
@@ -45,7 +45,7 @@ inline Random<U> random_of(U product) {
 
 inline uint32_t mixed(uint32_t x) { return random_of(x * kFirstFactor).all; }
 
-// v as the bits of the float v + 2^-88, whose upper ones are the code.
+// v as the bits of the float v + 2^-88, of which the code is the upper ones.
 template <class T>
 inline Int<T> load_v(const uint16_t* x) {
   return (load_code<T>(x) + kVZero) << kVShift;

@@ -1,6 +1,6 @@
-// As many floats as a vector register has lanes, for what no compiler makes of a plain loop: powers by tables in registers,
-// and moments narrowed to fewer bits. Loops over single floats do the rest, and everything where there is neither AVX-512
-// nor AVX2. What both need is written once, for a T that is `float` or `Lanes`.
+// As many floats as a vector register has lanes, for what no compiler makes of a plain loop: powers by tables in
+// registers, and moments narrowed to fewer bits. Loops over single floats do the rest, and everything where there is
+// neither AVX-512 nor AVX2. What both need is written once, for a T that is `float` or `Lanes`.
 #pragma once
 
 #include <type_traits>
@@ -168,15 +168,15 @@ inline float total(Lanes x) {
 
 inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread(a), b, c); }
 
-// x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e-127) m with m in [1, 2); 2^(q (e - 127)) is
-// a product of numbers from tables, m^q by Pade. Relative error 5e-7 for |q| <= 1. Infinity counts, and NaN as infinity, as
-// in powers.h.
+// x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e - 127) m with m in [1, 2);
+// 2^(q (e - 127)) is a product of numbers from tables, m^q a quotient of polynomials. Relative error 5e-7 for |q| <= 1.
+// Infinity counts, and NaN as infinity, as in powers.h.
 class PowerTables {
  public:
   PowerTables() = default;
 
   explicit PowerTables(float q) {
-    // (1 + t)^q is P(t) / P'(t) within 1e-7 for 1 + t = m / sqrt(2), with P' as P for -q.
+    // Pade's approximation of (1 + t)^q, within 1e-7 for 1 + t = m / sqrt(2): P(t) over the P of -q.
     const double choose[] = {1, 3, 3, 1};
     double above = std::pow(kMiddle, double(q)), below = 1;
     for (int k = 0; k <= kDegree; ++k) {

@@ -2,14 +2,15 @@
 // written once, and the sums that statistics need are taken on the way.
 //
 // Built by cpu.py, which calls `hf_pdyn_step` and mirrors the three structs. No header of torch is included, so it
-// compiles in two or three seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
-// number of threads. A chunk goes through the stages below block by block, so that what they hand on stays in L1. The
-// stages are plain loops that the compiler vectorises; with AVX-512 the last and longest is written with vectors. NaN
-// and infinity behave as in torch: no -ffast-math, only -fno-math-errno and -fno-trapping-math, without which neither
-// sqrt nor a select is vectorised.
+// compiles in four or five seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
+// number of threads. Where tensors are float32, one loop does everything to a chunk; else a chunk goes through stages
+// block by block, so that what they hand on stays in L1. The stages are plain loops that the compiler vectorises, the
+// loop of the update is written with vectors (lanes.h). NaN and infinity behave as in torch: no -ffast-math, only
+// -fno-math-errno and -fno-trapping-math, without which neither sqrt nor a select is vectorised.
 
 #include <type_traits>
 
+#include "bfloat16.h"
 #include "codes.h"
 
 namespace {
@@ -18,8 +19,6 @@ constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and fo
 constexpr int64_t kChunk = 32 * kBlock;
 constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
 constexpr int64_t kAhead = 256;         // floats between what is loaded and what is prefetched
-
-enum Type : int32_t { kFloat32 = 0, kBFloat16 = 1 };
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -47,8 +46,8 @@ struct Run {
   int64_t numel;
   int64_t first_chunk;  // of the call
   int64_t settings;     // row
-  int64_t number;       // of the parameter, and the index there of the first element: they decide how moments are rounded
-  int64_t start;
+  int64_t number;       // of the parameter; with the next one, it decides how moments are rounded
+  int64_t start;        // index of the first element there
 };
 
 // Of the runs of one group at one step count; SETTINGS of cpu.py. `one_minus_beta` are given: in float32, 1 - 0.999f is
@@ -132,45 +131,6 @@ double sum_of_squares(const float* x, int64_t n) {
   return total;
 }
 
-// A block as float32: itself, or a copy in `scratch`.
-const float* as_floats(const void* values, Type type, int64_t start, int64_t n, float* scratch) {
-  if (type == kFloat32) return static_cast<const float*>(values) + start;
-  const uint16_t* halves = static_cast<const uint16_t*>(values) + start;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) scratch[i] = bits_as<float>(uint32_t(halves[i]) << 16);
-  return scratch;
-}
-
-// To the nearest bf16, ties to even; NaN stays NaN.
-void store_bfloat16(const float* values, int64_t n, uint16_t* halves) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = bits_as<uint32_t>(values[i]);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    halves[i] = uint16_t(values[i] != values[i] ? 0x7fc0 : rounded);
-  }
-}
-
-// weight_correction.py: bf16 numbers and what float32 has beside them.
-void join_bfloat16(const uint16_t* halves, const int16_t* corrections, int64_t n, float* values) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t correction = (halves[i] & 0x7fff) == 0 ? 0 : corrections[i];
-    values[i] = bits_as<float>((uint32_t(halves[i]) << 16) + uint32_t(correction));
-  }
-}
-
-void split_bfloat16(const float* values, int64_t n, uint16_t* halves, int16_t* corrections) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = bits_as<uint32_t>(values[i]);
-    const uint32_t rounded = (bits + 0x8000u) >> 16;
-    const bool is_nan = values[i] != values[i];
-    halves[i] = uint16_t(is_nan ? 0x7fc0u : rounded);
-    corrections[i] = int16_t(is_nan ? 0u : bits - (rounded << 16));
-  }
-}
-
 // Sums of sqrt(g^2 + eps), and N_p, of the gradient before clipping.
 void add_norms(const float* grad, int64_t n, const Prepared& prepared, double* sums) {
   const Settings& s = *prepared.settings;
@@ -236,8 +196,8 @@ struct Moments {
   T m, v;
 };
 
-// Stored ones take in g where there is one, and are as they are stored then. g_sq: `weighted_square`. usual: 1 - beta1 < 1/2.
-// product: see `Random`.
+// Stored ones take in g where there is one, and are as they are stored then. g_sq: `weighted_square`.
+// usual: 1 - beta1 < 1/2. product: see `Random`.
 template <Format format, bool takes_in, class T>
 inline Moments<T> moments_of_codes(typename Stored<format>::M* exp_avg, uint16_t* exp_avg_sq, T g, T g_sq,
                                    bool usual, Uint<T> product, const Settings& s) {
@@ -258,10 +218,11 @@ inline uint32_t key_of(const Run& run, uint32_t high, const Settings& s) {
   return mixed(mixed(uint32_t(run.number)) + uint32_t(int32_t(s.t))) ^ mixed(high);
 }
 
-// Moments of what `run` holds from `start` on as floats; with `grad` they take it in. v is the running maximum where there
-// is one.
+// Moments of what `run` holds from `start` on as floats; with `grad` they take it in. v is the running maximum where
+// there is one.
 template <Format format>
-void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t n, const Settings& s, float* m, float* v) {
+void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t n, const Settings& s, float* m,
+                      float* v) {
   auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
   auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
   const bool usual = s.one_minus_beta1 < 0.5f;
@@ -309,7 +270,8 @@ struct Squares {
 
 // What is asked of a loop, the same for all its elements.
 struct Asked {
-  bool takes_in, moves, decays, sums;
+  bool takes_in, moves, decays;
+  bool sums;  // squares are summed
 };
 
 // What one loop goes through. key: see `Random`.
@@ -351,10 +313,10 @@ inline Moments<T> moments_at(const Streams<format>& at, int64_t i, Uint<T> produ
   }
 }
 
-// What they do then. moves: theta moves, else squares are summed for Adam too. sums: squares are summed.
+// The update by these moments. moves: theta moves, else squares are summed for Adam too.
 template <class T, bool moves, Gain gain, Format format>
-inline void use(const Streams<format>& at, int64_t i, const Moments<T>& moments, const Asked& asked, const Settings& s,
-                const PowerTables& tables, Squares<T>& squares) {
+inline void update_by(const Moments<T>& moments, const Streams<format>& at, int64_t i, const Asked& asked,
+                      const Settings& s, const PowerTables& tables, Squares<T>& squares) {
   const T x = moments.v + s.v_eps;
   T direction = moments.m;
   if constexpr (gain != Gain::kOne) direction *= power<gain, format != kFp32>(x, -s.p, tables);
@@ -404,7 +366,7 @@ class Padded {
   }
 };
 
-// The update of n elements.
+// The update of n elements; where less than a register is left, as if there were more.
 template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
 Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, const Asked& asked,
                               const Settings& given_settings, const PowerTables& tables) {
@@ -433,15 +395,16 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, c
     Moments<Lanes> moments = next();
     while (i < stop) {
       const Moments<Lanes> following = next();
-      use<Lanes, moves, gain, format>(at, i - 2 * kLanes, moments, asked, s, tables, squares);
+      update_by<Lanes, moves, gain, format>(moments, at, i - 2 * kLanes, asked, s, tables, squares);
       moments = following;
     }
-    use<Lanes, moves, gain, format>(at, i - kLanes, moments, asked, s, tables, squares);
+    update_by<Lanes, moves, gain, format>(moments, at, i - kLanes, asked, s, tables, squares);
     found += {total(squares.grad), total(squares.direction), total(squares.adam)};
   }
   if (i < n) {
     Padded<format> rest(given_streams, i, n, takes_in);
-    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, asked, given_settings, tables);
+    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, asked, given_settings,
+                                                                   tables);
     rest.write_back();
   }
   return found;
@@ -463,7 +426,7 @@ Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked
       Squares<float> squares = {0, 0, 0};  // of this element: a reduction knows no struct
       const uint32_t product = (uint32_t(i) + at.key) * kFirstFactor;
       const auto moments = moments_at<float, takes_in, amsgrad, format>(at, i, product, s, squares);
-      use<float, moves, gain, format>(at, i, moments, asked, s, tables, squares);
+      update_by<float, moves, gain, format>(moments, at, i, asked, s, tables, squares);
       grad += squares.grad;
       direction += squares.direction;
       adam += squares.adam;

@@ -27,6 +27,17 @@ def test_sources_are_kept_apart() -> None:
     assert len({building.cached_library(source) for source in SOURCES}) == len(SOURCES)
 
 
+def test_a_changed_header_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = [shutil.copy(header, tmp_path) for header in building._HEADERS]
+    assert {Path(header).name for header in headers} >= {"powers.h", "lanes.h", "codes.h", "bfloat16.h"}
+    before = building.cached_library(cpu._SOURCE)
+    monkeypatch.setattr(building, "_HEADERS", list(map(Path, headers)))
+    assert building.cached_library(cpu._SOURCE) == before
+    with Path(headers[-1]).open("a") as header:
+        header.write("// changed")
+    assert building.cached_library(cpu._SOURCE) != before
+
+
 def test_a_build_needs_nothing_that_a_killed_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither its directory, nor the lock of torch's loader in there, for which that would wait for ever."""
     killed = tmp_path / "hf_pdyn" / "tmpkilled"

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from hf_pdyn.measure.windows import QUANTITIES
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import cpu
 from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
+from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
@@ -24,6 +26,8 @@ from tests.optim.fused.comparison import (
     assert_corrected_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_two_passes_are_one,
+    copy_of,
+    in_format,
 )
 
 # One step from float32 moments: theta, m and v round at 6e-8, x^-p is off by at most 4e-7, and p itself rounds at up to
@@ -90,6 +94,29 @@ def test_sizes_around_blocks_and_chunks(numel: int, p: float) -> None:
     cpu.advance([ours], Task.MOMENTS | Task.APPLY)
     tensor_step.advance([exact], Task.MOMENTS | Task.APPLY)
     assert_equal_moves(ours, exact)
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="there, compilers vectorise loops")
+@pytest.mark.parametrize("passes", ["one pass", "two passes"])
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_where_a_tensor_is_cut_does_not_show(p: float, state_dtype: str, passes: str) -> None:
+    """Bit for bit, by cuts that leave less than a register: so shards of a tensor step as the whole does."""
+    whole = update(3_000, group(p=p))
+    if state_dtype != "fp32":
+        whole = in_format(whole, state_dtype)
+    parts = [whole._cut(start, stop - start, None) for start, stop in pairwise([0, 1, 6, 15, 40, 553, 1_600, 3_000])]
+    parts = [copy_of(part) for part in parts]
+    sums = []
+    for updates in ([whole], parts):
+        if passes == "one pass":
+            sums.append(cpu.advance(updates, Task.MOMENTS | Task.APPLY | Task.GRADIENT).sum(0))
+        else:
+            sums.append(cpu.advance(updates, Task.MOMENTS | Task.GRADIENT | Task.DIRECTION).sum(0))
+            cpu.advance(updates, Task.APPLY, scale=torch.full((), 1.25, dtype=torch.float64))
+    torch.testing.assert_close(*sums, rtol=SUM_TOLERANCE, atol=0)
+    for name in ("theta", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(codes_of(torch.cat([getattr(part, name) for part in parts])), codes_of(getattr(whole, name)))
 
 
 def test_ten_million_elements() -> None:
