@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ def newest() -> dict[str, list[dict[str, Any]]]:
     for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
         record = json.loads(path.read_text())
         if record.get("what") in found:
-            found[record["what"]][record["hardware"]] = record
+            of_kind = found[record["what"]]
+            of_kind.pop(record["hardware"], None)  # the newest comes last
+            of_kind[record["hardware"]] = record
     return {what: list(records.values()) for what, records in found.items()}
 
 
@@ -97,25 +100,23 @@ def of_many_tensors(records: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def short(records: dict[str, list[dict[str, Any]]]) -> str:
-    """What the README shows: a few rows of each hardware, against torch's fused AdamW in float32."""
+    """What the README shows, in five rows: the newest records, against torch's fused AdamW in float32."""
     lines = ["| a step of | on | time of AdamW's |", "|---|---|---|"]
-    of_gpus = [
-        record
-        for record in records["step"]
-        if _SHOWN_OF_A_GPU.keys() <= {(row["shapes"], row["ours"]) for row in record["rows"]}
-    ]
-    shown = [*(record for record in records["step"] if _is_of_a_cpu(record)), *of_gpus[-1:]]
-    for record in shown:
-        for (shapes, step_name), name in (_SHOWN_OF_A_CPU if _is_of_a_cpu(record) else _SHOWN_OF_A_GPU).items():
+    cpus = [record for record in records["step"] if _is_of_a_cpu(record)]
+    gpus = [record for record in records["step"] if not _is_of_a_cpu(record) and _has(record, _SHOWN_OF_A_GPU)]
+    for record, shown in (
+        *((cpu, _SHOWN_OF_A_CPU) for cpu in cpus[-1:]),
+        *((gpu, _SHOWN_OF_A_GPU) for gpu in gpus[-1:]),
+    ):
+        for (shapes, step_name), name in shown.items():
             for row in record["rows"]:
                 if (row["shapes"], row["ours"], row["against"], row["dtype"]) == (shapes, step_name, "adamw", "fp32"):
                     lines.append(f"| {name} | {record['hardware']} | {row['ratio']:.2f} x |")
-        for other in records["trainer"]:
-            if other["hardware"] == record["hardware"]:
-                for row in other["rows"]:
-                    if (row["training"], row["callbacks"]) in _SHOWN_TRAININGS:
-                        name = f"a Trainer, {row['training'].removeprefix('gpt2 ')}, default gauges"
-                        lines.append(f"| {name} | {record['hardware']} | {row['ratio_by_parts']:.2f} x |")
+    for record in records["trainer"][-1:]:
+        for row in record["rows"]:
+            if (row["training"], row["callbacks"]) in _SHOWN_TRAININGS:
+                name = f"a Trainer, {row['training'].removeprefix('gpt2 ')}, default gauges"
+                lines.append(f"| {name} | {record['hardware']} | {row['ratio_by_parts']:.2f} x |")
     return "\n".join(lines)
 
 
@@ -126,6 +127,10 @@ _SHOWN_OF_A_CPU = {
 }
 _SHOWN_OF_A_GPU = {("1b", "16bit, p=0.37"): "a GPT-2 of 1 B parameters, `state_dtype=16bit`"}
 _SHOWN_TRAININGS = {("gpt2 full fine-tuning", "defaults")}
+
+
+def _has(record: dict[str, Any], rows: Mapping[tuple[str, str], str]) -> bool:
+    return rows.keys() <= {(row["shapes"], row["ours"]) for row in record["rows"]}
 
 
 def _is_of_a_cpu(record: dict[str, Any]) -> bool:
