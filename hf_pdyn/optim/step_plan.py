@@ -51,7 +51,7 @@ class StepPlan:
         self._in_order = self._order == list(range(len(stepped)))
         self._cuts = [None if update.theta is update.holder else _cut(update) for update in updates]
         self._cuts_any = any(self._cuts)
-        of_param = {id(update.holder): update for update in updates}  # of a part, where it is cut
+        of_param = {id(update.holder): update for update in updates}  # any part of it, where it is cut
         by_param = [of_param[id(param)] for param in stepped]
 
         self._state_params, self._state_values = list(state), list(state.values())
@@ -160,12 +160,14 @@ def _is_cut(update: Update) -> bool:
         and theta.dtype == holder.dtype
         and holder.is_contiguous()
         and grad.is_contiguous()
-        and update.grad.data_ptr() == grad.data_ptr() + _begin(update) * grad.element_size()
+        and (theta.numel() == 0 or update.grad.data_ptr() == grad.data_ptr() + _begin(update) * grad.element_size())
     )
 
 
 def _begin(update: Update) -> int:
-    """Of its first element in its holder."""
+    """Of its first element in its holder. Empty views have no address."""
+    if update.theta.numel() == 0:
+        return 0
     return (update.theta.data_ptr() - update.holder.data_ptr()) // update.theta.element_size()
 
 

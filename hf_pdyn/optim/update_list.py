@@ -56,7 +56,7 @@ class UpdateList:
 
     def release(self) -> None:
         """Keep no gradient alive until the next step."""
-        for update in (*self._kept, *self._ordered):  # the latter may be cut from the former
+        for update in (*self._kept, *self._ordered):  # cut updates hold views of the gradients too
             update.grad = _NO_GRADIENT
         if self._pieces == ():
             self._ordered = []

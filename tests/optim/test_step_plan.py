@@ -243,7 +243,13 @@ def test_flat_holders_are_cut_once(change: Callable[..., None] | None, update_sc
         params = [nn.Parameter(torch.randn(numel)) for numel in (1200, 30, 7, 20)]
         optimizer = Padam([{"params": params[:2]}, {"params": params[2:], "lr": 0.1}], p=0.3, update_scale=update_scale)
         # Out of order, with gaps, and one holder whole.
-        pieces = [Piece(params[0], 500, 600), Piece(params[1], 10, 20), Piece(params[0], 0, 400), Piece(params[2])]
+        pieces = [
+            Piece(params[0], 500, 600),
+            Piece(params[0], 450, 0),
+            Piece(params[1], 10, 20),
+            Piece(params[0], 0, 400),
+            Piece(params[2]),
+        ]
         found = []
         for step in range(STEPS):
             set_gradients([param for param in params if param.requires_grad], step)

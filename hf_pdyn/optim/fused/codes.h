@@ -28,8 +28,8 @@ constexpr int32_t kMShift = 19, kMZero = (127 - 4) << 4, kMLargest = 127, kMNaN 
 constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-4f;
 constexpr int32_t kSign = int32_t(0x80000000u), kInfinityBits = 0x7f800000;
 
-// Random bits are a hash of a key, given as its product with this, so that a loop over keys in a row need only add.
-constexpr uint32_t kFirstFactor = 0x7feb352du;
+// Random bits are a hash of a key. Callers pass key * kKeyFactor, so that a loop over keys in a row need only add.
+constexpr uint32_t kKeyFactor = 0x7feb352du;
 
 template <class U>
 struct Random {
@@ -43,7 +43,7 @@ inline Random<U> random_of(U product) {
   return {x ^ high, high};
 }
 
-inline uint32_t mixed(uint32_t x) { return random_of(x * kFirstFactor).all; }
+inline uint32_t mixed(uint32_t x) { return random_of(x * kKeyFactor).all; }
 
 // v as the bits of the float v + 2^-88, of which the code is the upper ones.
 template <class T>
@@ -66,7 +66,7 @@ template <class T>
 inline Int<T> rounded_v(T v, Uint<T> random) {
   constexpr int32_t kDropped = (1 << kVShift) - 1;
   const float largest = bits_as<float>((kVLargest + kVZero) << kVShift);  // nothing is left to round
-  return (bits_as<Int<T>>(smaller(v + kVSmallest, largest)) + (bits_as<Int<T>>(random) & kDropped)) & ~kDropped;
+  return (bits_as<Int<T>>(at_most(v + kVSmallest, largest)) + (bits_as<Int<T>>(random) & kDropped)) & ~kDropped;
 }
 
 // Bits of 2^k beside such a v, and of 2^-k.
@@ -87,7 +87,7 @@ inline T load_m(const typename Stored<format>::M* x, Int<T> v_bits) {
   } else {
     const T size = bits_as<T>((size_of(code) + kMZero) << kMShift) - kMSmallest;
     const Int<T> m = bits_as<Int<T>>(size * bits_as<T>(two_to_k<T>(v_bits))) | (code & kSign);
-    return bits_as<T>(m | everywhere(code == kMNaN));  // all bits are a NaN
+    return bits_as<T>(m | all_bits_if(code == kMNaN));  // all bits: NaN
   }
 }
 
@@ -96,7 +96,7 @@ template <Format format, class T>
 inline void round_and_store_m(typename Stored<format>::M* x, T& m, Int<T> v_bits, Random<Uint<T>> random) {
   const Int<T> bits = bits_as<Int<T>>(m);
   if constexpr (format == k16Bit) {
-    // NaN may have bits that would carry it to a number; infinity has none.
+    // Adding to a NaN could carry into its sign and make a number of it; the lower half of infinity is 0.
     const Uint<T> sum = bits_as<Uint<T>>(bits) + (m == m ? random.high : random.high * 0);
     m = bits_as<T>(sum & 0xffff0000u);
     store_code(x, bits_as<Int<T>>(sum >> 16));
@@ -104,10 +104,11 @@ inline void round_and_store_m(typename Stored<format>::M* x, T& m, Int<T> v_bits
     constexpr int32_t kDropped = (1 << kMShift) - 1;
     const float largest = bits_as<float>((kMLargest + kMZero) << kMShift);  // nothing is left to round
     const Int<T> size_bits = bits & ~kSign;
-    const T size = smaller(bits_as<T>(size_bits) * bits_as<T>(two_to_minus_k<T>(v_bits)) + kMSmallest, largest);
+    const T size = at_most(bits_as<T>(size_bits) * bits_as<T>(two_to_minus_k<T>(v_bits)) + kMSmallest, largest);
     const Int<T> sum = bits_as<Int<T>>(size) + bits_as<Int<T>>((random.all >> 14) << 1);
     const T rounded = (bits_as<T>(sum & ~kDropped) - kMSmallest) * bits_as<T>(two_to_k<T>(v_bits));
-    const Int<T> code = with_sign((sum >> kMShift) - kMZero, bits), not_finite = everywhere(size_bits >= kInfinityBits);
+    const Int<T> code = with_sign((sum >> kMShift) - kMZero, bits);
+    const Int<T> not_finite = all_bits_if(size_bits >= kInfinityBits);
     m = bits_as<T>(bits_as<Int<T>>(rounded) | (bits & kSign) | not_finite);
     store_code(x, (code & ~not_finite) | (kMNaN & not_finite));
   }

@@ -53,11 +53,11 @@ inline float root(float x) { return std::sqrt(x); }
 // a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
 inline float mul_add(float a, float b, float c) { return std::fma(a, b, c); }
 
-// The smaller one, `than` where x is NaN.
-inline float smaller(float x, float than) { return x < than ? x : than; }
+// x, or `limit` where that is smaller or x is NaN.
+inline float at_most(float x, float limit) { return x < limit ? x : limit; }
 
-// All bits where it holds, as a comparison of lanes has it.
-inline int32_t everywhere(bool holds) { return -int32_t(holds); }
+// All bits if it holds, else none, as a comparison of lanes has it.
+inline int32_t all_bits_if(bool holds) { return -int32_t(holds); }
 
 inline int32_t size_of(int32_t x) { return x < 0 ? -x : x; }
 
@@ -83,7 +83,7 @@ struct IntegersOf<Lanes> {
 };
 
 inline Lanes spread(float x) { return x - Lanes{}; }
-inline Ints everywhere(Ints holds) { return holds; }
+inline Ints all_bits_if(Ints holds) { return holds; }
 
 #ifdef __AVX512F__
 
@@ -115,7 +115,7 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-inline Lanes smaller(Lanes x, float than) { return _mm512_min_ps(x, spread(than)); }
+inline Lanes at_most(Lanes x, float limit) { return _mm512_min_ps(x, spread(limit)); }
 inline Ints size_of(Ints x) { return Ints(_mm512_abs_epi32(__m512i(x))); }
 inline Ints with_sign(Ints x, Ints sign) { return sign < 0 ? -x : x; }
 inline float total(Lanes x) { return _mm512_reduce_add_ps(x); }
@@ -154,9 +154,9 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
-inline Lanes smaller(Lanes x, float than) { return _mm256_min_ps(x, spread(than)); }
+inline Lanes at_most(Lanes x, float limit) { return _mm256_min_ps(x, spread(limit)); }
 inline Ints size_of(Ints x) { return Ints(_mm256_abs_epi32(__m256i(x))); }
-// The instruction makes 0 of x where sign is 0, which an odd number is not.
+// The instruction makes 0 of x where the sign is 0; `sign | 1` never is, and keeps the sign.
 inline Ints with_sign(Ints x, Ints sign) { return Ints(_mm256_sign_epi32(__m256i(x), __m256i(sign | 1))); }
 inline float total(Lanes x) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -189,7 +189,7 @@ class PowerTables {
     at_infinity_ = spread(q < 0 ? 0.0f : kInfinity);
   }
 
-  // finite: that x is finite.
+  // finite: x is known to be finite.
   template <bool finite>
   inline Lanes power(Lanes x) const {
     const Uints bits = bits_as<Uints>(x);

@@ -3,10 +3,10 @@
 //
 // Built by cpu.py, which calls `hf_pdyn_step` and mirrors the three structs. No header of torch is included, so it
 // compiles in four or five seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
-// number of threads. Where tensors are float32, one loop does everything to a chunk; else a chunk goes through stages
-// block by block, so that what they hand on stays in L1. The stages are plain loops that the compiler vectorises, the
-// loop of the update is written with vectors (lanes.h). NaN and infinity behave as in torch: no -ffast-math, only
-// -fno-math-errno and -fno-trapping-math, without which neither sqrt nor a select is vectorised.
+// number of threads. Where `needs_no_scratch` says so, one loop does everything to a chunk; else a chunk goes through
+// stages block by block, so that what they hand on stays in L1. The stages are plain loops that the compiler
+// vectorises, the loop of the update is written with vectors (lanes.h). NaN and infinity behave as in torch: no
+// -ffast-math, only -fno-math-errno and -fno-trapping-math, without which neither sqrt nor a select is vectorised.
 
 #include <type_traits>
 
@@ -18,6 +18,7 @@ namespace {
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
 constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
+constexpr int64_t kPrepared = 4;        // groups that take turns
 constexpr int64_t kAhead = 256;         // floats between what is loaded and what is prefetched
 
 // What is asked of a call; any combination.
@@ -93,7 +94,7 @@ Gain gain_of(float q, float smallest) {
   return std::fabs(q) < 0.98f && smallest >= kSmallestNormal ? Gain::kPowerOfNormal : Gain::kPowerOfAny;
 }
 
-// For all but kOne. finite: that x is finite. tables: of q, if Lanes need them.
+// For all but kOne. finite: x is known to be finite. tables: of q, if Lanes need them.
 template <Gain gain, bool finite, class T>
 inline T power(T x, float q, const PowerTables& tables) {
   if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / root(x);
@@ -101,7 +102,9 @@ inline T power(T x, float q, const PowerTables& tables) {
   if constexpr (gain == Gain::kReciprocal) return 1.0f / x;
   if constexpr (gain == Gain::kPowerOfAny) return power_of_any(x, q);
   if constexpr (gain == Gain::kPowerOfNormal && std::is_same_v<T, float>) return power_of_normal(x, q);
-  if constexpr (gain == Gain::kPowerOfNormal && !std::is_same_v<T, float>) return tables.template power<finite>(x);
+#ifdef HF_PDYN_LANES
+  if constexpr (gain == Gain::kPowerOfNormal && !std::is_same_v<T, float>) return tables.power<finite>(x);
+#endif
 }
 
 // What a group's exponents need where they are not of the special ones.
@@ -185,7 +188,8 @@ inline T lerp(T m, T g, float w) {
   return mul_add(w, g - m, m);
 }
 
-// (1 - beta2) g^2, of which v <- beta2 v + that. Not g^2 first, which overflows earlier than v does.
+// (1 - beta2) g^2, of which v <- beta2 v + that. Not g^2 first, which overflows earlier than v does. Sums of g^2 are
+// taken of these: with |g| below 1e-19 they lose digits.
 template <class T>
 inline T weighted_square(T g, const Settings& s) {
   return s.one_minus_beta2 * g * g;
@@ -197,14 +201,14 @@ struct Moments {
 };
 
 // Stored ones take in g where there is one, and are as they are stored then. g_sq: `weighted_square`.
-// usual: 1 - beta1 < 1/2. product: see `Random`.
+// small_weight: 1 - beta1 < 1/2. product: see `Random`.
 template <Format format, bool takes_in, class T>
 inline Moments<T> moments_of_codes(typename Stored<format>::M* exp_avg, uint16_t* exp_avg_sq, T g, T g_sq,
-                                   bool usual, Uint<T> product, const Settings& s) {
+                                   bool small_weight, Uint<T> product, const Settings& s) {
   Int<T> v_bits = load_v<T>(exp_avg_sq);
   T m = load_m<format, T>(exp_avg, v_bits);
   if constexpr (takes_in) {
-    m = usual ? lerp(m, g, s.one_minus_beta1) : g - (g - m) * (1.0f - s.one_minus_beta1);
+    m = small_weight ? lerp(m, g, s.one_minus_beta1) : g - (g - m) * (1.0f - s.one_minus_beta1);
     const Random<Uint<T>> random = random_of(product);
     v_bits = rounded_v<T>(mul_add(s.beta2, v_of<T>(v_bits), g_sq), random.all);
     store_v<T>(exp_avg_sq, v_bits);
@@ -225,17 +229,18 @@ void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t 
                       float* v) {
   auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
   auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
-  const bool usual = s.one_minus_beta1 < 0.5f;
+  const bool small_weight = s.one_minus_beta1 < 0.5f;
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     Moments<float> moments;
     if (grad) {
       const uint64_t index = uint64_t(run.start) + uint64_t(start) + uint64_t(i);
-      const uint32_t product = kFirstFactor * (uint32_t(index) + key_of(run, uint32_t(index >> 32), s));
+      const uint32_t product = kKeyFactor * (uint32_t(index) + key_of(run, uint32_t(index >> 32), s));
       const float g_sq = weighted_square(grad[i], s);
-      moments = moments_of_codes<format, true, float>(exp_avg + i, exp_avg_sq + i, grad[i], g_sq, usual, product, s);
+      moments = moments_of_codes<format, true, float>(exp_avg + i, exp_avg_sq + i, grad[i], g_sq, small_weight, product,
+                                                      s);
     } else {
-      moments = moments_of_codes<format, false, float>(exp_avg + i, exp_avg_sq + i, 0.0f, 0.0f, usual, 0, s);
+      moments = moments_of_codes<format, false, float>(exp_avg + i, exp_avg_sq + i, 0.0f, 0.0f, small_weight, 0, s);
     }
     m[i] = moments.m;
     v[i] = moments.v;
@@ -253,10 +258,10 @@ void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t 
 // The larger, or v if that is NaN, as torch's maximum has it.
 template <class T>
 inline T larger(T v, T than) {
-  return (v > than) | (v != v) ? v : than;
+  return ((v > than) | (v != v)) ? v : than;
 }
 
-// Sums of `weighted_square`, and of squares of the direction and of Adam's without `scale` and `adam_scale`.
+// Sums of `weighted_square`, and of squares of the direction and of Adam's.
 template <class T>
 struct Squares {
   T grad, direction, adam;
@@ -320,7 +325,10 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
   const T x = moments.v + s.v_eps;
   T direction = moments.m;
   if constexpr (gain != Gain::kOne) direction *= power<gain, format != kFp32>(x, -s.p, tables);
-  if (asked.sums) squares.direction += direction * direction;
+  if (asked.sums) {
+    const T d = s.scale * direction;
+    squares.direction += d * d;
+  }
   if constexpr (moves) {
     // Update and decay together, so that bf16 parameters are rounded once.
     const T before = load<T>(at.theta + i);
@@ -328,13 +336,14 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
     if (asked.decays) step = mul_add(s.decay, before, step);
     store(at.theta + i, before - step);
   } else {
-    squares.adam += moments.m * (moments.m / x);  // m^2 may overflow
+    const T adam = s.adam_scale * moments.m;
+    squares.adam += adam * (adam / x);  // adam^2 may overflow
   }
 }
 
 #ifdef HF_PDYN_LANES
 
-// A copy of what lies from i on, which is too little for a register, with elements behind it that add to no sum.
+// A copy of what lies from i on, which is too little for a register, with other elements behind it.
 template <Format format>
 class Padded {
  public:
@@ -366,15 +375,16 @@ class Padded {
   }
 };
 
-// The update of n elements; where less than a register is left, as if there were more.
+// The update of n elements; where less than a register is left, as if there were more. counted: how many of them count
+// in sums.
 template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
-Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, const Asked& asked,
+Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, int64_t counted, const Asked& asked,
                               const Settings& given_settings, const PowerTables& tables) {
-  // Copies, which no store of the loop can change, and whose address is nobody else's.
+  // Local copies, so that the compiler need not load them again after each store.
   const Streams<format> at = given_streams;
   const Settings s = given_settings;
   Squares<double> found = {0, 0, 0};
-  Uints product = (count<Lanes>() + at.key) * kFirstFactor;
+  Uints product = (count<Lanes>() + at.key) * kKeyFactor;
   int64_t i = 0;
   while (i + kLanes <= n) {
     const int64_t stop = i + kSummed <= n ? i + kSummed : n - n % kLanes;
@@ -388,7 +398,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, c
       }
       const auto moments = moments_at<Lanes, takes_in, amsgrad, format>(at, i, product, s, squares);
       i += kLanes;
-      product += uint32_t(kLanes) * kFirstFactor;
+      product += uint32_t(kLanes) * kKeyFactor;
       return moments;
     };
     // The moments of the next lanes before these are used: two short chains instead of a long one.
@@ -399,12 +409,16 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, c
       moments = following;
     }
     update_by<Lanes, moves, gain, format>(moments, at, i - kLanes, asked, s, tables, squares);
+    if (counted < kLanes) {
+      const auto of_counted = [&](Lanes x) { return count<Lanes>() < uint32_t(counted) ? x : Lanes{}; };
+      squares = {of_counted(squares.grad), of_counted(squares.direction), of_counted(squares.adam)};
+    }
     found += {total(squares.grad), total(squares.direction), total(squares.adam)};
   }
   if (i < n) {
     Padded<format> rest(given_streams, i, n, takes_in);
-    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, asked, given_settings,
-                                                                   tables);
+    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, n - i, asked,
+                                                                   given_settings, tables);
     rest.write_back();
   }
   return found;
@@ -424,7 +438,7 @@ Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked
 #pragma omp simd reduction(+ : grad, direction, adam)
     for (int64_t i = start; i < stop; ++i) {
       Squares<float> squares = {0, 0, 0};  // of this element: a reduction knows no struct
-      const uint32_t product = (uint32_t(i) + at.key) * kFirstFactor;
+      const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
       const auto moments = moments_at<float, takes_in, amsgrad, format>(at, i, product, s, squares);
       update_by<float, moves, gain, format>(moments, at, i, asked, s, tables, squares);
       grad += squares.grad;
@@ -443,7 +457,7 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
     constexpr Gain g = decltype(gain)::value;
 #ifdef HF_PDYN_LANES
     if constexpr (g != Gain::kPowerOfAny) {
-      return loop_of_lanes<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
+      return loop_of_lanes<takes_in, moves, amsgrad, format, g>(at, n, n, asked, s, tables);
     }
 #endif
     return loop_of_floats<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
@@ -567,11 +581,10 @@ void step_block(const Call& call, const Run& run, const Prepared& prepared, int6
   const Squares<double> squares = one_loop && !in_floats
                                       ? codes(theta, grad, run, start, n, asked, prepared)
                                       : loop<kFp32>({theta, grad, exp_avg, second, maximum, 0}, n, asked, prepared);
-  const double direction_sq = squares.direction * s.scale * s.scale;
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad / s.one_minus_beta2;
   if (call.tasks & kDirection) {
-    sums[kDirectionSq] += direction_sq;
-    sums[kAdamSq] += squares.adam * s.adam_scale * s.adam_scale;
+    sums[kDirectionSq] += squares.direction;
+    sums[kAdamSq] += squares.adam;
   }
   if (call.tasks & kMeasure) {
     add_second_moment(v, n, s, sums);
@@ -588,7 +601,7 @@ void step_block(const Call& call, const Run& run, const Prepared& prepared, int6
     if (call.tasks & kParameter) as_floats(run.theta, kBFloat16, start, n, theta);
   }
   if (call.tasks & kParameter) {
-    sums[kUpdateSq] += direction_sq * s.rate * s.rate;
+    sums[kUpdateSq] += squares.direction * s.rate * s.rate;
     sums[kParamSq] += sum_of_squares(theta, n);
   }
 }
@@ -603,11 +616,12 @@ extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums)
 #pragma omp parallel num_threads(call->threads) if (call->n_chunks > 1)
   {
     int64_t run_index = 0;
-    Prepared prepared;
+    Prepared kept[kPrepared];
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < call->n_chunks; ++chunk) {
       while (run_index + 1 < call->n_runs && call->runs[run_index + 1].first_chunk <= chunk) ++run_index;
       const Run& run = call->runs[run_index];
+      Prepared& prepared = kept[run.settings % kPrepared];
       prepared.take(call->settings[run.settings], call->tasks);
       double* of_chunk = chunk_sums + chunk * kSums;
       for (int64_t i = 0; i < kSums; ++i) of_chunk[i] = 0;

@@ -1,7 +1,9 @@
 """What is compiled for a CPU, kept, and found again."""
 
 import ctypes
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,24 @@ def test_what_is_compiled_is_used_without_a_compiler(source: Path, monkeypatch: 
 
 def test_sources_are_kept_apart() -> None:
     assert len({building.cached_library(source) for source in SOURCES}) == len(SOURCES)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
+def test_sources_compile_where_there_are_no_vectors_of_ours(source: Path, tmp_path: Path) -> None:
+    """As on CPUs that are not x86, where the plain loops are all there is."""
+    flags = [flag for flag in building._FLAGS if flag != "-O3"]
+    command = [
+        os.environ.get("CXX", "c++"),
+        "-O0",
+        *flags,
+        "-shared",
+        "-fPIC",
+        str(source),
+        "-o",
+        str(tmp_path / "x.so"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
 
 
 def test_a_changed_header_is_another_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,6 +86,16 @@ def assert_equal_moves(ours: Update, exact: Update) -> None:
     torch.testing.assert_close(ours.theta.double(), exact.theta, rtol=STEP_TOLERANCE, atol=STEP_TOLERANCE * largest)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "decoupled": {},
+    "coupled": {"decoupled_weight_decay": False},
+    "maximize": {"maximize": True, "decoupled_weight_decay": False},
+    "without eps": {"eps": 0.0},
+    "large eps": {"eps": 1e-3},
+    "tensor lr": {"lr": torch.tensor([1e-2])},
+}
+
+
 @pytest.mark.parametrize("numel", [1, 7, 511, 512, 513, 16_384, 16_385, 100_003])
 @pytest.mark.parametrize("p", EXPONENTS)
 def test_sizes_around_blocks_and_chunks(numel: int, p: float) -> None:
@@ -100,9 +110,11 @@ def test_sizes_around_blocks_and_chunks(numel: int, p: float) -> None:
 @pytest.mark.parametrize("passes", ["one pass", "two passes"])
 @pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
 @pytest.mark.parametrize("p", EXPONENTS)
-def test_where_a_tensor_is_cut_does_not_show(p: float, state_dtype: str, passes: str) -> None:
+@pytest.mark.parametrize("name", ["decoupled", "coupled", "maximize", "amsgrad", "short moments"])
+def test_where_a_tensor_is_cut_does_not_show(name: str, p: float, state_dtype: str, passes: str) -> None:
     """Bit for bit, by cuts that leave less than a register: so shards of a tensor step as the whole does."""
-    whole = update(3_000, group(p=p))
+    options = {"amsgrad": {"amsgrad": True}, "short moments": {"betas": (0.3, 0.5)}, **OPTIONS}[name]
+    whole = update(3_000, group(p=p, **options), amsgrad=name == "amsgrad")
     if state_dtype != "fp32":
         whole = in_format(whole, state_dtype)
     parts = [whole._cut(start, stop - start, None) for start, stop in pairwise([0, 1, 6, 15, 40, 553, 1_600, 3_000])]
@@ -115,8 +127,33 @@ def test_where_a_tensor_is_cut_does_not_show(p: float, state_dtype: str, passes:
             sums.append(cpu.advance(updates, Task.MOMENTS | Task.GRADIENT | Task.DIRECTION).sum(0))
             cpu.advance(updates, Task.APPLY, scale=torch.full((), 1.25, dtype=torch.float64))
     torch.testing.assert_close(*sums, rtol=SUM_TOLERANCE, atol=0)
-    for name in ("theta", "exp_avg", "exp_avg_sq"):
-        assert torch.equal(codes_of(torch.cat([getattr(part, name) for part in parts])), codes_of(getattr(whole, name)))
+    for own in ("theta", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(codes_of(torch.cat([getattr(part, own) for part in parts])), codes_of(getattr(whole, own)))
+
+
+@pytest.mark.parametrize("numel", [1, 5, 8, 21])
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+@pytest.mark.parametrize("p", EXPONENTS)
+def test_sums_are_of_real_elements_alone(p: float, state_dtype: str, numel: int) -> None:
+    """Also where eps is 0 and v keeps nothing of what it was: an element of zeros would make them NaN."""
+    ours = [update(numel, group(p=p, eps=0.0, betas=(0.6, 0.0)), seed=seed) for seed in range(40)]
+    if state_dtype != "fp32":
+        ours = [in_format(one, state_dtype) for one in ours]
+    sums = cpu.advance(ours, Task.MOMENTS | Task.DIRECTION | Task.GRADIENT)
+    exact = tensor_step.advance(ours, Task.DIRECTION | Task.GRADIENT)
+    columns = [STEP_SUMS.index(name) for name in ("grad_sq", "direction_sq", "adam_sq")]
+    torch.testing.assert_close(sums[:, columns], exact[:, columns].double(), rtol=SUM_TOLERANCE, atol=0)
+
+
+@pytest.mark.parametrize(("p", "size"), [(2.0, 1e-5), (1.5, 1e-6), (-1.0, 1e-6)])
+def test_sums_of_a_first_step_fit_float32(p: float, size: float) -> None:
+    """Bias correction takes a factor of 1e5 and more from the squares, or gives it to them."""
+    gradients = [torch.full((numel,), size) for numel in (64, 600)]
+    ours = [Update(group(p=p), *[torch.zeros_like(g)] * 2, g, *torch.zeros(2, g.numel()), None, 1.0) for g in gradients]
+    sums = cpu.advance(ours, Task.MOMENTS | Task.DIRECTION)
+    exact = tensor_step.advance([doubled(one) for one in ours], Task.DIRECTION)
+    columns = [STEP_SUMS.index(name) for name in ("direction_sq", "adam_sq")]
+    torch.testing.assert_close(sums[:, columns], exact[:, columns], rtol=2 * SUM_TOLERANCE, atol=0)
 
 
 def test_ten_million_elements() -> None:
@@ -125,16 +162,6 @@ def test_ten_million_elements() -> None:
     cpu.advance([ours], Task.MOMENTS | Task.APPLY)
     tensor_step.advance([exact], Task.MOMENTS | Task.APPLY)
     assert_equal_moves(ours, exact)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "decoupled": {},
-    "coupled": {"decoupled_weight_decay": False},
-    "maximize": {"maximize": True, "decoupled_weight_decay": False},
-    "without eps": {"eps": 0.0},
-    "large eps": {"eps": 1e-3},
-    "tensor lr": {"lr": torch.tensor([1e-2])},
-}
 
 
 @pytest.mark.parametrize("p", EXPONENTS)
