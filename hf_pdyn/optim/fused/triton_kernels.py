@@ -3,7 +3,7 @@
 Every program takes one chunk of one tensor. Hyper-parameters are read from a table, so none is an argument that
 another value would be compiled for.
 
-x^q is taken apart as in padam.cpp, so that its relative error does not grow with the exponent of x: 5e-7 for |q| <= 1,
+x^q is taken apart as in powers.h, so that its relative error does not grow with the exponent of x: 5e-7 for |q| <= 1,
 half of which is that of exp2 (NVIDIA's ex2.approx: 2 units in the last place). 2^(q log2(x)) in float32 would be up to
 8e-6 off at x = 1e-30. Triton's exp2 and sqrt take subnormal numbers for zeros; neither is given any.
 """
