@@ -16,6 +16,12 @@ from tests.distributed.launching import ON_CPU, start
 
 # Sums over processes come in another order, in float32: relative differences stay below this.
 TOLERANCE = 1e-5
+# Means over elements count one as soon as its v is not exactly zero. The gradients of attention's key biases are zero
+# but for rounding, so where sums of a loss come in another order, or from another device, some of these 32 of 448
+# bias-like elements count that did not: the share of eps may move by their part, the coefficient by three times as much
+# (on an H100 1.6e-3 and 1.3e-2; on a CPU with AVX2, 9e-3 in the first record of accumulated gradients).
+NOISE = 32 / 448
+NOISY = {"pdyn/eps_share/bias_like": NOISE, "pdyn/implicit_bias/bias_like": 3 * NOISE}
 
 _FSDP = {"transformer_layer_cls_to_wrap": ["GPT2Block"], "use_orig_params": True, "cpu_ram_efficient_loading": False}
 
@@ -139,6 +145,12 @@ class Difference:
     @property
     def agrees(self) -> bool:
         return self.same_p and self.statistics <= TOLERANCE and self.weights <= TOLERANCE
+
+    @property
+    def agrees_but_for_noise(self) -> bool:
+        """Where losses of parts of a batch are added up in another order."""
+        statistics = all(value <= NOISY.get(name, TOLERANCE) for name, value in self.metrics.items())
+        return self.same_p and statistics and self.weights <= TOLERANCE
 
     def __str__(self) -> str:
         p = "same p" if self.same_p else "OTHER P"

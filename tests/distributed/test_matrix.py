@@ -40,7 +40,7 @@ def test_a_launch_equals_one_process(launched: Launched, launch: str, case: str,
         pytest.skip(reason)
     found = difference([rank[case] for rank in launched(launch)], launched("plain")[0][case])
     record_property("cell", f"{launch:8} {case:32} {found}")
-    assert found.agrees, str(found)
+    assert found.agrees_but_for_noise if "accumulation" in case else found.agrees, str(found)
 
 
 @pytest.mark.parametrize("launch", grouped(LAUNCHES))
@@ -99,4 +99,4 @@ def test_the_compared_decisions_move_p(launched: Launched) -> None:
 def test_accumulation_equals_one_batch(launched: Launched, launch: str) -> None:
     for rank in launched(launch):
         found = difference([rank["full, accumulation"]], launched("plain")[0]["full, padam p=.5"])
-        assert found.agrees, str(found)
+        assert found.agrees_but_for_noise, str(found)
