@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,10 @@ from .stacked_networks import ALL, StackedNetworks
 from .stacked_norms import BIAS_LIKE, StackedNorms
 from .stacked_padam import StackedPadam, Training
 from .training import TABLE_2
+
+_ONEDNN = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() != "AVX2"
+"""Whether gradients may take oneDNN's convolutions. Those of torch 2.13 write past their buffers here on CPUs with AVX2
+and no AVX-512, and the process aborts."""
 
 LARGEST = 2**28
 """Elements of the largest tensor that a measurement makes."""
@@ -171,10 +176,22 @@ def _rates(trainings: Sequence[Training], per_epoch: int, epochs: int) -> Tensor
 
 def _gradient(networks: StackedNetworks, batch: Samples, *, keep: bool, of: slice = ALL) -> tuple[Tensor, Tensor]:
     """Mean losses (networks,), and their gradients (networks, parameters)."""
-    logits = networks.logits(batch.pixels, batch_statistics=True, keep=keep, of=of)
-    losses = functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none").mean(1)
-    (grads,) = torch.autograd.grad(losses.sum(), networks.values)
+    with _safe_convolutions():
+        logits = networks.logits(batch.pixels, batch_statistics=True, keep=keep, of=of)
+        losses = functional.cross_entropy(logits.transpose(1, 2), batch.labels, reduction="none").mean(1)
+        (grads,) = torch.autograd.grad(losses.sum(), networks.values)
     return losses.detach(), grads[of]
+
+
+@contextmanager
+def _safe_convolutions() -> Iterator[None]:
+    """Not oneDNN's where they abort. Not `mkldnn.flags`, which sets what warns (torch 2.13)."""
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and _ONEDNN
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def _of_probe(networks: StackedNetworks, norms: StackedNorms, probe: Samples) -> Tensor:
