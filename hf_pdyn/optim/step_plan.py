@@ -50,7 +50,7 @@ class StepPlan:
         self._order = [number[id(update.holder)] for update in updates]
         self._in_order = self._order == list(range(len(stepped)))
         self._cuts = [None if update.theta is update.holder else _cut(update) for update in updates]
-        self._cuts_any = any(self._cuts)
+        self._any_cut = any(self._cuts)
         of_param = {id(update.holder): update for update in updates}  # any part of it, where it is cut
         by_param = [of_param[id(param)] for param in stepped]
 
@@ -119,7 +119,7 @@ class StepPlan:
         """The gradient and the step count of every update, from those of the stepped parameters."""
         if not self._in_order:
             grads, times = [grads[i] for i in self._order], [times[i] for i in self._order]
-        if self._cuts_any:
+        if self._any_cut:
             pairs = zip(grads, self._cuts, strict=True)
             grads = [grad if cut is None else grad.view(-1)[cut] for grad, cut in pairs]
         return grads, times
@@ -152,25 +152,11 @@ def can_be_planned(updates: Sequence[Update]) -> bool:
 
 
 def _is_cut(update: Update) -> bool:
-    """Whether all its tensors are parts of its holder's, at one place."""
-    holder, theta, grad = update.holder, update.theta, update.holder.grad
-    return (
-        type(holder) in (Tensor, Parameter)
-        and type(grad) is Tensor
-        and theta.dtype == holder.dtype
-        and holder.is_contiguous()
-        and grad.is_contiguous()
-        and (theta.numel() == 0 or update.grad.data_ptr() == grad.data_ptr() + _begin(update) * grad.element_size())
-    )
-
-
-def _begin(update: Update) -> int:
-    """Of its first element in its holder. Empty views have no address."""
-    if update.theta.numel() == 0:
-        return 0
-    return (update.theta.data_ptr() - update.holder.data_ptr()) // update.theta.element_size()
+    """Whether it is a part of a plain holder whose elements, and those of its gradient, lie in a row."""
+    holder, grad = update.holder, update.holder.grad
+    plain = type(holder) in (Tensor, Parameter) and type(grad) is Tensor and update.theta.dtype == holder.dtype
+    return plain and holder.is_contiguous() and grad is not None and grad.is_contiguous()
 
 
 def _cut(update: Update) -> slice:
-    begin = _begin(update)
-    return slice(begin, begin + update.theta.numel())
+    return slice(update.start, update.start + update.theta.numel())
