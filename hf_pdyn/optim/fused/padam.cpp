@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
 constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
-constexpr int64_t kPrepared = 4;        // groups that take turns
 constexpr int64_t kAhead = 256;         // floats between what is loaded and what is prefetched
 
 // What is asked of a call; any combination.
@@ -616,12 +615,11 @@ extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums)
 #pragma omp parallel num_threads(call->threads) if (call->n_chunks > 1)
   {
     int64_t run_index = 0;
-    Prepared kept[kPrepared];
+    Prepared prepared;
 #pragma omp for schedule(static)
     for (int64_t chunk = 0; chunk < call->n_chunks; ++chunk) {
       while (run_index + 1 < call->n_runs && call->runs[run_index + 1].first_chunk <= chunk) ++run_index;
       const Run& run = call->runs[run_index];
-      Prepared& prepared = kept[run.settings % kPrepared];
       prepared.take(call->settings[run.settings], call->tasks);
       double* of_chunk = chunk_sums + chunk * kSums;
       for (int64_t i = 0; i < kSums; ++i) of_chunk[i] = 0;
