@@ -92,9 +92,9 @@ class StepPlan:
         if not _same(state, self._state_params):
             return None
         grads: list[Any] = [param.grad for param in params]
-        if [grad is not None for grad in grads] != self._has_gradient:
-            return None
         if not self._all_have:
+            if [grad is not None for grad in grads] != self._has_gradient:
+                return None
             grads = [grad for grad in grads if grad is not None]
         if set(map(type, grads)) != {Tensor} or [grad.dtype for grad in grads] != self._grad_types:
             return None

@@ -1,6 +1,7 @@
 """The fused step on a CUDA device: its kernels against the tensor step and float64, graphs, compilations and memory."""
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from hf_pdyn import Padam
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import gpu
+from hf_pdyn.optim.fused.sending import KnownTables
 from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import SUMS, StepSums, Task
 from hf_pdyn.tensors.sharding import Piece
@@ -30,6 +32,7 @@ from tests.optim.fused.comparison import (
     special_updates,
     update_of,
 )
+from tests.synchronisation import cuda_guard
 
 pytestmark = pytest.mark.gpu
 
@@ -195,11 +198,15 @@ def test_moments_in_fewer_bits_are_those_of_the_cpu(state_dtype: str) -> None:
         assert (ours != states[1][name]).float().mean() < 0.01, name
 
 
-def compilations() -> int:
-    """How many kernels of a step this process knows; Triton keeps them by device."""
+def triton_kernels() -> Any:
     from hf_pdyn.optim.fused import triton_kernels
 
-    kernel = triton_kernels.step_chunk
+    return triton_kernels
+
+
+def compilations() -> int:
+    """How many kernels of a step this process knows; Triton keeps them by device."""
+    kernel = triton_kernels().step_chunk
     if hasattr(kernel, "device_caches"):
         return sum(len(caches[0]) for caches in kernel.device_caches.values())
     return sum(len(cache) for cache in kernel.cache.values())  # Triton 3.2
@@ -219,6 +226,39 @@ def test_what_schedules_and_callbacks_move_compiles_nothing() -> None:
             group["lr"] = [1.0, 1e-3, 16.0, 1, 0.0, 1e-4][step]
             group["weight_decay"] = [0.0, 1.0, 0.1, 16.0, 0.01, 0.0][step]
     assert known[0] > 0 and known == [known[0]] * 6
+
+
+def test_repeated_steps_send_their_settings_in_time_and_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the steps that look at everything anew, over three rounds of the places that settings are sent from.
+
+    The host is some steps ahead of the device, and the learning rate another at every step.
+    """
+    kernel = triton_kernels().step_chunk
+    run, bound = kernel.run, [0]
+
+    def counting_run(*args: Any, **options: Any) -> Any:
+        bound[0] += 1
+        return run(*args, **options)
+
+    monkeypatch.setattr(kernel, "run", counting_run)
+    results = []
+    for repeats in (True, False):
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(2_000_000, device="cuda")) for _ in range(4)]
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer = Padam(params, p=0.3, fused=True)
+        for step in range(200):
+            if step == 3:
+                bound[0] = 0
+            if not repeats:
+                optimizer._plan = None
+            optimizer.param_groups[0]["lr"] = 1e-2 / (step + 1)
+            with cuda_guard() if step >= 3 else nullcontext():
+                optimizer.step()
+        assert bound[0] == (0 if repeats else 197)  # what is repeated is launched as it was compiled
+        results.append(params)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -311,7 +351,7 @@ def test_a_default_device_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     start = update_of(DEFAULTS, 5000, device="cuda")
     results: list[Tensor] = []
     for device in ("cpu", "cuda"):
-        monkeypatch.setattr(gpu, "_tables", gpu._Tables())  # as in a new process
+        monkeypatch.setattr(gpu, "_tables", KnownTables())  # as in a new process
         update = copy_of(start)
         with torch.device(device):
             gpu.advance([update], EVERYTHING)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.util
 import math
 from array import array
-from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache, lru_cache, partial
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
+from hf_pdyn.optim.fused.sending import Here, KnownTables, Mailbox, here
+from hf_pdyn.optim.fused.triton_launch import Launches
 from hf_pdyn.optim.hyperparameters import StateDtype
 from hf_pdyn.optim.state_format import format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
@@ -30,7 +31,8 @@ NEEDS = "Triton, with the driver and the C compiler that it calls"
 _VECTOR = 16
 """Bytes of a vector load: what addresses must be multiples of; and elements, of which sizes must be."""
 
-_MANY_TABLES = 64
+_WARPS, _WARPS_THAT_ROUND = 8, 4
+"""Of a program: moments that are rounded take more registers, and more elements of a thread at once."""
 
 
 def why_not_here() -> str | None:
@@ -77,6 +79,9 @@ class _Variant(NamedTuple):
 
 
 _variant_of = cache(_Variant)
+
+_KeyAndMake = tuple[Hashable, Callable[[], Tensor]]
+"""What a table holds, and what makes it on the CPU."""
 
 
 def variant(update: Update) -> _Variant:
@@ -139,64 +144,114 @@ class _Launch:
                 for update, numel, number in zip(updates, self._numels, self._settings.of_update, strict=True)
             ]
         )
+        self._grads_at: Sequence[int] = ()
+        self._launch_step, self._launch_sums = Launches(), Launches()
+        self._sent: dict[str, Tensor] = {}
+        self._stream: int | None = None  # in which they were sent
+        self._repeated = False
+        self._mailbox: Mailbox | None = None
 
     def follow(self, grads_at: Sequence[int], times: Sequence[Any], *, whole: bool) -> bool:
         if not whole:
             grads_at, times = ([values[i] for i in self._rows] for values in (grads_at, times))
-        if self._kind.aligned and any(map((_VECTOR - 1).__and__, grads_at)):
-            return False
-        self._table.follow(grads_at)
+        if grads_at != self._grads_at:
+            if self._kind.aligned and any(map((_VECTOR - 1).__and__, grads_at)):
+                return False
+            self._table.follow(grads_at)
+            self._grads_at = grads_at
+            self._sent.pop("runs", None)
         self._settings.follow(times)
+        self._repeated = True
         return True
 
-    def advance(self, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None, device: torch.device) -> Tensor:
+    def advance(self, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None, where: Here) -> Tensor:
         """Do `tasks`; returns sums of chunks, of which `add_up` makes sums of tensors."""
-        from hf_pdyn.optim.fused import triton_kernels
-
-        kind, keys, columns = self._kind, self._settings.keys, _columns(tasks)
-        rates = [_rate_on_device(group, device) for group, _ in keys]
-        on_device = any(rate is not None for rate in rates)
-        if on_device or self._lr_on_device:
-            self._lr_on_device = on_device
-            lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
-            self._table.fill(triton_kernels.RUN_COLUMNS.index("lr_at"), [lr_at[i] for i in self._settings.of_update])
-        constants = array("f", chain.from_iterable(_settings(group, t) for group, t in keys))
+        kind, columns = self._kind, _columns(tasks)
+        self._point_at_rates(where.device)
         make = torch.empty if columns <= 1 else torch.zeros  # one column is filled whole
-        chunk_sums = make(self._n_chunks if columns else 0, len(STEP_SUMS), dtype=torch.float32, device=device)
+        shape = self._n_chunks if columns else 0, len(STEP_SUMS)
+        chunk_sums = make(shape, dtype=torch.float32, device=where.device)
         if self._n_chunks:
-            triton_kernels.step_chunk[(self._n_chunks,)](
-                _of_bytes(self._table.values.tobytes(), torch.int64, device),
-                _tables.get(("chunks", self._numels), partial(_chunks, self._numels), device),
-                _of_bytes(constants.tobytes(), torch.float32, device),
-                scale,
-                clip_factor,
-                chunk_sums,
-                theta_type=_triton(kind.theta_type),
-                grad_type=_triton(kind.grad_type),
-                m_format=triton_kernels.FORMATS.index(kind.state_dtype),
-                amsgrad=kind.amsgrad,
-                corrected=kind.corrected,
-                times_on_device=kind.times_on_device,
-                aligned=kind.aligned,
-                moments=bool(tasks & Task.MOMENTS),
-                apply=bool(tasks & Task.APPLY),
-                gradient=bool(tasks & Task.GRADIENT),
-                direction=bool(tasks & Task.DIRECTION),
-                measure=bool(tasks & Task.MEASURE),
-                parameter=bool(tasks & Task.PARAMETER),
-                num_warps=8,
+            runs = self._table_of("runs", lambda: _bytes_and_maker(self._table.values), where)
+            chunks = self._table_of("chunks", lambda: (self._numels, partial(_chunks, self._numels)), where)
+            self._launch_step(
+                _kernels().step_chunk,
+                (self._n_chunks, 1, 1),
+                (runs, chunks, self._settings_there(where), scale, clip_factor, chunk_sums),
+                _constants_of(kind, tasks),
+                num_warps=_WARPS if kind.state_dtype == "fp32" or tasks & Task.MEASURE else _WARPS_THAT_ROUND,
                 enable_fp_fusion=True,  # Triton 3.9 warns where it is left to a default that is to change
             )
         return chunk_sums
 
-    def add_up(self, chunk_sums: Tensor, tasks: Task, sums: Tensor) -> None:
+    def add_up(self, chunk_sums: Tensor, tasks: Task, sums: Tensor, where: Here) -> None:
         """Put the sums of these tensors into their rows of `sums`."""
-        if _columns(tasks) and self._n_chunks:
-            key = ("ends", self._numels, self._rows)
-            ends = _tables.get(key, partial(_ends, self._numels, self._rows), sums.device)
-            _add_chunks(chunk_sums, ends, sums, _columns(tasks))
+        columns = _columns(tasks)
+        if columns and self._n_chunks:
+            ends = self._table_of(
+                "ends", lambda: ((self._numels, self._rows), partial(_ends, self._numels, self._rows)), where
+            )
+            self._launch_sums(
+                _kernels().add_chunks,
+                (len(self._rows), columns, 1),
+                (chunk_sums, ends, sums),
+                {"tile": 1024},
+                enable_fp_fusion=True,
+            )
+
+    def _point_at_rates(self, device: torch.device) -> None:
+        """Have the table say where learning rates are that stand on the device."""
+        rates = [_rate_on_device(group, device) for group, _ in self._settings.keys]
+        on_device = any(rate is not None for rate in rates)
+        if on_device or self._lr_on_device:
+            self._lr_on_device = on_device
+            lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
+            self._table.fill(_kernels().RUN_COLUMNS.index("lr_at"), [lr_at[i] for i in self._settings.of_update])
+            self._sent.pop("runs", None)
+
+    def _settings_there(self, where: Here) -> Tensor:
+        """The settings of every row, on the device."""
+        values = array("f", chain.from_iterable(_settings(group, t) for group, t in self._settings.keys))
+        if not self._repeated or where.capturing:
+            key, make = _bytes_and_maker(values)
+            return _tables.get(key, make, where)
+        if self._mailbox is None or self._mailbox.stream != where.stream:
+            self._mailbox = Mailbox(len(values), where)
+        return self._mailbox.send(values)
+
+    def _table_of(self, name: str, key_and_make: Callable[[], _KeyAndMake], where: Here) -> Tensor:
+        """A table on the device: the one of the last step, unless it has been taken out of `_sent` since."""
+        if where.capturing or where.stream != self._stream:
+            self._sent.clear()
+            self._stream = where.stream
+        found = self._sent.get(name)
+        if found is None:
+            key, make = key_and_make()
+            found = self._sent[name] = _tables.get((name, key), make, where)
+        return found
 
 
+@cache
+def _constants_of(kind: _Variant, tasks: Task) -> dict[str, Any]:
+    """What the kernel is compiled for, in the order of its parameters."""
+    return {
+        "theta_type": _triton(kind.theta_type),
+        "grad_type": _triton(kind.grad_type),
+        "m_format": _kernels().FORMATS.index(kind.state_dtype),
+        "amsgrad": kind.amsgrad,
+        "corrected": kind.corrected,
+        "times_on_device": kind.times_on_device,
+        "aligned": kind.aligned,
+        "moments": bool(tasks & Task.MOMENTS),
+        "apply": bool(tasks & Task.APPLY),
+        "gradient": bool(tasks & Task.GRADIENT),
+        "direction": bool(tasks & Task.DIRECTION),
+        "measure": bool(tasks & Task.MEASURE),
+        "parameter": bool(tasks & Task.PARAMETER),
+    }
+
+
+@cache
 def _columns(tasks: Task) -> int:
     """How many of STEP_SUMS, from the first on, a launch may fill."""
     asked = tasks & ~(Task.MOMENTS | Task.APPLY)
@@ -221,18 +276,19 @@ def advance(
         None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor)
     )
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-        by_chunk = [launch.advance(tasks, scale, clip_factor, device) for launch in tables.launches]
+        where = here(device)
+        by_chunk = [launch.advance(tasks, scale, clip_factor, where) for launch in tables.launches]
         sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device=device)
         for launch, chunk_sums in zip(tables.launches, by_chunk, strict=True):
-            launch.add_up(chunk_sums, tasks, sums)
+            launch.add_up(chunk_sums, tasks, sums, where)
     return sums
 
 
-def _add_chunks(chunk_sums: Tensor, ends: Tensor, sums: Tensor, columns: int) -> None:
+@cache
+def _kernels() -> Any:
     from hf_pdyn.optim.fused import triton_kernels
 
-    grid = (len(ends), columns)
-    triton_kernels.add_chunks[grid](chunk_sums, ends, sums, tile=1024, enable_fp_fusion=True)
+    return triton_kernels
 
 
 @cache
@@ -262,7 +318,7 @@ def _chunks_of(numel: int) -> int:
     return -(-numel // CHUNK.value)
 
 
-@lru_cache(maxsize=_MANY_TABLES)
+@lru_cache(maxsize=64)
 def _count_chunks(numels: tuple[int, ...]) -> int:
     return sum(_chunks_of(numel) for numel in numels)
 
@@ -282,42 +338,11 @@ def _ends(numels: Sequence[int], rows: Sequence[int]) -> Tensor:
     return torch.stack([stops - counts, stops, torch.tensor(rows, device="cpu")], dim=1)
 
 
-def _of_bytes(content: bytes, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return _tables.get((content, dtype), lambda: torch.frombuffer(bytearray(content), dtype=dtype), device)
+def _bytes_and_maker(values: array[Any]) -> _KeyAndMake:
+    """A key that says what a table holds, and what makes it on the CPU."""
+    content = values.tobytes()
+    dtype = torch.int64 if values.typecode == "q" else torch.float32
+    return content, lambda: torch.frombuffer(bytearray(content), dtype=dtype)
 
 
-class _Tables:
-    """Tables that are on a device, so that a step does not send what an earlier one has sent; the latest few.
-
-    A table belongs to the stream that it was sent in: another need not wait for that, nor would the allocator wait
-    for another before it gives the memory away.
-    """
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[Hashable, tuple[Tensor, int]] = OrderedDict()
-        self._for_graphs: set[Tensor] = set()  # captured CUDA graphs read them and do not keep them alive
-
-    def get(self, key: Hashable, make: Callable[[], Tensor], device: torch.device) -> Tensor:
-        """The table that `make` makes on the CPU, on `device`; `key` says what it holds."""
-        on_cuda = device.type == "cuda"
-        stream = torch.cuda.current_stream(device).cuda_stream if on_cuda else 0
-        known = self._known.pop((key, device), None)
-        if on_cuda and torch.cuda.is_current_stream_capturing():
-            if known is None:
-                raise RuntimeError(
-                    "A step captured in a CUDA graph must find its tensors where the step before had them: run a few "
-                    "steps first, with the same settings, keep gradients in place (zero_grad(set_to_none=False)), and "
-                    "have a learning rate on the device in float32."
-                )
-            self._for_graphs.add(known[0])
-        elif known is None or known[1] != stream:
-            # The allocator of pinned memory waits for the copy before it gives this memory away.
-            table = make().pin_memory().to(device, non_blocking=True) if on_cuda else make()
-            known = table, stream
-        self._known[key, device] = known
-        if len(self._known) > _MANY_TABLES:
-            self._known.popitem(last=False)
-        return known[0]
-
-
-_tables = _Tables()
+_tables = KnownTables()

@@ -53,17 +53,19 @@ ADAM_SQ = tl.constexpr(STEP_SUMS.index("adam_sq"))
 FORMATS = ("fp32", "16bit", "8_16bit")
 FP32 = tl.constexpr(FORMATS.index("fp32"))
 BITS_16 = tl.constexpr(FORMATS.index("16bit"))
-_V_SHIFT, _V_ZERO, _V_LARGEST = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO), tl.constexpr(V_LARGEST)
-_M_SHIFT, _M_ZERO, _M_LARGEST = tl.constexpr(M_SHIFT), tl.constexpr(M_ZERO), tl.constexpr(M_LARGEST)
-_M_NAN = tl.constexpr(M_NAN)
+_V_SHIFT, _V_ZERO = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO)
+_M_SHIFT, _M_ZERO, _M_NAN = tl.constexpr(M_SHIFT), tl.constexpr(M_ZERO), tl.constexpr(M_NAN)
 _V_SMALLEST, _M_SMALLEST = tl.constexpr(2.0**-88), tl.constexpr(2.0**-4)
+_V_TOP, _M_TOP = tl.constexpr((V_LARGEST + V_ZERO) << V_SHIFT), tl.constexpr((M_LARGEST + M_ZERO) << M_SHIFT)
 
 
 @triton.jit
-def _log2(x):
+def _log2(x, normal: tl.constexpr):
     # The exponent of x and log2 of the rest, which lies in [sqrt(1/2), sqrt(2)), to 2e-8; for a finite x > 0.
+    # normal: no x is subnormal.
     subnormal = x < SMALLEST_NORMAL
-    bits = tl.where(subnormal, x * 16777216.0, x).to(tl.int32, bitcast=True)
+    scaled = x if normal else tl.where(subnormal, x * 16777216.0, x)
+    bits = scaled.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
     t = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
     log = t * 0.12926393747329712 - 0.20893365144729614
@@ -74,7 +76,9 @@ def _log2(x):
     log = log * t + 0.4809102714061737
     log = log * t - 0.7213472127914429
     log = log * t + 1.4426950216293335
-    return (exponent - tl.where(subnormal, 24, 0)).to(tl.float32), log * t
+    if not normal:
+        exponent -= tl.where(subnormal, 24, 0)
+    return exponent.to(tl.float32), log * t
 
 
 @triton.jit
@@ -89,8 +93,9 @@ def _power_of_two(n):
 
 
 @triton.jit
-def _power(x, exponent, log2_fraction, q):
-    # x^q of x >= 0 or NaN, whose `_log2` the middle two are. x^0 is 1, of NaN too.
+def _power(x, q, normal: tl.constexpr):
+    # x^q of x >= 0 or NaN. x^0 is 1, of NaN too. normal: every x is finite, and 0 or no subnormal number.
+    exponent, log2_fraction = _log2(x, normal)
     n = tl.floor(q * (exponent + log2_fraction) + 0.5)
     n = tl.minimum(tl.maximum(n, -252.0), 254.0)
     # In one rounding: q * exponent alone would lose what the exponent has in digits.
@@ -98,14 +103,17 @@ def _power(x, exponent, log2_fraction, q):
     whole = n.to(tl.int32)
     half = whole >> 1
     power = tl.exp2(remainder) * _power_of_two(half) * _power_of_two(whole - half)
-    power = tl.where(x == 0.0, tl.where(q < 0, float("inf"), 0.0), power)
-    power = tl.where(x == float("inf"), tl.where(q < 0, 0.0, float("inf")), power)
-    power = tl.where(x == x, power, x)
-    return tl.where(q == 0, 1.0, power)
+    power = tl.where(x == 0.0, tl.where(q < 0, float("inf"), tl.where(q > 0, 0.0, 1.0)), power)
+    if not normal:
+        power = tl.where(x == float("inf"), tl.where(q < 0, 0.0, float("inf")), power)
+        power = tl.where(x == x, power, x)
+        power = tl.where(q == 0, 1.0, power)
+    return power
 
 
 @triton.jit
-def _log(x, exponent, log2_fraction):
+def _log(x):
+    exponent, log2_fraction = _log2(x, False)
     log = (exponent + log2_fraction) * 0.6931471805599453
     log = tl.where(x == 0.0, -float("inf"), log)
     return tl.where(x < float("inf"), log, x)  # infinity or NaN
@@ -130,56 +138,70 @@ def _mixed(x):
 
 @triton.jit
 def _random_bits(number, time, first, offsets):
-    # As `state_format.random_bits`. first: the index of the tensor's first element; offsets: from there, int64.
+    # As `state_format.random_bits`. first: the index of the chunk's first element, int64; offsets: from there, int32.
     key = _mixed(_mixed(number.to(tl.uint32)) + time.to(tl.int32).to(tl.uint32))
-    high = (first + tl.min(offsets, axis=0)) >> 32
-    index = first + offsets
-    key = key ^ tl.where((index >> 32) == high, _mixed(high.to(tl.uint32)), _mixed((high + 1).to(tl.uint32)))
-    return _mixed(index.to(tl.uint32) + key)
+    high = first >> 32
+    here = first.to(tl.uint32) + (key ^ _mixed(high.to(tl.uint32)))
+    beyond = first.to(tl.uint32) + (key ^ _mixed((high + 1).to(tl.uint32)))
+    wraps_at = tl.minimum(((high + 1) << 32) - first, 0x7FFFFFFF).to(tl.int32)
+    return _mixed(offsets.to(tl.uint32) + tl.where(offsets < wraps_at, here, beyond))
 
 
 @triton.jit
-def _decoded_v(code):
-    return ((code + _V_ZERO) << _V_SHIFT).to(tl.float32, bitcast=True) - _V_SMALLEST
+def _v_of(shifted):
+    # shifted: the bits of v + 2^-88, of which a code has all that are not 0.
+    return shifted.to(tl.float32, bitcast=True) - _V_SMALLEST
 
 
 @triton.jit
-def _encoded_v(v, random):
-    bits = (v + _V_SMALLEST).to(tl.int32, bitcast=True) + (random & 0x3FFF).to(tl.int32)
-    code = tl.minimum((bits >> _V_SHIFT) - _V_ZERO, _V_LARGEST)
-    return tl.where(v < float("inf"), code, _V_LARGEST)
+def _round_v(v, random):
+    # What is larger, infinity and NaN of either sign become the largest.
+    bits = tl.minimum((v + _V_SMALLEST).to(tl.uint32, bitcast=True), _V_TOP) + (random & 0x3FFF)
+    return (bits & 0xFFFFC000).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _k_of(v_code):
-    return ((v_code >> 9) - 88) >> 1
+def _two_to_k(shifted):
+    # k is half the exponent: half its bits, and half the bias.
+    return ((shifted >> 1) + 0x1FC00000) & 0x7F800000
 
 
 @triton.jit
-def _decoded_m(code, v_code, m_format: tl.constexpr):
-    # code: int32, of 16 bits without a sign's extension, or of 8 with it.
+def _m_of(code, shifted, m_format: tl.constexpr):
+    # code: int32, of 16 bits without a sign's extension, or of 8 with it. shifted: of the v beside it.
     if m_format == BITS_16:
         m = (code << 16).to(tl.float32, bitcast=True)
     else:
-        size = ((tl.abs(code) + _M_ZERO) << _M_SHIFT).to(tl.float32, bitcast=True) - _M_SMALLEST
-        m = size * _power_of_two(_k_of(v_code))
-        m = tl.where(code < 0, -m, m)
+        m = _joined_m((tl.abs(code) + _M_ZERO) << _M_SHIFT, _two_to_k(shifted), code)
         m = tl.where(code == _M_NAN, float("nan"), m)
     return m
 
 
 @triton.jit
-def _encoded_m(m, v_code, random, m_format: tl.constexpr):
+def _joined_m(shifted_m, two_to_k, sign):
+    # shifted_m: the bits of |m| / 2^k + 2^-4. sign: of an integer or of a float's bits.
+    size = (shifted_m.to(tl.float32, bitcast=True) - _M_SMALLEST) * two_to_k.to(tl.float32, bitcast=True)
+    return (size.to(tl.int32, bitcast=True) | (sign & -2147483648)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _round_m(m, shifted, random, m_format: tl.constexpr):
+    # The code, and what it stands for.
+    bits = m.to(tl.int32, bitcast=True)
     finite = tl.abs(m) < float("inf")
     if m_format == BITS_16:
-        bits = m.to(tl.int32, bitcast=True)
-        code = ((bits + tl.where(finite, (random >> 16).to(tl.int32), 0)) >> 16) & 0xFFFF
+        bits = bits + tl.where(finite, random >> 16, 0).to(tl.int32, bitcast=True)
+        code = (bits >> 16) & 0xFFFF
+        stored = (bits & -65536).to(tl.float32, bitcast=True)
     else:
-        size = tl.minimum(tl.abs(m) * _power_of_two(-_k_of(v_code)) + _M_SMALLEST, 1000.0)
-        bits = size.to(tl.int32, bitcast=True) + ((random >> 14) << 1).to(tl.int32)
-        code = tl.minimum((bits >> _M_SHIFT) - _M_ZERO, _M_LARGEST)
+        two_to_k = _two_to_k(shifted)
+        of_inverse = (0x7F000000 - two_to_k).to(tl.float32, bitcast=True)
+        size = (tl.abs(m) * of_inverse + _M_SMALLEST).to(tl.uint32, bitcast=True)
+        size = (tl.minimum(size, _M_TOP) + ((random >> 14) << 1)).to(tl.int32, bitcast=True)
+        code = (size >> _M_SHIFT) - _M_ZERO
         code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
-    return code
+        stored = tl.where(finite, _joined_m(size & -524288, two_to_k, bits), float("nan"))
+    return code, stored
 
 
 @triton.jit
@@ -223,13 +245,13 @@ def _correction(x, w, theta_type: tl.constexpr):
 
 
 @triton.jit
-def _elements(address, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
+def _elements(address, start, offsets, dtype: tl.constexpr, aligned: tl.constexpr):
     # The hint is kept on what makes the pointer, not on an argument of this function. Only with it are loads and stores
     # vectors of 128 bits.
     base = address.to(tl.pointer_type(dtype))
     if aligned:
         base = tl.multiple_of(base, 16)
-    return base + offsets
+    return base + start + offsets
 
 
 @triton.jit
@@ -293,42 +315,42 @@ def step_chunk(
         time = tl.load(time_at.to(tl.pointer_type(tl.float32)))
         of_m = _one_minus_power(log_beta1, time)
         of_v = _one_minus_power(log_beta2, time)
-        exponent, log2_fraction = _log2(of_v)
-        scale = _power(of_v, exponent, log2_fraction, p) / of_m
+        scale = _power(of_v, p, False) / of_m
         adam_scale = tl.sqrt(of_v) / of_m
         v_eps = tl.where(eps > 0, tl.maximum(eps * of_v, SMALLEST_NORMAL), 0.0)
         v_hat_scale = 1.0 / of_v
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
+    left = tl.minimum(numel - start, CHUNK).to(tl.int32)
     if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
-        numel = tl.multiple_of(numel, 16)
-    offsets = start + tl.arange(0, CHUNK)
-    held = offsets < numel
+        left = tl.multiple_of(left, 16)
+    offsets = tl.arange(0, CHUNK)  # in 32 bits: 64 would be two instructions for each element
+    held = offsets < left
     sums += chunk * N_SUMS
 
     if m_format == FP32:
-        exp_avg_ptr = _elements(exp_avg_at, offsets, tl.float32, aligned)
-        exp_avg_sq_ptr = _elements(exp_avg_sq_at, offsets, tl.float32, aligned)
+        exp_avg_ptr = _elements(exp_avg_at, start, offsets, tl.float32, aligned)
+        exp_avg_sq_ptr = _elements(exp_avg_sq_at, start, offsets, tl.float32, aligned)
         m = tl.load(exp_avg_ptr, mask=held, other=0.0)
         v = tl.load(exp_avg_sq_ptr, mask=held, other=0.0)
     else:
-        exp_avg_ptr = _elements(exp_avg_at, offsets, tl.uint16 if m_format == BITS_16 else tl.int8, aligned)
-        exp_avg_sq_ptr = _elements(exp_avg_sq_at, offsets, tl.uint16, aligned)
-        v_code = tl.load(exp_avg_sq_ptr, mask=held, other=0).to(tl.int32)
-        m = _decoded_m(tl.load(exp_avg_ptr, mask=held, other=0).to(tl.int32), v_code, m_format)
-        v = _decoded_v(v_code)
-    theta_ptr = _elements(theta_at, offsets, theta_type, aligned)
+        exp_avg_ptr = _elements(exp_avg_at, start, offsets, tl.uint16 if m_format == BITS_16 else tl.int8, aligned)
+        exp_avg_sq_ptr = _elements(exp_avg_sq_at, start, offsets, tl.uint16, aligned)
+        shifted = (tl.load(exp_avg_sq_ptr, mask=held, other=0).to(tl.int32) + _V_ZERO) << _V_SHIFT
+        m = _m_of(tl.load(exp_avg_ptr, mask=held, other=0).to(tl.int32), shifted, m_format)
+        v = _v_of(shifted)
+    theta_ptr = _elements(theta_at, start, offsets, theta_type, aligned)
     if apply or moments:
         needed = held
         if not apply:
-            needed = offsets < tl.where(l2 != 0, numel, 0)
+            needed = offsets < tl.where(l2 != 0, left, 0)
         theta = tl.load(theta_ptr, mask=needed, other=0.0).to(tl.float32)
         if corrected:
-            correction_ptr = _elements(tl.load(run + 5), offsets, tl.int16, aligned)
+            correction_ptr = _elements(tl.load(run + 5), start, offsets, tl.int16, aligned)
             theta = _joined(theta, tl.load(correction_ptr, mask=needed, other=0).to(tl.int32), theta_type)
 
     if (moments or gradient) or measure:  # Triton before 3.3 knows no longer chains
-        g = tl.load(_elements(grad_at, offsets, grad_type, aligned), mask=held, other=0.0).to(tl.float32)
+        g = tl.load(_elements(grad_at, start, offsets, grad_type, aligned), mask=held, other=0.0).to(tl.float32)
         if gradient:
             tl.store(sums + GRAD_SQ, tl.sum(g * g, axis=0))
         if measure:
@@ -338,26 +360,24 @@ def step_chunk(
             perturbed = unclipped * unclipped + eps
             one_norm = tl.where(held, _sqrt(perturbed), 0.0)
             tl.store(sums + ONE_NORM, tl.sum(one_norm, axis=0))
-            exponent, log2_fraction = _log2(perturbed)
-            powers = tl.where(
-                p == 1, _log(perturbed, exponent, log2_fraction), _power(perturbed, exponent, log2_fraction, 1 - p)
-            )
+            powers = tl.where(p == 1, _log(perturbed), _power(perturbed, 1 - p, False))
             tl.store(sums + N_P, power_scale * tl.sum(tl.where(held, powers, 0.0), axis=0))
         if moments:
             # 0 times an infinite parameter would be NaN.
             g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)
             # Either way as torch's lerp: at beta1 = 0, m is g.
-            m = tl.where(one_minus_beta1 < 0.5, m + one_minus_beta1 * (g - m), g - (g - m) * (1 - one_minus_beta1))
+            towards_g = one_minus_beta1 < 0.5
+            weight = tl.where(towards_g, one_minus_beta1, one_minus_beta1 - 1)
+            m = tl.where(towards_g, m, g) + weight * (g - m)
             v = beta2 * v + one_minus_beta2 * g * g  # g * g alone would overflow earlier
             if m_format != FP32:
                 # What is stored is what the rest of the step sees, in this pass as in another.
-                random = _random_bits(tl.load(run + 10), time, tl.load(run + 11), offsets)
-                v_code = _encoded_v(v, random)
-                v = _decoded_v(v_code)
-                m_code = _encoded_m(m, v_code, random, m_format)
-                m = _decoded_m(m_code, v_code, m_format)
+                random = _random_bits(tl.load(run + 10), time, tl.load(run + 11) + start, offsets)
+                shifted = _round_v(v, random)
+                v = _v_of(shifted)
+                m_code, m = _round_m(m, shifted, random, m_format)
                 tl.store(exp_avg_ptr, m_code.to(tl.uint16 if m_format == BITS_16 else tl.int8), mask=held)
-                tl.store(exp_avg_sq_ptr, v_code.to(tl.uint16), mask=held)
+                tl.store(exp_avg_sq_ptr, ((shifted >> _V_SHIFT) - _V_ZERO).to(tl.uint16), mask=held)
             else:
                 tl.store(exp_avg_ptr, m, mask=held)
                 tl.store(exp_avg_sq_ptr, v, mask=held)
@@ -365,29 +385,30 @@ def step_chunk(
     if amsgrad:
         maximum_at = tl.load(run + 4)
         if m_format == FP32:
-            maximum_ptr = _elements(maximum_at, offsets, tl.float32, aligned)
+            maximum_ptr = _elements(maximum_at, start, offsets, tl.float32, aligned)
             maximum = tl.load(maximum_ptr, mask=held, other=0.0)
             if moments:
                 maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
                 tl.store(maximum_ptr, maximum, mask=held)
             v = maximum
         else:
-            maximum_code_ptr = _elements(maximum_at, offsets, tl.uint16, aligned)
-            maximum_code = tl.load(maximum_code_ptr, mask=held, other=0).to(tl.int32)
+            maximum_code_ptr = _elements(maximum_at, start, offsets, tl.uint16, aligned)
+            maximum = (tl.load(maximum_code_ptr, mask=held, other=0).to(tl.int32) + _V_ZERO) << _V_SHIFT
             if moments:
-                maximum_code = tl.maximum(maximum_code, v_code)
-                tl.store(maximum_code_ptr, maximum_code.to(tl.uint16), mask=held)
-            v = _decoded_v(maximum_code)
+                maximum = tl.maximum(maximum, shifted)
+                tl.store(maximum_code_ptr, ((maximum >> _V_SHIFT) - _V_ZERO).to(tl.uint16), mask=held)
+            v = _v_of(maximum)
     if measure:
         tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
-        tl.store(sums + NUMEL, tl.minimum(numel - start, CHUNK).to(tl.float32))
+        tl.store(sums + NUMEL, left.to(tl.float32))
         tl.store(sums + RULED_BY_EPS, tl.sum(tl.where(v > 0.0, v_eps / (v + v_eps), 0.0), axis=0))
         tl.store(sums + MOVED, tl.sum(tl.where(v > 0.0, 1.0, 0.0), axis=0))
 
     if apply or direction:
-        x = v + v_eps
-        exponent, log2_fraction = _log2(x)
-        d = tl.where(held, m * scale * _power(x, exponent, log2_fraction, -p), 0.0)
+        x = v + v_eps  # which stored codes make no subnormal number: v is 0 or 2^-97 at least
+        d = m * scale * _power(x, -p, m_format != FP32)
+        if direction or parameter:
+            d = tl.where(held, d, 0.0)
         if direction:
             tl.store(sums + DIRECTION_SQ, tl.sum(d * d, axis=0))
             adam = m * adam_scale

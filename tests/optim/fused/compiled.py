@@ -91,7 +91,7 @@ class Compiler:
             target=GPUTarget("cuda", self.capability, 32),
             options=options,
         )
-        self.found = _describe(compiled)
+        self.found = {"threads": 32 * num_warps, **_describe(compiled)}
 
 
 def _source(kernel: Any, signature: dict[str, str], constants: dict[str, Any], pointers: list[int]) -> Any:

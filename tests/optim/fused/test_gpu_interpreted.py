@@ -24,6 +24,7 @@ from hf_pdyn import Padam
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import availability, gpu, self_check
+from hf_pdyn.optim.fused.sending import KnownTables
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
 from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update
@@ -289,54 +290,9 @@ def test_a_learning_rate_on_the_device_is_read_where_it_stands(shape: tuple[int,
     assert_same(ours, expected)
 
 
-def test_tables_are_kept_and_the_oldest_given_up() -> None:
-    made: list[int] = []
-    tables, cpu = gpu._Tables(), torch.device("cpu")
-
-    def get(number: int) -> Tensor:
-        return tables.get(number, lambda: made.append(number) or torch.tensor(number), cpu)
-
-    for number in (*range(gpu._MANY_TABLES), 0, gpu._MANY_TABLES, 0, 1):
-        assert get(number).item() == number
-    assert made == [*range(gpu._MANY_TABLES + 1), 1]  # 0 was in use, so 1 was the oldest
-
-
-class Host:
-    """Stands for a table on the host; `sent` for what became of it."""
-
-    def __init__(self) -> None:
-        self.sent = torch.empty(0)
-
-    def pin_memory(self) -> "Host":
-        return self
-
-    def to(self, device: torch.device, *, non_blocking: bool) -> Tensor:
-        assert device.type == "cuda" and non_blocking
-        return self.sent
-
-
-def test_a_stream_has_its_own_tables_and_a_capture_those_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is a pretence: see tests/gpu for captures."""
-    stream, capturing = SimpleNamespace(cuda_stream=0), False
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    tables, device = gpu._Tables(), torch.device("cuda", 0)
-    first, second, third = Host(), Host(), Host()
-    assert tables.get("a", lambda: first, device) is first.sent
-    assert tables.get("a", lambda: second, device) is first.sent
-    stream.cuda_stream = 1
-    assert tables.get("a", lambda: second, device) is second.sent
-    assert tables.get("a", lambda: third, device) is second.sent
-    stream.cuda_stream, capturing = 2, True
-    assert tables.get("a", lambda: third, device) is second.sent
-    with pytest.raises(RuntimeError, match=r"must find its tensors where the step before had them.*set_to_none=False"):
-        tables.get("b", lambda: third, device)
-    assert tables._for_graphs == {second.sent}
-
-
 def test_tables_are_made_on_the_host_whatever_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after torch.set_default_device("cuda"): nothing is made there that would wait to be filled."""
-    monkeypatch.setattr(gpu, "_tables", gpu._Tables())
+    monkeypatch.setattr(gpu, "_tables", KnownTables())
     before = many()
     ours, expected = [list(map(copy_of, before)) for _ in range(2)]
     with torch.device("meta"):
