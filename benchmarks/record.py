@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
+import subprocess
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,17 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
+def commit() -> str | None:
+    """The commit that runs, with "-dirty" where tracked files differ; COMMIT names it where git does not know."""
+    if "COMMIT" in os.environ:
+        return os.environ["COMMIT"]
+    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 _KEY = ("shapes", "dtype", "ours", "against")
 
 
@@ -45,7 +58,8 @@ def write(what: str, device: torch.device, found: dict[str, Any], target: str | 
     add: to the record of steps that is there; of what both have, the new rows and numbers stay.
     """
     where = hardware(device)
-    record = {"what": what, "hardware": where, "versions": versions(), "date": date.today().isoformat(), **found}
+    surroundings = {"hardware": where, "versions": versions(), "date": date.today().isoformat(), "commit": commit()}
+    record = {"what": what, **surroundings, **found}
     slug = re.sub(r"[^a-z0-9]+", "-", where.lower()).strip("-")
     path = Path(target) if target else FOLDER / f"{what}-{slug}-{record['date']}.json"
     if add and path.exists():

@@ -138,7 +138,7 @@ def _is_of_a_cpu(record: dict[str, Any]) -> bool:
 
 
 def _where(record: dict[str, Any]) -> str:
-    commit = f", commit {record['commit']}" if "commit" in record else ""
+    commit = f", commit {record['commit']}" if record.get("commit") else ""
     return f"{record['hardware']}, torch {record['versions']['torch']}, {record['date']}{commit}"
 
 

@@ -147,3 +147,12 @@ def test_rows_are_added_to_a_record(tmp_path: Path) -> None:
     assert found["extremes"] == {"adamw": 1}
     record.write("step", device, {"rows": []}, target)
     assert json.loads(Path(target).read_text())["rows"] == []
+
+
+def test_a_record_names_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COMMIT", "1234567")
+    path = record.write("step", torch.device("cpu"), {"rows": []}, str(tmp_path / "record.json"))
+    assert json.loads(path.read_text())["commit"] == "1234567"
+    monkeypatch.delenv("COMMIT")
+    monkeypatch.setattr(record, "FOLDER", tmp_path)  # no checkout
+    assert record.commit() is None
