@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -371,19 +372,25 @@ class Padam(Optimizer):
         """
         shards = Shards(param for group in self.param_groups for param in group["params"])
         device = first_param(self).device
-        sums = torch.zeros(2, device=device, dtype=norms.accumulator_dtype(device))
         # A process that holds none of what has a gradient must still take part in the sum.
-        if updates:
-            rates = self._relative_lrs([update.group for update in updates], like=sums)
-            weights = [rate * rate * shards.share(update.holder) for rate, update in zip(rates, updates, strict=True)]
-            weighted = squares.to(sums)
-            if any(isinstance(weight, Tensor) or weight != 1 for weight in weights):
-                # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
-                weighted = torch.stack(torch._foreach_mul(list(weighted), weights))
-            sums = torch.where(weighted.isfinite().all(dim=1, keepdim=True), weighted, 0).sum(dim=0)
-        raw, adam = shards.add_up(sums)
+        weighted = squares.to(device=device, dtype=norms.accumulator_dtype(device)).view(-1, 2)
+        weights = self._weights(updates, shards, like=weighted)
+        if weights is not None:
+            # Python's numbers are arguments of the kernel; a tensor of them would be sent to the device first.
+            weighted = torch.stack(torch._foreach_mul(list(weighted), weights))
+        finite = weighted.sum(dim=1, keepdim=True) < math.inf
+        raw, adam = shards.add_up(torch.where(finite, weighted, 0).sum(dim=0))
         self.last_scale = torch.where(raw > 0, (adam / raw).sqrt(), 1.0)
         return self.last_scale
+
+    def _weights(self, updates: Sequence[Update], shards: Shards, like: Tensor) -> list[Any] | None:
+        """By what the squares of each update count; None where all count alike."""
+        rates = [group_lr(group) for group in self.param_groups]
+        alike = not any(isinstance(rate, Tensor) for rate in rates) and len(set(rates)) == 1
+        if not updates or (alike and not shards.sharded):
+            return None
+        relative = self._relative_lrs([update.group for update in updates], like)
+        return [rate * rate * shards.share(update.holder) for rate, update in zip(relative, updates, strict=True)]
 
     def _relative_lrs(self, groups: list[Mapping[str, Any]], like: Tensor) -> list[Any]:
         """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""

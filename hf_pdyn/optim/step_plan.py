@@ -101,9 +101,11 @@ class StepPlan:
         for name, moments in self._moments:
             if moments and not _same([state.get(name) for state in self._having[name]], moments):
                 return None
-        if any([grad.is_sparse for grad in grads]) or any(map(Tensor.is_neg, grads)):  # noqa: C419  a list is quicker
+        try:
+            in_a_row = all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self._thetas))
+        except RuntimeError:  # a sparse gradient, of some layouts; of others it is not contiguous
             return None
-        if not (all(map(Tensor.is_contiguous, grads)) and all(map(Tensor.is_contiguous, self._thetas))):
+        if not in_a_row or any(map(Tensor.is_neg, grads)):
             return None
         if not list(map(Tensor.numel, grads)) == self._numels == list(map(Tensor.numel, self._thetas)):
             return None

@@ -154,14 +154,14 @@ class Shards:
     """
 
     def __init__(self, params: Iterable[Tensor]) -> None:
-        counts = {param: _shard_count(param) for param in params}
-        self.sharded = any(count > 1 for count in counts.values())
+        counts = {id(param): _shard_count(param) for param in params}  # to hash a tensor takes longer
+        self.sharded = any(map((1).__lt__, counts.values()))
         self._world_size = dist.get_world_size() if self.sharded else 1
-        self._shares = {param: count / self._world_size if self.sharded else 1.0 for param, count in counts.items()}
+        self._counts = counts
 
     def share(self, param: Tensor) -> float:
         """The factor of sums over this process's part of `param`, so that `add_up` counts them once."""
-        return self._shares[param]
+        return self._counts[id(param)] / self._world_size if self.sharded else 1.0
 
     def share_of_square(self, norm: Tensor) -> Tensor:
         """This process's share of the square of `norm`, whose `add_up` is the square; communicates nothing.

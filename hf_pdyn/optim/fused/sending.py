@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -76,11 +77,15 @@ class Mailbox:
         self.stream = where.stream
         self._places, self._written = list(places.unbind()), places.numpy()
         self._on_device = torch.empty(numel, dtype=torch.float32, device=where.device)
+        self._sent: array[float] | None = None
         self._taken: list[Any] = [torch.cuda.Event() if on_cuda else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._next = 0
 
-    def send(self, values: Any) -> Tensor:
-        """The numbers on the device; the next ones will stand in their place."""
+    def send(self, values: array[float]) -> Tensor:
+        """The numbers on the device; others, sent later, will stand in their place."""
+        if values == self._sent:
+            return self._on_device
+        self._sent = values
         half, within = divmod(self._next, _PLACES // 2)
         if within == 0 and self._taken[half] is not None:
             self._taken[half].synchronize()

@@ -49,17 +49,16 @@ def test_registers_leave_room_for_several_programs_on_a_multiprocessor(
 
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "unaligned"])
 def test_tensors_are_loaded_and_stored_in_vectors_of_128_bits(compiled: dict[str, Any], variant: str) -> None:
-    """What a thread has of each tensor; 8 elements of 8 bits are half a vector. Scalars are settings."""
+    """And where moments have 8 bits, of four elements: of 64 bits, and 32. Scalars are settings."""
     found = compiled[variant]["step_chunk"]
     moved = {
         kind: {name: count for name, count in found["instructions"].items() if name.startswith(f"{kind}.global")}
         for kind in ("ld", "st")
     }
-    vectors = {
-        kind: moved[kind].pop(f"{kind}.global.v4.b32") + moved[kind].pop(f"{kind}.global.v2.b32", 0) / 2
-        for kind in moved
-    }
     options = VARIANTS[variant]
+    of_8_bits = options.get("state_dtype") == "8_16bit"
+    settings = moved["ld"].pop("ld.global.b32", 0), moved["ld"].pop("ld.global.b64", 0)
+    sums = moved["st"].pop("st.global.b32", 0)
     theta, grad = (2 if "16" in str(options.get(name, "")) else 4 for name in ("theta", "grad"))
     m, v = {"fp32": (4, 4), "16bit": (2, 2), "8_16bit": (1, 2)}[options.get("state_dtype", "fp32")]
     moved_once = m + v + theta + v * options.get("amsgrad", False) + 2 * options.get("corrected", False)
@@ -68,10 +67,15 @@ def test_tensors_are_loaded_and_stored_in_vectors_of_128_bits(compiled: dict[str
         written -= theta  # and read with coupled decay only
     elif variant == "matched, second pass":
         read, written = read - grad, theta
-    vectors_of_a_byte = CHUNK / found["threads"] / 16
-    assert vectors == {"ld": read * vectors_of_a_byte, "st": written * vectors_of_a_byte}
-    assert moved["ld"].keys() <= {"ld.global.b32", "ld.global.b64"} and sum(moved["ld"].values()) <= 28
-    assert sum(moved["st"].values()) <= len(SUMS)
+    elements = CHUNK // found["threads"]
+    codes = elements // 4 if of_8_bits else 0
+    widths = {"v4.b32": 16, "v2.b32": 8}
+    for kind, of_an_element in (("ld", read), ("st", written)):
+        words = sum(widths[name.removeprefix(f"{kind}.global.")] * n for name, n in moved[kind].items()) + 4 * codes
+        assert words == of_an_element * elements
+        assert of_8_bits or moved[kind].keys() == {f"{kind}.global.v4.b32"}
+    assert sum(settings) - codes <= 28
+    assert sums - codes <= len(SUMS)
 
 
 def test_without_alignment_nothing_is_assumed(compiled: dict[str, Any]) -> None:

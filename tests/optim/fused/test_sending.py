@@ -1,9 +1,9 @@
 """What is sent to a device: tables once, settings from place after place. The device is a pretence: see tests/gpu."""
 
+from array import array
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -83,7 +83,8 @@ def test_a_place_is_written_again_when_its_copy_was_taken() -> None:
     mailbox._taken = [Event(number, seen) for number in (0, 1)]
     at = set()
     for number in range(5 * half):
-        sent = mailbox.send(np.full(3, number, dtype=np.float32))
+        sent = mailbox.send(array("f", [number] * 3))
+        assert mailbox.send(array("f", [number] * 3)) is sent  # as in a second pass: nothing is sent again
         assert sent.tolist() == [number] * 3
         at.add(sent.data_ptr())
         seen.append(number)
