@@ -27,7 +27,7 @@ def newest() -> dict[str, list[dict[str, Any]]]:
     """The newest record of every hardware, of every benchmark."""
     kinds = ("step", "offload", "trainer", "spectral", "scale")
     found: dict[str, dict[str, dict[str, Any]]] = {what: {} for what in kinds}
-    for path in sorted(FOLDER.glob("*.json"), key=lambda path: path.name[-15:]):  # by the date at its end
+    for path in sorted(FOLDER.glob("*.json"), key=lambda path: (path.name[-15:], path.name)):  # the date at its end
         record = json.loads(path.read_text())
         if record.get("what") in found:
             of_kind = found[record["what"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,8 +51,14 @@ class StepDispatch:
             self._fused[device] = module
         return self._fused[device]
 
-    def step(self, updates: Sequence[Update], request: StepSums | None, match: Match | None) -> Repeat | None:
-        """Do the whole step, and answer `request`.
+    def step(
+        self,
+        updates: Sequence[Update],
+        request: StepSums | None,
+        match: Match | None,
+        skip: Tensor | None = None,
+    ) -> Repeat | None:
+        """Do the whole step, and answer `request`; nothing moves, and the answer is NaN, where `skip` is not 0.
 
         match: makes of the updates, and of the squares of each one's direction and of that at p=1/2, shape
         (len(updates), 2), the scalar c_t. It needs them all before a parameter moves, so the moments are read twice.
@@ -64,6 +71,8 @@ class StepDispatch:
         clipped = clip_factor is not None
         if not self._trusted(parts, [tasks | sums for tasks, sums in passes], clipped=clipped):
             parts = self._parts(updates, clip_factor)
+        for part in parts:
+            part.skip = skip
         _do(parts, passes, request, match)
         if any(part.fused is None for part in parts):
             return None
@@ -217,6 +226,7 @@ class _Part:
     tables: Any = None
     thetas: list[Tensor] = field(default_factory=list)
     pieces: list[Piece] | None = None
+    skip: Tensor | None = None
 
     def begin(self, clip_factor: Tensor | None) -> None:
         """Forget the last step."""
@@ -244,6 +254,8 @@ class _Part:
         if self.later:
             self._advance(self.later)
         assert self.sums is not None
+        if self.skip is not None:
+            self.sums = torch.where(self.skip.to(self.sums.device) == 0, self.sums, math.nan)
         if self.pieces is None:
             self.pieces = [update.piece for update in self.updates if update.piece is not None]
         if len(self.pieces) < len(self.sums):
@@ -253,7 +265,9 @@ class _Part:
     def _advance(self, tasks: Task) -> None:
         if self.fused is not None and self.tables is None:
             self.tables = self.fused.Tables(self.updates)
-        options = {} if self.tables is None else {"tables": self.tables}
+        options: dict[str, Any] = {} if self.tables is None else {"tables": self.tables}
+        if self.skip is not None:
+            options["skip"] = self.skip
         sums = self.advance(self.updates, tasks, scale=self.scale, clip_factor=self.clip_factor, **options)
         # Of two passes, each leaves 0 what the other gives.
         self.sums = sums if self.sums is None else self.sums + sums

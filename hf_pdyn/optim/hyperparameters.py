@@ -47,13 +47,9 @@ def check_path(*, foreach: bool | None, fused: bool | None) -> None:
         raise ValueError("foreach and fused are two ways to compute a step, got both. Leave one of them at None.")
 
 
-def check_nonfinite(value: str, *, capturable: bool) -> None:
-    """ValueError for an unknown value, and for one that a captured step cannot have."""
+def check_nonfinite(value: str) -> None:
+    """ValueError for an unknown value."""
     check_choice("nonfinite", value, get_args(Nonfinite))
-    if capturable and value == "skip":
-        raise ValueError(
-            'A captured step cannot ask the host whether to go on, got capturable=True with nonfinite="skip". Use one.'
-        )
 
 
 _LARGEST_M = 15.4

@@ -75,7 +75,9 @@ class Padam(Optimizer):
             optimizers do: the tensors concerned are lost. `"skip"` leaves parameters, moments and step
             counts as they are, without weight decay; `step_was_skipped` tells whether the last step was.
             It reads one number on the host at every step, as a gradient scaler does, and where parameters
-            are DTensors all processes agree by one all-reduce. An attribute, in no group and no
+            are DTensors all processes agree by one all-reduce. With `capturable=True` nothing is read: the device
+            decides, `found_inf` is a 0-d tensor that is not 0 where the last step was skipped, `step_was_skipped`
+            stays False, and statistics count the step as non-finite. An attribute, in no group and no
             checkpoint: a resumed run may choose anew.
         foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
             compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it: a
@@ -129,6 +131,7 @@ class Padam(Optimizer):
         self.foreach, self.fused, self.capturable = foreach, fused, capturable
         self.nonfinite = nonfinite
         self.step_was_skipped = False
+        self.found_inf: Tensor | None = None
         self.last_scale: Tensor | None = None
         self._request: StepSums | None = None
         self._dispatch: StepDispatch | None = None
@@ -160,7 +163,7 @@ class Padam(Optimizer):
 
     @nonfinite.setter
     def nonfinite(self, value: Nonfinite) -> None:
-        check_nonfinite(value, capturable=self.capturable)
+        check_nonfinite(value)
         self._nonfinite: Nonfinite = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -203,7 +206,7 @@ class Padam(Optimizer):
         self.__dict__.setdefault("fused", None)
         self.__dict__.setdefault("capturable", False)
         self.step_was_skipped = False
-        self.last_scale = None
+        self.found_inf = self.last_scale = None
         self._request = None
         self._dispatch = None
         self._updates = UpdateList()
@@ -225,7 +228,9 @@ class Padam(Optimizer):
                 loss = closure()
 
         request, self._request = self._request, None
-        self.step_was_skipped = self.nonfinite == "skip" and self._any_nonfinite_gradient()
+        found_inf = self._any_nonfinite_gradient() if self.nonfinite == "skip" else None
+        self.found_inf = found_inf if self.capturable else None
+        self.step_was_skipped = found_inf is not None and not self.capturable and bool(found_inf > 0)
         if self.step_was_skipped:
             return loss
         if self._dispatch is None:
@@ -251,7 +256,7 @@ class Padam(Optimizer):
                 return
         try:
             updates = self._updates_of(pieces, times)
-            last = dispatch.step(updates, request, match)
+            last = dispatch.step(updates, request, match, self.found_inf)
             if last is not None and not self.capturable and can_be_planned(updates):
                 self._plan = StepPlan(self.param_groups, self.state, updates, pieces, last)
         finally:
@@ -306,15 +311,15 @@ class Padam(Optimizer):
         if corrected:
             warnings.warn(f"Corrections of parameters {' and '.join(sorted(corrected))}.", stacklevel=2)
 
-    def _any_nonfinite_gradient(self) -> bool:
-        """Whether any process holds one, where parameters are sharded: all call this, also one that has no gradient."""
+    def _any_nonfinite_gradient(self) -> Tensor:
+        """Not 0 where any process holds one; sharded, all call this, also one that has no gradient."""
         params = [param for group in self.param_groups for param in group["params"]]
         grads = [
             local_reals(local_like(param.grad, param))
             for param in params
             if param.grad is not None and not param.grad.is_sparse
         ]
-        return bool(Shards(params).add_up(norms.holds_nonfinite(grads, params[0].device)) > 0)
+        return Shards(params).add_up(norms.holds_nonfinite(grads, params[0].device))
 
     def _updates_of(self, pieces: Sequence[Piece] | None, times: Sequence[Any] | None) -> list[Update]:
         """Everything that has a gradient, its state made and its step counted; in the order of `pieces`.
@@ -338,8 +343,11 @@ class Padam(Optimizer):
             times = self._counts.advance(states)
         elif times is None:
             times = [state["step"] for state in states]
-            if times:
-                # With a tensor on the device, it would be read on the host, which no capture allows (torch 2.13).
+            if times and self.found_inf is not None:
+                taken = (self.found_inf == 0).float()
+                torch._foreach_add_(times, [taken.to(time.device) for time in times])
+            elif times:
+                # With one tensor on the device, it would be read on the host, which no capture allows (torch 2.13).
                 torch._foreach_add_(times, 1)
         return self._updates.of_step(stepped, numbers, states, times, pieces)
 

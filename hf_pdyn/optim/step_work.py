@@ -36,11 +36,18 @@ class Advance(Protocol):
     """A fused or a tensor step."""
 
     def __call__(
-        self, updates: Sequence[Update], tasks: Task, *, scale: Tensor | None = None, clip_factor: Tensor | None = None
+        self,
+        updates: Sequence[Update],
+        tasks: Task,
+        *,
+        scale: Tensor | None = None,
+        clip_factor: Tensor | None = None,
+        skip: Tensor | None = None,
     ) -> Tensor:
         """Do `tasks` with `updates`, which are of one device; returns their sums, shape (len(updates), len(STEP_SUMS)).
 
-        scale: c_t, which multiplies the update. clip_factor: divides the gradient in MEASURE's norms.
+        scale: c_t, which multiplies the update. clip_factor: divides the gradient in MEASURE's norms. skip: a 0-d
+        tensor; where it is not 0 nothing moves, and sums mean nothing.
         """
 
 

@@ -24,6 +24,7 @@ def advance(
     *,
     scale: Tensor | None = None,
     clip_factor: Tensor | None = None,
+    skip: Tensor | None = None,
     foreach: bool | None = None,
 ) -> Tensor:
     """An `Advance`.
@@ -34,16 +35,31 @@ def advance(
     device = updates[0].theta.device
     rows: list[Tensor] = [torch.empty(0)] * len(updates)
     for batch, indices in _batches(updates, foreach=device.type == "cuda" if foreach is None else foreach):
+        kept = [] if skip is None else [(moving, moving.clone()) for moving in _moving(batch, tasks)]
         if tasks & Task.MOMENTS:
             _take_in_gradients(batch)
         if tasks & Task.APPLY:
             _apply(batch, scale)
+        for moved, before in kept:
+            assert skip is not None
+            moved.copy_(torch.where(skip.to(moved.device) == 0, moved, before))
         if tasks & ~(Task.MOMENTS | Task.APPLY):
             for i, row in zip(indices, _sums(batch, tasks, scale, clip_factor), strict=True):
                 rows[i] = rows[i] + row if rows[i].numel() else row
     if tasks & ~(Task.MOMENTS | Task.APPLY):
         return torch.stack(rows)
     return torch.zeros(len(updates), len(STEP_SUMS), device=device, dtype=norms.accumulator_dtype(device))
+
+
+def _moving(batch: _Batch, tasks: Task) -> Iterator[Tensor]:
+    """What `tasks` write to."""
+    for update in batch:
+        moments = (update.exp_avg, update.exp_avg_sq, update.max_exp_avg_sq) if tasks & Task.MOMENTS else ()
+        yield from (moment for moment in moments if moment is not None)
+        if tasks & Task.APPLY:
+            yield update.theta
+            if update.weight_correction is not None:
+                yield update.weight_correction
 
 
 def _sums(batch: _Batch, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None) -> Tensor:

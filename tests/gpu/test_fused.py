@@ -1,5 +1,6 @@
 """The fused step on a CUDA device: its kernels against the tensor step and float64, graphs, compilations and memory."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import Any
@@ -296,6 +297,39 @@ def test_a_captured_step_is_an_eager_one(options: str) -> None:
     for a, b in zip(captured.parameters(), eager.parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(ours.state[a]["step"], expected.state[b]["step"])
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_captured_step_skips_what_is_not_finite(options: str, fused: bool) -> None:
+    """As eager steps of which the host decides, and with their step counts."""
+    captured, eager = model_on_cuda(), model_on_cuda()
+    ours, expected = (
+        Padam(model.parameters(), lr=1e-2, fused=fused, nonfinite="skip", capturable=on_device, **OPTIONS[options])
+        for model, on_device in ((captured, True), (eager, False))
+    )
+    graph = torch.cuda.CUDAGraph()
+    side = torch.cuda.Stream()
+    for step in range(8):
+        for model in (captured, eager):
+            set_gradients(model.parameters(), step)
+            if step in (1, 5):
+                model.linear.weight.grad[3, 4] = math.inf
+        expected.step()
+        if step < 3:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side), cuda_guard() if step == 2 else nullcontext():
+                ours.step()
+            torch.cuda.current_stream().wait_stream(side)
+        else:
+            if step == 3:
+                with torch.cuda.graph(graph):
+                    ours.step()
+            graph.replay()
+        assert ours.found_inf is not None and bool(ours.found_inf) == (step in (1, 5)) == expected.step_was_skipped
+    for a, b in zip(captured.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=3e-6, atol=3e-6)  # of another kernel, whose counts are on the device
+        assert ours.state[a]["step"].item() == expected.state[b]["step"].item() == 6
 
 
 def test_a_capture_without_the_tables_says_what_to_do() -> None:

@@ -36,15 +36,24 @@ def gradients(steps: int, dtype: torch.dtype = torch.float32) -> list[list[torch
     return [[torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES] for _ in range(steps)]
 
 
-def run(grads: list[list[torch.Tensor]], **options: Any) -> tuple[list[nn.Parameter], Padam, list[bool]]:
+def run(
+    grads: list[list[torch.Tensor]], *, on_device: bool = False, **options: Any
+) -> tuple[list[nn.Parameter], Padam, list[bool]]:
+    """on_device: decide as with capturable=True, which these parameters would have to be on a GPU for."""
     params = parameters(grads[0][0].dtype)
     optimizer = Padam(params, lr=0.05, weight_decay=0.1, **options)
+    optimizer.capturable = on_device
     skipped = []
     for step in grads:
         for param, grad in zip(params, step, strict=True):
             param.grad = grad.clone()
         optimizer.step()
-        skipped.append(optimizer.step_was_skipped)
+        assert (optimizer.found_inf is not None) == (on_device and optimizer.nonfinite == "skip")
+        if optimizer.found_inf is not None:
+            assert not optimizer.step_was_skipped
+            skipped.append(bool(optimizer.found_inf))
+        else:
+            skipped.append(optimizer.step_was_skipped)
     return params, optimizer, skipped
 
 
@@ -52,21 +61,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "p=.5": {},
     "matched": {"p": 0.25, "update_scale": "adam"},
     "coupled, amsgrad": {"p": 0.3, "decoupled_weight_decay": False, "amsgrad": True},
+    "foreach": {"p": 0.3, "foreach": True},
+    "8_16bit": {"p": 0.3, "state_dtype": "8_16bit", "amsgrad": True},
 }
 
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_skipped_step_is_absent_bit_for_bit(bad: str, variant: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("on_device", [False, True], ids=["the host decides", "the device decides"])
+def test_a_skipped_step_is_absent_bit_for_bit(bad: str, variant: str, dtype: torch.dtype, on_device: bool) -> None:
     grads = gradients(5, dtype)
     poisoned = gradients(7, dtype)[5:]
     poisoned[0][1][2] = BAD[bad]
     poisoned[1][3].fill_(BAD[bad])
     params, optimizer, skipped = run(
-        [poisoned[0], *grads[:3], poisoned[1], *grads[3:]], nonfinite="skip", **VARIANTS[variant]
+        [poisoned[0], *grads[:3], poisoned[1], *grads[3:]],
+        nonfinite="skip",
+        on_device=on_device,
+        **VARIANTS[variant],
     )
-    expected_params, expected, _ = run(grads, **VARIANTS[variant])
+    expected_params, expected, _ = run(grads, on_device=on_device, **VARIANTS[variant])
     assert skipped == [True, False, False, False, True, False, False]
     for param, other in zip(params, expected_params, strict=True):
         assert torch.equal(param, other)
@@ -110,6 +125,41 @@ def test_applying_loses_what_adamw_loses(bad: str) -> None:
         assert torch.equal(param.isnan(), other.isnan())
         torch.testing.assert_close(param, other, equal_nan=True, rtol=1e-5, atol=1e-6)
         assert optimizer.state[param]["step"] == adamw.state[other]["step"]
+
+
+def test_corrections_of_a_step_that_the_device_skips_stay() -> None:
+    grads = gradients(3, torch.bfloat16)
+    grads[1][0][0, 0] = math.nan
+    found, expected = (
+        run(of, on_device=True, nonfinite="skip", weight_correction=True)[0] for of in (grads, [grads[0], grads[2]])
+    )
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_statistics_count_a_step_that_the_device_skips_as_nonfinite(measured: bool) -> None:
+    """And every quantity is that of the others."""
+    readings = []
+    for grads in (gradients(4), gradients(4)[:2] + gradients(4)[3:]):
+        model = nn.ParameterList(parameters())
+        optimizer = Padam(model.parameters(), lr=0.05, p=0.3, nonfinite="skip")
+        optimizer.capturable = True
+        if len(grads) == 4:
+            grads[2][1].fill_(math.inf)
+        statistics = StepStatistics(optimizer, model)
+        window = statistics.window()
+        for step in grads:
+            for param, grad in zip(model, step, strict=True):
+                param.grad = grad.clone()
+            if measured:
+                statistics.measure_next_step()
+            optimizer.step()
+        readings.append(window.read())
+    skipping, without = readings
+    assert (skipping.steps, skipping.nonfinite_steps) == (3, 1)
+    assert skipping.measured_steps == without.measured_steps == (3 if measured else 0)
+    assert skipping.grad_norm == without.grad_norm
+    assert skipping.quantities == without.quantities
 
 
 def test_what_counts_as_nonfinite() -> None:
@@ -303,9 +353,6 @@ def test_the_setting_is_checked_wherever_it_is_set() -> None:
     optimizer = Padam([nn.Parameter(torch.ones(2))])
     with pytest.raises(ValueError, match="nonfinite.*apply, skip.*'leave'"):
         optimizer.nonfinite = "leave"  # type: ignore[assignment]
-    optimizer.capturable = True
-    with pytest.raises(ValueError, match='capturable=True with nonfinite="skip"'):
-        optimizer.nonfinite = "skip"
     assert optimizer.nonfinite == "apply"
     copied = pickle.loads(pickle.dumps(Padam([nn.Parameter(torch.ones(2))], nonfinite="skip")))
     assert copied.nonfinite == "skip"

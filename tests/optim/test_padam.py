@@ -533,7 +533,6 @@ BAD_ARGUMENTS: list[tuple[dict[str, Any], str]] = [
     ({"foreach": True, "fused": True}, "foreach and fused are two ways to compute a step, got both"),
     ({"fused": "yes"}, "fused must be True, False or None, got 'yes'"),
     ({"capturable": True}, "capturable=True is for CUDA graphs, got a parameter on cpu"),
-    ({"capturable": True, "nonfinite": "skip"}, "cannot ask the host whether to go on"),
 ]
 
 

@@ -164,8 +164,11 @@ class _Launch:
         self._repeated = True
         return True
 
-    def advance(self, tasks: Task, scale: Tensor | None, clip_factor: Tensor | None, where: Here) -> Tensor:
-        """Do `tasks`; returns sums of chunks, of which `add_up` makes sums of tensors."""
+    def advance(self, tasks: Task, scalars: Sequence[Tensor | None], where: Here) -> Tensor:
+        """Do `tasks`; returns sums of chunks, of which `add_up` makes sums of tensors.
+
+        scalars: c_t, the clip factor and `skip`, each None or in float32 on the device.
+        """
         kind, columns = self._kind, _columns(tasks)
         self._point_at_rates(where.device)
         make = torch.empty if columns <= 1 else torch.zeros  # one column is filled whole
@@ -177,7 +180,7 @@ class _Launch:
             self._launch_step(
                 _kernels().step_chunk,
                 (self._n_chunks, 1, 1),
-                (runs, chunks, self._settings_there(where), scale, clip_factor, chunk_sums),
+                (runs, chunks, self._settings_there(where), *scalars, chunk_sums),
                 _constants_of(kind, tasks),
                 num_warps=_WARPS if kind.state_dtype == "fp32" or tasks & Task.MEASURE else _WARPS_THAT_ROUND,
                 enable_fp_fusion=True,  # Triton 3.9 warns where it is left to a default that is to change
@@ -264,6 +267,7 @@ def advance(
     *,
     scale: Tensor | None = None,
     clip_factor: Tensor | None = None,
+    skip: Tensor | None = None,
     tables: Tables | None = None,
 ) -> Tensor:
     """An `Advance`; the sums stand on the device, and nothing waits for it. tables: of `updates`, if there are any yet.
@@ -272,12 +276,12 @@ def advance(
     """
     tables = tables or Tables(updates)
     device = tables.device
-    scale, clip_factor = (
-        None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor)
-    )
+    scalars = [
+        None if value is None else value.to(device=device, dtype=torch.float32) for value in (scale, clip_factor, skip)
+    ]
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         where = here(device)
-        by_chunk = [launch.advance(tasks, scale, clip_factor, where) for launch in tables.launches]
+        by_chunk = [launch.advance(tasks, scalars, where) for launch in tables.launches]
         sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device=device)
         for launch, chunk_sums in zip(tables.launches, by_chunk, strict=True):
             launch.add_up(chunk_sums, tasks, sums, where)

@@ -18,7 +18,6 @@ namespace {
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
 constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
-constexpr int64_t kAhead = 256;         // floats between what is loaded and what is prefetched
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -342,6 +341,20 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
 
 #ifdef HF_PDYN_LANES
 
+// Elements between what is loaded and what is prefetched: each in its turn the quickest with vectors of AVX-512 and AVX2.
+constexpr int64_t kAhead = kLanes == 16 ? 96 : 256;
+
+// Has what a loop needs next brought to the caches; what it writes, as its own.
+template <bool takes_in, bool moves, Format format>
+inline void prefetch(const Streams<format>& at, int64_t i) {
+  // With AVX2, arithmetic limits these codes more than memory does.
+  if constexpr (format == k8And16Bit && kLanes < 16) return;
+  if constexpr (moves) __builtin_prefetch(at.theta + i, 1);
+  if constexpr (takes_in) __builtin_prefetch(at.grad + i);
+  __builtin_prefetch(at.exp_avg + i, takes_in);
+  __builtin_prefetch(at.second + i, takes_in);
+}
+
 // A copy of what lies from i on, which is too little for a register, with other elements behind it.
 template <Format format>
 class Padded {
@@ -389,12 +402,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
     const int64_t stop = i + kSummed <= n ? i + kSummed : n - n % kLanes;
     Squares<Lanes> squares = {};
     const auto next = [&] {
-      if constexpr (format != k8And16Bit) {  // which arithmetic limits more than memory
-        __builtin_prefetch(at.theta + i + kAhead, 1);
-        if constexpr (takes_in) __builtin_prefetch(at.grad + i + kAhead);
-        __builtin_prefetch(at.exp_avg + i + kAhead, 1);
-        __builtin_prefetch(at.second + i + kAhead, 1);
-      }
+      prefetch<takes_in, moves, format>(at, i + kAhead);
       const auto moments = moments_at<Lanes, takes_in, amsgrad, format>(at, i, product, s, squares);
       i += kLanes;
       product += uint32_t(kLanes) * kKeyFactor;

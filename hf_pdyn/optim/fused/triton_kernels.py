@@ -263,6 +263,7 @@ def step_chunk(
     settings,
     c_t,
     clip_factor,
+    skip,
     sums,
     theta_type: tl.constexpr,
     grad_type: tl.constexpr,
@@ -281,8 +282,8 @@ def step_chunk(
     """One chunk's part of a step, as `step_block` of padam.cpp.
 
     runs: (tensors, RUN_COLUMNS) int64: addresses (0 where there is none), elements, and the row of settings. chunks:
-    (chunks, 2) int32: the tensor, and the number within it. settings: (rows, SETTINGS) float32. c_t, clip_factor: a
-    float32 each, or None. sums: (chunks, STEP_SUMS) float32, zeros.
+    (chunks, 2) int32: the tensor, and the number within it. settings: (rows, SETTINGS) float32. c_t, clip_factor, skip:
+    a float32 each, or None. sums: (chunks, STEP_SUMS) float32, zeros.
     """
     chunk = tl.program_id(0).to(tl.int64)
     run = runs + tl.load(chunks + 2 * chunk) * N_RUN_COLUMNS
@@ -324,6 +325,8 @@ def step_chunk(
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
     left = tl.minimum(numel - start, CHUNK).to(tl.int32)
+    if skip is not None:
+        left = tl.where(tl.load(skip) == 0, left, 0)
     if aligned:  # as the addresses are: a mask is then the same for all elements of a vector
         left = tl.multiple_of(left, 16)
     offsets = tl.arange(0, CHUNK)  # in 32 bits: 64 would be two instructions for each element

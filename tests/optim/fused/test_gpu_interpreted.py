@@ -26,6 +26,7 @@ from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import availability, gpu, self_check
 from hf_pdyn.optim.fused.sending import KnownTables
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
+from hf_pdyn.optim.hyperparameters import StateDtype
 from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update
 from hf_pdyn.tensors.sharding import Piece
@@ -288,6 +289,23 @@ def test_a_learning_rate_on_the_device_is_read_where_it_stands(shape: tuple[int,
         gpu.advance(ours, STEP)
     tensor_step.advance(expected, STEP)
     assert_same(ours, expected)
+
+
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+@pytest.mark.parametrize("skip", [0.0, 1.0])
+def test_a_step_that_is_to_be_skipped_moves_nothing(state_dtype: StateDtype, skip: float) -> None:
+    """And with 0 it is the step, bit for bit."""
+    group = {**DEFAULTS, "p": 0.3, "amsgrad": True}
+    before = [update_of(group, numel, seed=numel) for numel in (5, 3000)]
+    if state_dtype != "fp32":
+        before = [in_format(update, state_dtype) for update in before]
+    ours, expected = [list(map(copy_of, before)) for _ in range(2)]
+    gpu.advance(ours, EVERYTHING, skip=torch.tensor(skip))
+    if not skip:
+        gpu.advance(expected, EVERYTHING)
+    for a, b in zip(ours, expected, strict=True):
+        for name in ("theta", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"):
+            assert torch.equal(getattr(a, name).view(torch.uint8), getattr(b, name).view(torch.uint8)), name
 
 
 def test_tables_are_made_on_the_host_whatever_the_default_device(monkeypatch: pytest.MonkeyPatch) -> None:
