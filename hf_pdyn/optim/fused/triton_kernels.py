@@ -252,7 +252,9 @@ def _elements(address, start, offsets, dtype: tl.constexpr, m_format: tl.constex
     # their way (of 1 B parameters 3 % quicker; 6 % slower where codes have 16 bits).
     base = address.to(tl.pointer_type(dtype))
     if aligned:
-        base = tl.multiple_of(base, 16 if m_format != BITS_8_16 else dtype.primitive_bitwidth // 2)
+        # Of the pointer: Triton before 3.4 gives a constant no attributes.
+        bits: tl.constexpr = base.dtype.element_ty.primitive_bitwidth
+        base = tl.multiple_of(base, bits // 2 if m_format == BITS_8_16 else 16)
     return base + start + offsets
 
 
