@@ -71,7 +71,8 @@ class TimeGauge:
         """Count the step just taken; a_t where it may have come down to the target, else None, reading nothing."""
         if step_was_skipped(self._run.optimizer):
             return None
-        found_inf = None if self._statistics is None else self._statistics.found_inf
+        of = self._optimizer if self._statistics is None else self._statistics
+        found_inf = getattr(of, "found_inf", None)
         self._clock.take_step(self._optimizer, {_CHOSEN: self._groups()}, found_inf)
         return self.value if self._target.reached_by(self._clock.lowest(_CHOSEN)) else None
 

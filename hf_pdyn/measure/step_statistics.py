@@ -63,8 +63,8 @@ class StepStatistics:
     component, its layer and its named group. `joined_layers` says which layers are taken as one where there are very
     many (`LayerNames`), and is None elsewhere. `unavailable` is None, or the reason why nothing can be measured here. A
     step that the optimizer skipped (`step_was_skipped`, as Padam has it) is none: it enters no window. `found_inf` is
-    what a gradient scaler told an optimizer that decides on the device whether it skips (torch's fused ones): a 0-d
-    tensor, not 0 where the last step was skipped; None for other optimizers.
+    what an optimizer goes by that decides on the device whether it skips (torch's fused ones under a gradient scaler,
+    Padam with capturable=True): a 0-d tensor, not 0 where the last step was skipped; None for other optimizers.
 
     Example:
         >>> optimizer = torch.optim.AdamW(build_param_groups(model), lr=1e-3)

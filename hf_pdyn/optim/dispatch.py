@@ -69,7 +69,8 @@ class StepDispatch:
         passes = _passes(request, matched=match is not None)
         parts = self._parts(updates, clip_factor)
         clipped = clip_factor is not None
-        if not self._trusted(parts, [tasks | sums for tasks, sums in passes], clipped=clipped):
+        skipping = skip is not None
+        if not self._trusted(parts, [tasks | sums for tasks, sums in passes], clipped=clipped, skipping=skipping):
             parts = self._parts(updates, clip_factor)
         for part in parts:
             part.skip = skip
@@ -124,13 +125,17 @@ class StepDispatch:
             part.updates.append(update)
         return list(parts.values())
 
-    def _trusted(self, parts: Sequence[_Part], passes: Sequence[Task], *, clipped: bool) -> bool:
+    def _trusted(
+        self, parts: Sequence[_Part], passes: Sequence[Task], *, clipped: bool, skipping: bool = False
+    ) -> bool:
         """False where a kernel is wrong, and is used no more; RuntimeError if the user insists on it."""
         trusted = True
         for part in parts:
             if part.fused is not None:
                 device = part.updates[0].theta.device
-                reason = fused_kernels.why_distrusted(device, part.fused, part.updates, passes, clipped=clipped)
+                reason = fused_kernels.why_distrusted(
+                    device, part.fused, part.updates, passes, clipped=clipped, skipping=skipping
+                )
                 if reason is not None and self._insists:
                     raise RuntimeError(f"{reason} Leave fused at None, or set it to False: both take the tensor step.")
                 if reason is not None:

@@ -62,7 +62,7 @@ class Padam(Optimizer):
             c_t = RMS(update at p=1/2) / RMS(update), both over *all* parameters: the learning rate
             keeps the meaning it has for AdamW at any p, and p moves only the allocation. One scalar
             for all groups, since one each would undo the allocation. `last_scale` is c_t of the last step, a 0-d
-            tensor; None where nothing was matched.
+            tensor; None where nothing was matched, and of no meaning after a step that was skipped.
         bias_correction: `"eq18"` corrects v inside the power. `"padam"` is the form of the published
             Padam implementations (see `equation.update_directions`), and is never fused.
         state_dtype: what moments are stored in: `"fp32"`; `"16bit"`, 4 bytes a parameter instead of 8; `"8_16bit"`, 3
@@ -77,7 +77,8 @@ class Padam(Optimizer):
             It reads one number on the host at every step, as a gradient scaler does, and where parameters
             are DTensors all processes agree by one all-reduce. With `capturable=True` nothing is read: the device
             decides, `found_inf` is a 0-d tensor that is not 0 where the last step was skipped, `step_was_skipped`
-            stays False, and statistics count the step as non-finite. An attribute, in no group and no
+            stays False, statistics count the step as non-finite, and callbacks that decide or read every so many
+            steps count it as one. An attribute, in no group and no
             checkpoint: a resumed run may choose anew.
         foreach, fused: how a step is computed; None, the default, chooses. `fused` is one pass over memory by a
             compiled kernel, on CPUs (Linux, float32 and bf16) and CUDA devices with Triton; True insists on it: a
@@ -245,7 +246,7 @@ class Padam(Optimizer):
     def _step(self, dispatch: StepDispatch, request: StepSums | None, match: Match | None) -> None:
         """Everything that has a gradient; as at the step before where nothing else has changed."""
         pieces = None if request is None else request.pieces
-        plan, self._plan = self._plan, None
+        plan, self._plan = None if self.capturable else self._plan, None
         grads = plan.gradients(self.param_groups, self.state, pieces) if plan is not None else None
         times: list[Any] | None = None
         if plan is not None and grads is not None:
@@ -345,9 +346,9 @@ class Padam(Optimizer):
             times = [state["step"] for state in states]
             if times and self.found_inf is not None:
                 taken = (self.found_inf == 0).float()
+                # One tensor for all would be read on the host, which no capture allows (torch 2.13).
                 torch._foreach_add_(times, [taken.to(time.device) for time in times])
             elif times:
-                # With one tensor on the device, it would be read on the host, which no capture allows (torch 2.13).
                 torch._foreach_add_(times, 1)
         return self._updates.of_step(stepped, numbers, states, times, pieces)
 
@@ -404,8 +405,11 @@ class Padam(Optimizer):
         """Each group's learning rate over the largest of *all* groups, which is the same in all processes."""
         rates = [group_lr(group) for group in self.param_groups]
         if not any(isinstance(rate, Tensor) for rate in rates):
-            largest = max(rates) or 1.0
-            relative = {id(group): rate / largest for group, rate in zip(self.param_groups, rates, strict=True)}
+            largest = max(rates)
+            relative = {
+                id(group): rate / largest if largest else 1.0
+                for group, rate in zip(self.param_groups, rates, strict=True)
+            }
             return [relative[id(group)] for group in groups]
         largest = torch.stack([as_scalar(rate, like.device, like.dtype) for rate in rates]).max()
         largest = largest.clamp(min=torch.finfo(like.dtype).tiny)

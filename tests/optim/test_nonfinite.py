@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from torch import nn
 from transformers import TrainerCallback
 
 from hf_pdyn import NonfiniteCallback, Padam, PdynArguments, StepStatistics, TelemetryCallback
+from hf_pdyn.callbacks.decay_gauges import TimeGauge
 from hf_pdyn.optim.step_work import SUMS, StepSums
+from hf_pdyn.policy.decay_targets import DecayTarget
 from hf_pdyn.tensors import norms
 from hf_pdyn.tensors.sharding import Piece
 from tests.reference.padam_reference import PadamReference
@@ -160,6 +163,41 @@ def test_statistics_count_a_step_that_the_device_skips_as_nonfinite(measured: bo
     assert skipping.measured_steps == without.measured_steps == (3 if measured else 0)
     assert skipping.grad_norm == without.grad_norm
     assert skipping.quantities == without.quantities
+
+
+def test_a_plan_made_before_counts_were_on_the_device_is_not_repeated() -> None:
+    param = nn.Parameter(torch.ones(100_000))
+    optimizer = Padam([param], nonfinite="skip", fused=True)
+    for _ in range(2):
+        param.grad = torch.ones_like(param)
+        optimizer.step()
+    before = param.detach().clone()
+    optimizer.capturable = True
+    assert param.grad is not None
+    param.grad[3] = math.nan
+    optimizer.step()
+    assert bool(optimizer.found_inf) and torch.equal(param, before)
+    assert optimizer.state[param]["step"].item() == 2
+
+
+def test_a_t_leaves_out_what_the_device_skips() -> None:
+    """As where the host decides: of 6 steps with decay, two are not finite."""
+    found = []
+    for on_device in (False, True):
+        params = parameters()
+        optimizer = Padam(params, lr=0.05, weight_decay=0.1, nonfinite="skip")
+        optimizer.capturable = on_device
+        for group in optimizer.param_groups:
+            group["initial_weight_decay"] = group["weight_decay"]
+        run = SimpleNamespace(optimizer=optimizer, model=None, lr_scheduler=None)
+        gauge = TimeGauge(DecayTarget.parse("a_t=-9"), run, lambda optimizer=optimizer: optimizer.param_groups)
+        for number, step in enumerate(gradients(6)):
+            for param, grad in zip(params, step, strict=True):
+                param.grad = grad.fill_(math.nan) if number in (0, 3) else grad
+            optimizer.step()
+            gauge.take_step()
+        found.append(gauge.value)
+    assert found[0] == found[1] < 0
 
 
 def test_what_counts_as_nonfinite() -> None:

@@ -20,7 +20,7 @@ from hf_pdyn.optim.state_format import M_STORAGE, V_STORAGE
 from hf_pdyn.optim.step_work import Task, Update
 
 FusedStep = ModuleType
-"""`cpu` or `gpu`: DTYPES, what it NEEDS for compiling, `why_not_here`, `prepare`, `variant` and `advance`."""
+"""`cpu` or `gpu`: DTYPES, what it NEEDS for compiling, `why_not_here`, `prepare`, `variant`, `Tables` and `advance`."""
 
 WORTH_COMPILING = 2**16
 """Elements on a device from which `fused=None` compiles: a tensor step of fewer takes about a millisecond."""
@@ -179,19 +179,25 @@ _checks: dict[Hashable, str | None] = {}
 
 
 def why_distrusted(
-    device: torch.device, module: FusedStep, updates: Iterable[Update], passes: Sequence[Task], *, clipped: bool
+    device: torch.device,
+    module: FusedStep,
+    updates: Iterable[Update],
+    passes: Sequence[Task],
+    *,
+    clipped: bool,
+    skipping: bool = False,
 ) -> str | None:
     """What is wrong with a kernel that is about to take `updates`; each is checked once in a process.
 
-    passes, clipped: as `self_check.disagreement` has them. Nothing is checked within the capture of a CUDA graph: a
-    step must have run before.
+    passes, clipped, skipping: as `self_check.disagreement` has them. Nothing is checked within the capture of a CUDA
+    graph: a step must have run before.
     """
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return None
     for kind, update in {update.variant: update for update in updates}.items():
-        key = (device, kind, tuple(passes), clipped)
+        key = (device, kind, tuple(passes), clipped, skipping)
         if key not in _checks:
-            _checks[key] = self_check.disagreement(module.advance, update, passes, clipped=clipped)
+            _checks[key] = self_check.disagreement(module.advance, update, passes, clipped=clipped, skipping=skipping)
         found = _checks[key]
         if found is not None:
             return f"The fused step for {device.type} disagrees with the tensor step: {found}. Please report it."

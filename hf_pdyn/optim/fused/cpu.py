@@ -134,13 +134,14 @@ def advance(
     *,
     scale: Tensor | None = None,
     clip_factor: Tensor | None = None,
+    skip: Tensor | None = None,
     tables: Tables | None = None,
 ) -> Tensor:
     """An `Advance`, in one call of the kernel for every variant; tables: of `updates`, if there are any yet."""
     factor = 1.0 if clip_factor is None else float(clip_factor)
     rescale = 1 / factor if factor else math.inf  # clipped by an infinite norm
     c_t = 1.0 if scale is None else float(scale)
-    calls = (tables or Tables(updates)).calls
+    calls = [] if skip is not None and skip else (tables or Tables(updates)).calls
     if len(calls) == 1:
         return calls[0].advance(tasks, c_t, rescale)
     sums = torch.zeros(len(updates), len(STEP_SUMS), dtype=torch.float64, device="cpu")

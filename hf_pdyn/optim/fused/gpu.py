@@ -129,7 +129,7 @@ class _Launch:
         self._numels = tuple([update.theta.numel() for update in updates])
         self._n_chunks = _count_chunks(self._numels)
         self._settings = rows_of(updates)
-        self._lr_on_device = False
+        self._rates: list[Tensor | None] = []
         self._table = Table(
             [
                 (
@@ -203,12 +203,10 @@ class _Launch:
             )
 
     def _point_at_rates(self, device: torch.device) -> None:
-        """Have the table say where learning rates are that stand on the device."""
-        rates = [_rate_on_device(group, device) for group, _ in self._settings.keys]
-        on_device = any(rate is not None for rate in rates)
-        if on_device or self._lr_on_device:
-            self._lr_on_device = on_device
-            lr_at = [0 if rate is None else rate.data_ptr() for rate in rates]
+        """Have the table say where learning rates are that stand on the device; those copied for that are kept."""
+        before, self._rates = self._rates, [_rate_on_device(group, device) for group, _ in self._settings.keys]
+        if any(rate is not None for rate in (*before, *self._rates)):
+            lr_at = [0 if rate is None else rate.data_ptr() for rate in self._rates]
             self._table.fill(_kernels().RUN_COLUMNS.index("lr_at"), [lr_at[i] for i in self._settings.of_update])
             self._sent.pop("runs", None)
 

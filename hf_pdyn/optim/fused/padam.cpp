@@ -341,7 +341,7 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
 
 #ifdef HF_PDYN_LANES
 
-// Elements between what is loaded and what is prefetched: each in its turn the quickest with vectors of AVX-512 and AVX2.
+// Elements between what is loaded and what is prefetched: 96 was the quickest with AVX-512, 256 with AVX2.
 constexpr int64_t kAhead = kLanes == 16 ? 96 : 256;
 
 // Has what a loop needs next brought to the caches; what it writes, as its own.

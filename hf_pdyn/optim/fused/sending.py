@@ -77,15 +77,15 @@ class Mailbox:
         self.stream = where.stream
         self._places, self._written = list(places.unbind()), places.numpy()
         self._on_device = torch.empty(numel, dtype=torch.float32, device=where.device)
-        self._sent: array[float] | None = None
+        self._values: array[float] | None = None
         self._taken: list[Any] = [torch.cuda.Event() if on_cuda else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._next = 0
 
     def send(self, values: array[float]) -> Tensor:
         """The numbers on the device; others, sent later, will stand in their place."""
-        if values == self._sent:
+        if values == self._values:
             return self._on_device
-        self._sent = values
+        self._values = values
         half, within = divmod(self._next, _PLACES // 2)
         if within == 0 and self._taken[half] is not None:
             self._taken[half].synchronize()

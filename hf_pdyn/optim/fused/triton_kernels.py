@@ -17,7 +17,9 @@ from hf_pdyn.optim.fused.layout import COLUMNS
 from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, M_ZERO, V_LARGEST, V_SHIFT, V_ZERO
 from hf_pdyn.optim.step_work import STEP_SUMS
 
-CHUNK = tl.constexpr(2048)  # of 256 threads: eight elements each, few enough for three programs at a time
+CHUNK = tl.constexpr(
+    2048
+)  # of 256 threads or 128: eight elements each or sixteen, few enough for four programs at a time
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 
 RUN_COLUMNS = (
@@ -156,7 +158,7 @@ def _v_of(shifted):
 
 @triton.jit
 def _round_v(v, random):
-    # What is larger, infinity and NaN of either sign become the largest.
+    # What is larger than the largest code stands for, infinity and NaN of either sign become that.
     bits = tl.minimum((v + _V_SMALLEST).to(tl.uint32, bitcast=True), _V_TOP) + (random & 0x3FFF)
     return (bits & 0xFFFFC000).to(tl.int32, bitcast=True)
 

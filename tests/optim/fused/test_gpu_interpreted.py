@@ -277,11 +277,12 @@ def test_step_counts_on_the_device(betas: tuple[float, float]) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (1,)])
-def test_a_learning_rate_on_the_device_is_read_where_it_stands(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_learning_rate_on_the_device_is_read_where_it_stands(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """A tensor on the CPU would be read by the host: here one stands for the device's, as the kernel reads it."""
     before = [update_of(DEFAULTS, 40)]
     ours, expected = [list(map(copy_of, before)) for _ in range(2)]
-    rate = torch.full(shape, 0.3)
+    rate = torch.full(shape, 0.3, dtype=dtype)  # of which the kernel reads a copy, in float32
     group = {**DEFAULTS, "lr": rate}
     ours, expected = [[replace(update, group=g) for update in part] for part, g in ((ours, group), (expected, group))]
     with pytest.MonkeyPatch.context() as patch:
