@@ -17,9 +17,7 @@ from hf_pdyn.optim.fused.layout import COLUMNS
 from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, M_ZERO, V_LARGEST, V_SHIFT, V_ZERO
 from hf_pdyn.optim.step_work import STEP_SUMS
 
-CHUNK = tl.constexpr(
-    2048
-)  # of 256 threads or 128: eight elements each or sixteen, few enough for four programs at a time
+CHUNK = tl.constexpr(2048)  # of 256 threads or 128: few enough elements each for four programs at a time
 SMALLEST_NORMAL = tl.constexpr(1.1754943508222875e-38)
 
 RUN_COLUMNS = (
