@@ -391,10 +391,11 @@ class Padded {
 // in sums.
 template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
 Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, int64_t counted, const Asked& asked,
-                              const Settings& given_settings, const PowerTables& tables) {
+                              const Settings& given_settings, const PowerTables& given_tables) {
   // Local copies, so that the compiler need not load them again after each store.
   const Streams<format> at = given_streams;
   const Settings s = given_settings;
+  const PowerTables tables = given_tables;
   Squares<double> found = {0, 0, 0};
   Uints product = (count<Lanes>() + at.key) * kKeyFactor;
   int64_t i = 0;
@@ -425,7 +426,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
   if (i < n) {
     Padded<format> rest(given_streams, i, n, takes_in);
     found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, n - i, asked,
-                                                                   given_settings, tables);
+                                                                   given_settings, given_tables);
     rest.write_back();
   }
   return found;
