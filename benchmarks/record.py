@@ -39,14 +39,18 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that runs, with "-dirty" where tracked files differ; COMMIT names it where git does not know."""
+    """The commit that runs, with "-dirty" where it is not what runs; COMMIT names it where git does not know."""
     if "COMMIT" in os.environ:
         return os.environ["COMMIT"]
-    command = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    but_records = ("--", ":/", ":(exclude,top)benchmarks/*.json")
     try:
-        return subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
+        return _git("rev-parse", "--short", "HEAD") + ("-dirty" if _git("diff", "HEAD", *but_records) else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=FOLDER, capture_output=True, text=True, check=True).stdout.strip()
 
 
 _KEY = ("shapes", "dtype", "ours", "against")
