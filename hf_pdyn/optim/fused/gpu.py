@@ -32,7 +32,7 @@ _VECTOR = 16
 """Bytes of a vector load: what addresses must be multiples of; and elements, of which sizes must be."""
 
 _WARPS, _WARPS_THAT_ROUND = 8, 4
-"""Of a program: moments that are rounded take more registers, and more elements of a thread at once."""
+"""Warps of a program. Rounding moments takes more registers, so fewer threads have more elements each."""
 
 
 def why_not_here() -> str | None:
@@ -147,9 +147,8 @@ class _Launch:
         self._grads_at: Sequence[int] = ()
         self._launch_step, self._launch_sums = Launches(), Launches()
         self._sent: dict[str, Tensor] = {}
-        self._stream: int | None = None  # in which they were sent
-        self._repeated = False
         self._mailbox: Mailbox | None = None
+        self._stream: int | None = None  # of both
 
     def follow(self, grads_at: Sequence[int], times: Sequence[Any], *, whole: bool) -> bool:
         if not whole:
@@ -161,7 +160,6 @@ class _Launch:
             self._grads_at = grads_at
             self._sent.pop("runs", None)
         self._settings.follow(times)
-        self._repeated = True
         return True
 
     def advance(self, tasks: Task, scalars: Sequence[Tensor | None], where: Here) -> Tensor:
@@ -170,6 +168,9 @@ class _Launch:
         scalars: c_t, the clip factor and `skip`, each None or in float32 on the device.
         """
         kind, columns = self._kind, _columns(tasks)
+        if where.capturing or where.stream != self._stream:
+            self._sent.clear()
+            self._mailbox, self._stream = None, where.stream
         self._point_at_rates(where.device)
         make = torch.empty if columns <= 1 else torch.zeros  # one column is filled whole
         shape = self._n_chunks if columns else 0, len(STEP_SUMS)
@@ -213,18 +214,14 @@ class _Launch:
     def _settings_there(self, where: Here) -> Tensor:
         """The settings of every row, on the device."""
         values = array("f", chain.from_iterable(_settings(group, t) for group, t in self._settings.keys))
-        if not self._repeated or where.capturing:
+        if not self._grads_at or where.capturing:  # a first step, which may be the only one
             key, make = _bytes_and_maker(values)
             return _tables.get(key, make, where)
-        if self._mailbox is None or self._mailbox.stream != where.stream:
-            self._mailbox = Mailbox(len(values), where)
+        self._mailbox = self._mailbox or Mailbox(len(values), where.device)
         return self._mailbox.send(values)
 
     def _table_of(self, name: str, key_and_make: Callable[[], _KeyAndMake], where: Here) -> Tensor:
         """A table on the device: the one of the last step, unless it has been taken out of `_sent` since."""
-        if where.capturing or where.stream != self._stream:
-            self._sent.clear()
-            self._stream = where.stream
         found = self._sent.get(name)
         if found is None:
             key, make = key_and_make()

@@ -64,19 +64,18 @@ class KnownTables:
 
 
 class Mailbox:
-    """Numbers that kernels need anew at every step, in float32 at one address on the device.
+    """Numbers that kernels of one stream need anew at every step, in float32 at one address on the device.
 
-    They are written to one of a row of places in pinned memory, and copied from there in the stream of the kernels. A
-    place is written again when its copy was taken half a row of steps ago or more: only a host that is further ahead
+    They are written to one of a row of places in pinned memory, and copied from there in that stream, the current one.
+    A place is written again when its copy was taken half a row of steps ago or more: only a host that is further ahead
     of the device waits.
     """
 
-    def __init__(self, numel: int, where: Here) -> None:
-        on_cuda = where.device.type == "cuda"
+    def __init__(self, numel: int, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
         places = torch.empty(_PLACES, numel, dtype=torch.float32, device="cpu", pin_memory=on_cuda)
-        self.stream = where.stream
         self._places, self._written = list(places.unbind()), places.numpy()
-        self._on_device = torch.empty(numel, dtype=torch.float32, device=where.device)
+        self._on_device = torch.empty(numel, dtype=torch.float32, device=device)
         self._values: array[float] | None = None
         self._taken: list[Any] = [torch.cuda.Event() if on_cuda else None for _ in range(2)]  # type: ignore[no-untyped-call]
         self._next = 0

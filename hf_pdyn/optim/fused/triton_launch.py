@@ -13,8 +13,8 @@ class Launches:
     """Launches of one kernel whose tensors are of one dtype each, and on one device.
 
     Triton binds and hashes every argument, and looks at every global name of the kernel, at every launch: 0.1 ms of the
-    host for the step's (Triton 3.6). What it compiled at the first launch of a kind is launched directly at the next
-    ones, as its tutorials do. Triton before 3.3 wants other arguments then, so there every launch is a first one.
+    host for the step's (Triton 3.6). A second launch of a kind takes directly what the first has compiled, as Triton's
+    tutorials do. Triton before 3.3 wants other arguments then, so there every launch is a first one.
     """
 
     def __init__(self) -> None:

@@ -21,6 +21,7 @@ from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
+    DEFAULTS,
     FORMATS,
     SETTINGS,
     assert_corrected_as_in_the_tensor_step,
@@ -28,6 +29,7 @@ from tests.optim.fused.comparison import (
     assert_two_passes_are_one,
     copy_of,
     in_format,
+    update_of,
 )
 
 # One step from float32 moments: theta, m and v round at 6e-8, x^-p is off by at most 4e-7, and p itself rounds at up to
@@ -361,6 +363,17 @@ def test_a_reading_is_the_tensor_step_s(update_scale: str, clipped: bool) -> Non
     assert ours.quantities.keys() == theirs.quantities.keys() == set(QUANTITIES)
     for name, values in theirs.quantities.items():
         assert ours.quantities[name] == pytest.approx(values, rel=1e-5), name
+
+
+@pytest.mark.parametrize("skip", [0.0, 1.0])
+def test_a_step_that_is_to_be_skipped_moves_nothing(skip: float) -> None:
+    """And with 0 it is the step, bit for bit."""
+    ours, expected = (update_of(DEFAULTS, 3000) for _ in range(2))
+    cpu.advance([ours], ALL, skip=torch.tensor(skip))
+    if not skip:
+        cpu.advance([expected], ALL)
+    for name in ("theta", "exp_avg", "exp_avg_sq"):
+        assert torch.equal(getattr(ours, name), getattr(expected, name))
 
 
 def test_measuring_does_not_touch_the_step() -> None:

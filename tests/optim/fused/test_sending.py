@@ -79,7 +79,7 @@ class Event:
 def test_a_place_is_written_again_when_its_copy_was_taken() -> None:
     """Each half of the places waits for the record at its own end, and that was half a round ago."""
     seen: list[Any] = []
-    mailbox, half = Mailbox(3, CPU), sending._PLACES // 2
+    mailbox, half = Mailbox(3, CPU.device), sending._PLACES // 2
     mailbox._taken = [Event(number, seen) for number in (0, 1)]
     at = set()
     for number in range(5 * half):
