@@ -24,94 +24,133 @@ struct Stored<kFp32> {
 };
 
 constexpr int32_t kVShift = 14, kVZero = (127 - 88) << 9, kVLargest = 65535;
-constexpr int32_t kMShift = 19, kMZero = (127 - 4) << 4, kMLargest = 127, kMNaN = -128;
-constexpr float kVSmallest = 0x1p-88f, kMSmallest = 0x1p-4f;
-constexpr int32_t kSign = int32_t(0x80000000u), kInfinityBits = 0x7f800000;
+constexpr int32_t kMShift = 19, kMLargest = 127;
+constexpr float kVSmallest = 0x1p-88f;
+
+// The code of an m that is no number.
+template <Format format>
+constexpr typename Stored<format>::M kMNaN = 0x7fc0;
+template <>
+constexpr int8_t kMNaN<k8And16Bit> = -128;
 
 // Random bits are a hash of a key. Callers pass key * kKeyFactor, so that a loop over keys in a row need only add.
 constexpr uint32_t kKeyFactor = 0x7feb352du;
 
 template <class U>
-struct Random {
-  U all, high;  // 32 bits, and the upper 16 of them
+inline U random_of(U product) {
+  const U x = (product ^ (product >> 15)) * 0x846ca68bu;
+  return x ^ (x >> 16);
+}
+
+inline uint32_t mixed(uint32_t x) { return random_of(x * kKeyFactor); }
+
+// Moments of T from and to their codes. Every code of m counts as a number, and every m that is stored: `NotNumbers`
+// are put right afterwards.
+template <class T>
+class Codes {
+  using I = Int<T>;
+  using U = Uint<T>;
+
+ public:
+  // v as the bits of the float v + 2^-88, of which the code is the upper ones.
+  I load_v(const uint16_t* x) const { return (load_code<T>(x) + v_zero_) << kVShift; }
+  void store_v(uint16_t* x, I v_bits) const { store_code(x, (v_bits >> kVShift) - v_zero_); }
+
+  static T v_of(I v_bits) { return bits_as<T>(v_bits) - kVSmallest; }
+
+  // Of the v that is stored for this v + 2^-88. What is beyond the largest, infinite or NaN is stored as that.
+  I rounded_v(T v, U random) const {
+    const U bits = at_most(bits_as<U>(v), v_largest_);  // NaN is above, of either sign
+    return bits_as<I>((bits + (random & v_dropped_)) & ~v_dropped_);
+  }
+
+  template <Format format>
+  T load_m(const typename Stored<format>::M* x, I v_bits) const {
+    const I code = load_code<T>(x);
+    if constexpr (format == k16Bit) {
+      return bits_as<T>(code << 16);
+    } else {
+      const I unit = unit_of_m(v_bits);
+      const T size = bits_as<T>((size_of(code) << kMShift) + unit) - bits_as<T>(unit);
+      return bits_as<T>(with_sign_of(bits_as<I>(size), code));
+    }
+  }
+
+  // Returns what is stored for m.
+  template <Format format>
+  T round_and_store_m(typename Stored<format>::M* x, T m, I v_bits, U random) const {
+    if constexpr (format == k16Bit) {
+      const U sum = bits_as<U>(m) + (random >> 16);
+      store_code(x, bits_as<I>(sum >> 16));
+      return bits_as<T>(sum & 0xffff0000u);
+    } else {
+      const I unit = unit_of_m(v_bits), bits = bits_as<I>(m);
+      const T size = bits_as<T>(bits & size_bits_) + bits_as<T>(unit);
+      const I sum = at_most(bits_as<I>(size) - unit, m_largest_) + bits_as<I>((random >> 13) & m_random_);
+      store_code(x, negated_with(sum >> kMShift, bits));
+      const T rounded = bits_as<T>((sum & m_kept_) + unit) - bits_as<T>(unit);
+      return bits_as<T>(with_sign_of(bits_as<I>(rounded), bits));
+    }
+  }
+
+ private:
+  // Bits of 2^(k - 4), which is the unit of an 8-bit m beside such a v: the bits of |m| + 2^(k - 4), of which the code
+  // is the upper ones, count up from there.
+  I unit_of_m(I v_bits) const {
+    return bits_as<I>((bits_as<U>(v_bits) + unit_offset_) >> 1) & exponent_bits_;
+  }
+
+  I v_zero_ = spread<I>(kVZero), m_largest_ = spread<I>(kMLargest << kMShift);
+  I m_kept_ = spread<I>(~((1 << kMShift) - 1)), size_bits_ = spread<I>(0x7fffffff);
+  I exponent_bits_ = spread<I>(0x7f800000);
+  U v_largest_ = spread<U>(uint32_t(kVLargest + kVZero) << kVShift), v_dropped_ = spread<U>((1u << kVShift) - 1);
+  U m_random_ = spread<U>(0x7fffeu);  // leaves of `random` what v has not taken
+  U unit_offset_ = spread<U>(uint32_t(127 - 2 * 4) << 23);
 };
 
-template <class U>
-inline Random<U> random_of(U product) {
-  const U x = (product ^ (product >> 15)) * 0x846ca68bu;
-  const U high = x >> 16;
-  return {x ^ high, high};
-}
+// Up to `kMost` elements, of which a loop takes every code and every gradient for a number: asking each would take a
+// fifth of its time.
+template <Format format>
+class NotNumbers {
+  using M = typename Stored<format>::M;
 
-inline uint32_t mixed(uint32_t x) { return random_of(x * kKeyFactor).all; }
+ public:
+  static constexpr int64_t kMost = 512;
 
-// v as the bits of the float v + 2^-88, of which the code is the upper ones.
-template <class T>
-inline Int<T> load_v(const uint16_t* x) {
-  return (load_code<T>(x) + kVZero) << kVShift;
-}
-
-template <class T>
-inline void store_v(uint16_t* x, Int<T> v_bits) {
-  store_code(x, (v_bits >> kVShift) - kVZero);
-}
-
-template <class T>
-inline T v_of(Int<T> v_bits) {
-  return bits_as<T>(v_bits) - kVSmallest;
-}
-
-// Of the v that is stored for this one. What is beyond the largest, infinite or NaN is stored as that.
-template <class T>
-inline Int<T> rounded_v(T v, Uint<T> random) {
-  constexpr int32_t kDropped = (1 << kVShift) - 1;
-  const float largest = bits_as<float>((kVLargest + kVZero) << kVShift);  // nothing is left to round
-  return (bits_as<Int<T>>(at_most(v + kVSmallest, largest)) + (bits_as<Int<T>>(random) & kDropped)) & ~kDropped;
-}
-
-// Bits of 2^k beside such a v, and of 2^-k.
-template <class T>
-inline Int<T> two_to_k(Int<T> v_bits) {
-  return bits_as<Int<T>>((bits_as<Uint<T>>(v_bits) + (127u << 23)) >> 1) & kInfinityBits;
-}
-template <class T>
-inline Int<T> two_to_minus_k(Int<T> v_bits) {
-  return (254 << 23) - two_to_k<T>(v_bits);
-}
-
-template <Format format, class T>
-inline T load_m(const typename Stored<format>::M* x, Int<T> v_bits) {
-  const Int<T> code = load_code<T>(x);
-  if constexpr (format == k16Bit) {
-    return bits_as<T>(code << 16);
-  } else {
-    const T size = bits_as<T>((size_of(code) + kMZero) << kMShift) - kMSmallest;
-    const Int<T> m = bits_as<Int<T>>(size * bits_as<T>(two_to_k<T>(v_bits))) | (code & kSign);
-    return bits_as<T>(m | all_bits_if(code == kMNaN));  // all bits: NaN
+  // exp_avg: before the loop.
+  NotNumbers(const M* exp_avg, int64_t n) : n_(n) {
+    if constexpr (format == k8And16Bit) {  // of the others, a NaN stays one by itself
+      M smallest = 0;
+#pragma omp simd reduction(min : smallest)
+      for (int64_t i = 0; i < n; ++i) smallest = exp_avg[i] < smallest ? exp_avg[i] : smallest;
+      any_before_ = smallest == kMNaN<format>;
+      if (any_before_) std::memcpy(before_, exp_avg, n);
+    }
   }
-}
 
-// m becomes what is stored.
-template <Format format, class T>
-inline void round_and_store_m(typename Stored<format>::M* x, T& m, Int<T> v_bits, Random<Uint<T>> random) {
-  const Int<T> bits = bits_as<Int<T>>(m);
-  if constexpr (format == k16Bit) {
-    // Adding to a NaN could carry into its sign and make a number of it; the lower half of infinity is 0.
-    const Uint<T> sum = bits_as<Uint<T>>(bits) + (m == m ? random.high : random.high * 0);
-    m = bits_as<T>(sum & 0xffff0000u);
-    store_code(x, bits_as<Int<T>>(sum >> 16));
-  } else {
-    constexpr int32_t kDropped = (1 << kMShift) - 1;
-    const float largest = bits_as<float>((kMLargest + kMZero) << kMShift);  // nothing is left to round
-    const Int<T> size_bits = bits & ~kSign;
-    const T size = at_most(bits_as<T>(size_bits) * bits_as<T>(two_to_minus_k<T>(v_bits)) + kMSmallest, largest);
-    const Int<T> sum = bits_as<Int<T>>(size) + bits_as<Int<T>>((random.all >> 14) << 1);
-    const T rounded = (bits_as<T>(sum & ~kDropped) - kMSmallest) * bits_as<T>(two_to_k<T>(v_bits));
-    const Int<T> code = with_sign((sum >> kMShift) - kMZero, bits);
-    const Int<T> not_finite = all_bits_if(size_bits >= kInfinityBits);
-    m = bits_as<T>(bits_as<Int<T>>(rounded) | (bits & kSign) | not_finite);
-    store_code(x, (code & ~not_finite) | (kMNaN & not_finite));
+  // Calls visit(i) for those that should have become no numbers, after their codes are written as such.
+  // grad: null if m has taken in none; squares: the sum of all of its squares, times anything.
+  template <class Visit>
+  void restore(M* exp_avg, const float* grad, float squares, const Visit& visit) const {
+    if constexpr (format != kFp32) {
+      const bool look_at_grad = grad && !(std::fabs(squares) < kInfinity);
+      if (!any_before_ && !look_at_grad) return;
+      for (int64_t i = 0; i < n_; ++i) {
+        if ((any_before_ && before_[i] == kMNaN<format>) || (look_at_grad && makes_none(grad[i]))) {
+          exp_avg[i] = kMNaN<format>;
+          visit(i);
+        }
+      }
+    }
   }
-}
+
+ private:
+  // Whether m is no number in its codes once it has taken in g.
+  static bool makes_none(float g) { return format == k8And16Bit ? !(std::fabs(g) < kInfinity) : g != g; }
+
+  const int64_t n_;
+  bool any_before_ = false;
+  M before_[format == k8And16Bit ? kMost : 1];
+};
 
 }  // namespace

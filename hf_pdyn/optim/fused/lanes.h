@@ -53,16 +53,21 @@ inline float root(float x) { return std::sqrt(x); }
 // a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
 inline float mul_add(float a, float b, float c) { return std::fma(a, b, c); }
 
-// x, or `limit` where that is smaller or x is NaN.
-inline float at_most(float x, float limit) { return x < limit ? x : limit; }
+// V of x alone.
+template <class V, class X>
+inline V spread(X x) {
+  return x - V{};
+}
 
-// All bits if it holds, else none, as a comparison of lanes has it.
-inline int32_t all_bits_if(bool holds) { return -int32_t(holds); }
-
+inline int32_t at_most(int32_t x, int32_t limit) { return x < limit ? x : limit; }
+inline uint32_t at_most(uint32_t x, uint32_t limit) { return x < limit ? x : limit; }
 inline int32_t size_of(int32_t x) { return x < 0 ? -x : x; }
 
 // x, or -x where `sign` is negative.
-inline int32_t with_sign(int32_t x, int32_t sign) { return sign < 0 ? -x : x; }
+inline int32_t negated_with(int32_t x, int32_t sign) { return sign < 0 ? -x : x; }
+
+// x >= 0 with the uppermost bit of `sign`.
+inline int32_t with_sign_of(int32_t x, int32_t sign) { return x | (sign & int32_t(0x80000000u)); }
 
 #ifdef HF_PDYN_LANES
 
@@ -82,8 +87,15 @@ struct IntegersOf<Lanes> {
   using Uint = Uints;
 };
 
-inline Lanes spread(float x) { return x - Lanes{}; }
-inline Ints all_bits_if(Ints holds) { return holds; }
+// x, of which the compiler no longer knows what it is. GCC 12 takes integers that it knows for cheap: where registers
+// are short, it moves them from a scalar one in every round of a loop, which costs a vector unit more than a load does.
+template <class X>
+inline X unknown(X x) {
+#ifdef __AVX512F__
+  asm("" : "+m"(x));
+#endif
+  return x;
+}
 
 #ifdef __AVX512F__
 
@@ -115,9 +127,17 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-inline Lanes at_most(Lanes x, float limit) { return _mm512_min_ps(x, spread(limit)); }
+inline Ints at_most(Ints x, Ints limit) { return Ints(_mm512_min_epi32(__m512i(x), __m512i(limit))); }
+inline Uints at_most(Uints x, Uints limit) { return Uints(_mm512_min_epu32(__m512i(x), __m512i(limit))); }
 inline Ints size_of(Ints x) { return Ints(_mm512_abs_epi32(__m512i(x))); }
-inline Ints with_sign(Ints x, Ints sign) { return sign < 0 ? -x : x; }
+inline Ints negated_with(Ints x, Ints sign) {
+  return Ints(_mm512_mask_sub_epi32(__m512i(x), _mm512_movepi32_mask(__m512i(sign)), __m512i(Ints{}), __m512i(x)));
+}
+inline Ints with_sign_of(Ints x, Ints sign) {
+  constexpr int kXOrSignAndBit = 0xf8;  // what the instruction makes of three bits
+  const __m512i bit = _mm512_set1_epi32(int32_t(0x80000000u));
+  return Ints(_mm512_ternarylogic_epi32(__m512i(x), __m512i(sign), bit, kXOrSignAndBit));
+}
 inline float total(Lanes x) { return _mm512_reduce_add_ps(x); }
 
 #else
@@ -154,10 +174,12 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
-inline Lanes at_most(Lanes x, float limit) { return _mm256_min_ps(x, spread(limit)); }
+inline Ints at_most(Ints x, Ints limit) { return Ints(_mm256_min_epi32(__m256i(x), __m256i(limit))); }
+inline Uints at_most(Uints x, Uints limit) { return Uints(_mm256_min_epu32(__m256i(x), __m256i(limit))); }
 inline Ints size_of(Ints x) { return Ints(_mm256_abs_epi32(__m256i(x))); }
 // The instruction makes 0 of x where the sign is 0; `sign | 1` never is, and keeps the sign.
-inline Ints with_sign(Ints x, Ints sign) { return Ints(_mm256_sign_epi32(__m256i(x), __m256i(sign | 1))); }
+inline Ints negated_with(Ints x, Ints sign) { return Ints(_mm256_sign_epi32(__m256i(x), __m256i(sign | 1))); }
+inline Ints with_sign_of(Ints x, Ints sign) { return x | (sign & int32_t(0x80000000u)); }
 inline float total(Lanes x) {
   const __m128 half = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   const __m128 quarter = _mm_add_ps(half, _mm_movehl_ps(half, half));
@@ -166,7 +188,7 @@ inline float total(Lanes x) {
 
 #endif
 
-inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread(a), b, c); }
+inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread<Lanes>(a), b, c); }
 
 // x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e - 127) m with m in [1, 2);
 // 2^(q (e - 127)) is a product of numbers from tables, m^q a quotient of polynomials. Relative error 5e-7 for |q| <= 1.
@@ -180,13 +202,13 @@ class PowerTables {
     const double choose[] = {1, 3, 3, 1};
     double above = std::pow(kMiddle, double(q)), below = 1;
     for (int k = 0; k <= kDegree; ++k) {
-      above_[k] = spread(float(choose[k] * above));
-      below_[k] = spread(float(choose[k] * below));
+      above_[k] = spread<Lanes>(float(choose[k] * above));
+      below_[k] = spread<Lanes>(float(choose[k] * below));
       above *= (kDegree - k + double(q)) / (2 * kDegree - k) / kMiddle;
       below *= (kDegree - k - double(q)) / (2 * kDegree - k) / kMiddle;
     }
     for (int i = 0; i < kLanes; ++i) fill(double(q), i);
-    at_infinity_ = spread(q < 0 ? 0.0f : kInfinity);
+    at_infinity_ = spread<Lanes>(q < 0 ? 0.0f : kInfinity);
   }
 
   // finite: x is known to be finite.

@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
-constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
+constexpr int64_t kSummed = NotNumbers<kFp32>::kMost;  // squares that are added as floats, before they are as doubles
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -180,78 +180,12 @@ void add_second_moment(const float* v, int64_t n, const Settings& s, double* sum
   sums[kMoved] += moved;
 }
 
-// m <- beta1 m + (1 - beta1) g, as torch's lerp has it for 1 - beta1 < 1/2.
-template <class T>
-inline T lerp(T m, T g, float w) {
-  return mul_add(w, g - m, m);
-}
-
-// (1 - beta2) g^2, of which v <- beta2 v + that. Not g^2 first, which overflows earlier than v does. Sums of g^2 are
-// taken of these: with |g| below 1e-19 they lose digits.
-template <class T>
-inline T weighted_square(T g, const Settings& s) {
-  return s.one_minus_beta2 * g * g;
-}
-
-template <class T>
-struct Moments {
-  T m, v;
-};
-
-// Stored ones take in g where there is one, and are as they are stored then. g_sq: `weighted_square`.
-// small_weight: 1 - beta1 < 1/2. product: see `Random`.
-template <Format format, bool takes_in, class T>
-inline Moments<T> moments_of_codes(typename Stored<format>::M* exp_avg, uint16_t* exp_avg_sq, T g, T g_sq,
-                                   bool small_weight, Uint<T> product, const Settings& s) {
-  Int<T> v_bits = load_v<T>(exp_avg_sq);
-  T m = load_m<format, T>(exp_avg, v_bits);
-  if constexpr (takes_in) {
-    m = small_weight ? lerp(m, g, s.one_minus_beta1) : g - (g - m) * (1.0f - s.one_minus_beta1);
-    const Random<Uint<T>> random = random_of(product);
-    v_bits = rounded_v<T>(mul_add(s.beta2, v_of<T>(v_bits), g_sq), random.all);
-    store_v<T>(exp_avg_sq, v_bits);
-    round_and_store_m<format, T>(exp_avg, m, v_bits, random);
-  }
-  return {m, v_of<T>(v_bits)};
-}
-
-// The key of random bits of elements whose index has this upper half, but for the lower one, which is added.
-inline uint32_t key_of(const Run& run, uint32_t high, const Settings& s) {
-  return mixed(mixed(uint32_t(run.number)) + uint32_t(int32_t(s.t))) ^ mixed(high);
-}
-
-// Moments of what `run` holds from `start` on as floats; with `grad` they take it in. v is the running maximum where
-// there is one.
-template <Format format>
-void moments_of_block(const Run& run, const float* grad, int64_t start, int64_t n, const Settings& s, float* m,
-                      float* v) {
-  auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
-  auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
-  const bool small_weight = s.one_minus_beta1 < 0.5f;
-#pragma omp simd
-  for (int64_t i = 0; i < n; ++i) {
-    Moments<float> moments;
-    if (grad) {
-      const uint64_t index = uint64_t(run.start) + uint64_t(start) + uint64_t(i);
-      const uint32_t product = kKeyFactor * (uint32_t(index) + key_of(run, uint32_t(index >> 32), s));
-      const float g_sq = weighted_square(grad[i], s);
-      moments = moments_of_codes<format, true, float>(exp_avg + i, exp_avg_sq + i, grad[i], g_sq, small_weight, product,
-                                                      s);
-    } else {
-      moments = moments_of_codes<format, false, float>(exp_avg + i, exp_avg_sq + i, 0.0f, 0.0f, small_weight, 0, s);
-    }
-    m[i] = moments.m;
-    v[i] = moments.v;
-  }
-  if (run.max_exp_avg_sq) {
-    auto* maximum = static_cast<uint16_t*>(run.max_exp_avg_sq) + start;
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      if (grad) maximum[i] = exp_avg_sq[i] > maximum[i] ? exp_avg_sq[i] : maximum[i];
-      v[i] = v_of<float>(load_v<float>(maximum + i));
-    }
-  }
-}
+// m <- beta1 m + (1 - beta1) g for w = 1 - beta1, in the two forms of torch's lerp; by the second, m is g at beta1 = 0.
+inline float lerp(float m, float g, float w) { return w < 0.5f ? mul_add(w, g - m, m) : g - (g - m) * (1.0f - w); }
+#ifdef HF_PDYN_LANES
+// For w < 1/2: what else there is, `in_one_loop` keeps from loops of lanes.
+inline Lanes lerp(Lanes m, Lanes g, float w) { return mul_add(w, g - m, m); }
+#endif
 
 // The larger, or v if that is NaN, as torch's maximum has it.
 template <class T>
@@ -259,7 +193,12 @@ inline T larger(T v, T than) {
   return ((v > than) | (v != v)) ? v : than;
 }
 
-// Sums of `weighted_square`, and of squares of the direction and of Adam's.
+template <class T>
+struct Moments {
+  T m, v;
+};
+
+// Sums of (1 - beta2) g^2, and of squares of the direction and of Adam's.
 template <class T>
 struct Squares {
   T grad, direction, adam;
@@ -277,7 +216,7 @@ struct Asked {
   bool sums;  // squares are summed
 };
 
-// What one loop goes through. key: see `Random`.
+// What one loop goes through. key: of random bits; an element's place is added to it.
 template <Format format>
 struct Streams {
   float* theta;
@@ -288,31 +227,114 @@ struct Streams {
   uint32_t key;
 };
 
-// Moments of what T holds from i on. takes_in: they take in the gradient. amsgrad: then `maximum` takes in v.
-template <class T, bool takes_in, bool amsgrad, Format format>
-inline Moments<T> moments_at(const Streams<format>& at, int64_t i, Uint<T> product, const Settings& s,
-                             Squares<T>& squares) {
-  T g = {}, g_sq = {};
-  if constexpr (takes_in) {
-    g = load<T>(at.grad + i);
-    g_sq = weighted_square(g, s);
-    squares.grad += g_sq;
-  }
-  if constexpr (format != kFp32) {
-    return moments_of_codes<format, takes_in, T>(at.exp_avg + i, at.second + i, g, g_sq, true, product, s);
+// What `run` holds from `start` on. An element's key is a hash of the upper half of its index, plus the lower one.
+template <Format format>
+Streams<format> streams_of(const Run& run, int64_t start, float* theta, const float* grad, const Settings& s) {
+  const uint64_t index = uint64_t(run.start) + uint64_t(start);
+  const uint32_t key = mixed(mixed(uint32_t(run.number)) + uint32_t(int32_t(s.t))) ^ mixed(uint32_t(index >> 32));
+  return {theta, grad, static_cast<typename Stored<format>::M*>(run.exp_avg) + start,
+          static_cast<typename Stored<format>::V*>(run.exp_avg_sq) + start, nullptr, key + uint32_t(index)};
+}
+
+// How many of n elements there have an index with the same upper half.
+int64_t with_one_key(const Run& run, int64_t start, int64_t n) {
+  const uint64_t left = (uint64_t(1) << 32) - ((uint64_t(run.start) + uint64_t(start)) & 0xffffffffu);
+  return left < uint64_t(n) ? int64_t(left) : n;
+}
+
+template <class T, Format format>
+inline Moments<T> moments_at(const Streams<format>& at, int64_t i, const Codes<T>& codes) {
+  if constexpr (format == kFp32) {
+    return {load<T>(at.exp_avg + i), load<T>(at.second + i)};
   } else {
-    T m = load<T>(at.exp_avg + i), v = load<T>(at.second + i);
-    if constexpr (takes_in) {
-      m = lerp(m, g, s.one_minus_beta1);
-      v = mul_add(s.beta2, v, g_sq);
-      store(at.exp_avg + i, m);
-      store(at.second + i, v);
+    const Int<T> v_bits = codes.load_v(at.second + i);
+    return {codes.template load_m<format>(at.exp_avg + i, v_bits), codes.v_of(v_bits)};
+  }
+}
+
+// Moments that have taken in the gradient and are not stored yet; v of codes is v + 2^-88. random: of codes.
+template <class T>
+struct Taken {
+  T m, v;
+  Uint<T> random;
+
+  Taken(T m, T v, Uint<T> random) : m(m), v(v), random(random) {}
+  // Written out, since GCC 12 would copy three vectors through memory.
+  Taken(const Taken& from) : Taken(from.m, from.v, from.random) {}
+  void operator=(const Taken& from) {
+    m = from.m;
+    v = from.v;
+    random = from.random;
+  }
+};
+
+// product: see `random_of`.
+template <class T, Format format>
+inline Taken<T> take_in(const Streams<format>& at, int64_t i, Uint<T> product, const Settings& s,
+                        const Codes<T>& codes, T& sum_of_squares) {
+  // v <- beta2 v + (1 - beta2) g^2, of which g^2 alone overflows earlier.
+  const T g = load<T>(at.grad + i), weighted = s.one_minus_beta2 * g;
+  sum_of_squares = mul_add(weighted, g, sum_of_squares);
+  if constexpr (format == kFp32) {
+    const T v = mul_add(weighted, g, s.beta2 * load<T>(at.second + i));
+    return {lerp(load<T>(at.exp_avg + i), g, s.one_minus_beta1), v, Uint<T>{}};
+  } else {
+    // beta2 2^-88 and this make 2^-88, in float32 too: v = 0 stays.
+    const T rest = spread<T>((1.0f - s.beta2) * kVSmallest);
+    const Int<T> v_bits = codes.load_v(at.second + i);
+    const T v = mul_add(weighted, g, mul_add(s.beta2, bits_as<T>(v_bits), rest));
+    const T m = lerp(codes.template load_m<format>(at.exp_avg + i, v_bits), g, s.one_minus_beta1);
+    return {m, v, random_of(product)};
+  }
+}
+
+// Returns moments as they are stored. amsgrad: `maximum` takes in v, and is what is returned.
+template <class T, bool amsgrad, Format format>
+inline Moments<T> store_taken(const Taken<T>& taken, const Streams<format>& at, int64_t i, const Codes<T>& codes) {
+  if constexpr (format == kFp32) {
+    store(at.exp_avg + i, taken.m);
+    store(at.second + i, taken.v);
+    if constexpr (!amsgrad) return {taken.m, taken.v};
+    const T v = larger(taken.v, load<T>(at.maximum + i));
+    store(at.maximum + i, v);
+    return {taken.m, v};
+  } else {
+    const Int<T> v_bits = codes.rounded_v(taken.v, taken.random);
+    codes.store_v(at.second + i, v_bits);
+    const T m = codes.template round_and_store_m<format>(at.exp_avg + i, taken.m, v_bits, taken.random);
+    return {m, codes.v_of(v_bits)};
+  }
+}
+
+// Moments as floats, which may be where they are stored; with `grad`, after they have taken it in. maximum: null, or takes
+// in v; of codes, v is that then.
+template <Format format>
+void moments_of_block(const Streams<format>& at, int64_t n, const Settings& s, typename Stored<format>::V* maximum,
+                      float* m, float* v) {
+  const Codes<float> codes;
+  const NotNumbers<format> not_numbers(at.exp_avg, n);
+  float squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t i = 0; i < n; ++i) {
+    float square = 0;
+    const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
+    const Moments<float> moments =
+        at.grad ? store_taken<float, false>(take_in<float>(at, i, product, s, codes, square), at, i, codes)
+                : moments_at<float>(at, i, codes);
+    squares += square;
+    m[i] = moments.m;
+    v[i] = moments.v;
+  }
+  not_numbers.restore(at.exp_avg, at.grad, squares, [&](int64_t i) { m[i] = kNaN; });
+  if (!maximum) return;
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    if constexpr (format == kFp32) {
+      maximum[i] = larger(v[i], maximum[i]);
+    } else {
+      if (at.grad) maximum[i] = at.second[i] > maximum[i] ? at.second[i] : maximum[i];
+      v[i] = codes.v_of(codes.load_v(maximum + i));
     }
-    if constexpr (amsgrad) {
-      v = larger(v, load<T>(at.maximum + i));
-      store(at.maximum + i, v);
-    }
-    return {m, v};
   }
 }
 
@@ -337,6 +359,16 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
     const T adam = s.adam_scale * moments.m;
     squares.adam += adam * (adam / x);  // adam^2 may overflow
   }
+}
+
+// After a loop over what `not_numbers` knows, from `start` on. grad_sq: which the loop has found.
+template <bool takes_in, bool moves, Format format>
+void restore(const NotNumbers<format>& not_numbers, const Streams<format>& at, int64_t start, float grad_sq,
+             Squares<double>& found) {
+  not_numbers.restore(at.exp_avg + start, takes_in ? at.grad + start : nullptr, grad_sq, [&](int64_t i) {
+    if (moves) at.theta[start + i] = kNaN;
+    found.direction = found.adam = kNaN;
+  });
 }
 
 #ifdef HF_PDYN_LANES
@@ -396,36 +428,74 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
   const Streams<format> at = given_streams;
   const Settings s = given_settings;
   const PowerTables tables = given_tables;
+  const Codes<Lanes> codes = unknown(Codes<Lanes>());
   Squares<double> found = {0, 0, 0};
   Uints product = (count<Lanes>() + at.key) * kKeyFactor;
-  int64_t i = 0;
-  while (i + kLanes <= n) {
-    const int64_t stop = i + kSummed <= n ? i + kSummed : n - n % kLanes;
+  int64_t start = 0;
+  for (int64_t stop; start + kLanes <= n; start = stop) {
+    stop = start + kSummed <= n ? start + kSummed : n - n % kLanes;
+    const NotNumbers<format> not_numbers(at.exp_avg + start, stop - start);
     Squares<Lanes> squares = {};
-    const auto next = [&] {
-      prefetch<takes_in, moves, format>(at, i + kAhead);
-      const auto moments = moments_at<Lanes, takes_in, amsgrad, format>(at, i, product, s, squares);
-      i += kLanes;
-      product += uint32_t(kLanes) * kKeyFactor;
-      return moments;
+    int64_t i = start;
+    const auto update = [&](const Moments<Lanes>& moments, int64_t at_i) {
+      update_by<Lanes, moves, gain, format>(moments, at, at_i, asked, s, tables, squares);
     };
-    // The moments of the next lanes before these are used: two short chains instead of a long one.
-    Moments<Lanes> moments = next();
-    while (i < stop) {
-      const Moments<Lanes> following = next();
-      update_by<Lanes, moves, gain, format>(moments, at, i - 2 * kLanes, asked, s, tables, squares);
-      moments = following;
+    const auto read = [&] {
+      prefetch<takes_in, moves, format>(at, i + kAhead);
+      i += kLanes;
+    };
+    const auto take = [&] {
+      read();
+      const auto taken = take_in<Lanes>(at, i - kLanes, product, s, codes, squares.grad);
+      product += uint32_t(kLanes) * kKeyFactor;
+      return taken;
+    };
+    const auto stored = [&](const Taken<Lanes>& taken, int64_t at_i) {
+      return store_taken<Lanes, amsgrad>(taken, at, at_i, codes);
+    };
+    // Lanes are read while the ones before are used: two short chains instead of a long one, or three where there are
+    // registers for it or rounding takes long.
+    if constexpr (takes_in && (kLanes == 16 || format == k8And16Bit)) {
+      Taken<Lanes> taken = take();
+      Moments<Lanes> moments = {};
+      while (i < stop) {
+        const Taken<Lanes> next = take();
+        const Moments<Lanes> following = stored(taken, i - 2 * kLanes);
+        if (i > start + 2 * kLanes) update(moments, i - 3 * kLanes);
+        moments = following;
+        taken = next;
+      }
+      if (i > start + kLanes) update(moments, i - 2 * kLanes);
+      update(stored(taken, i - kLanes), i - kLanes);
+    } else {
+      const auto next = [&] {
+        if constexpr (takes_in) {
+          const Taken<Lanes> taken = take();
+          return stored(taken, i - kLanes);
+        } else {
+          read();
+          return moments_at<Lanes>(at, i - kLanes, codes);
+        }
+      };
+      Moments<Lanes> moments = next();
+      while (i < stop) {
+        const Moments<Lanes> following = next();
+        update(moments, i - 2 * kLanes);
+        moments = following;
+      }
+      update(moments, i - kLanes);
     }
-    update_by<Lanes, moves, gain, format>(moments, at, i - kLanes, asked, s, tables, squares);
     if (counted < kLanes) {
       const auto of_counted = [&](Lanes x) { return count<Lanes>() < uint32_t(counted) ? x : Lanes{}; };
       squares = {of_counted(squares.grad), of_counted(squares.direction), of_counted(squares.adam)};
     }
-    found += {total(squares.grad), total(squares.direction), total(squares.adam)};
+    const float grad_sq = total(squares.grad);
+    found += {grad_sq, total(squares.direction), total(squares.adam)};
+    restore<takes_in, moves>(not_numbers, at, start, grad_sq, found);
   }
-  if (i < n) {
-    Padded<format> rest(given_streams, i, n, takes_in);
-    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, n - i, asked,
+  if (start < n) {
+    Padded<format> rest(given_streams, start, n, takes_in);
+    found += loop_of_lanes<takes_in, moves, amsgrad, format, gain>(rest.streams(), kLanes, n - start, asked,
                                                                    given_settings, given_tables);
     rest.write_back();
   }
@@ -439,21 +509,29 @@ template <bool takes_in, bool moves, bool amsgrad, Format format, Gain gain>
 Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked& asked, const Settings& given_settings,
                                const PowerTables& tables) {
   const Settings s = given_settings;
+  const Codes<float> codes;
   Squares<double> found = {0, 0, 0};
   for (int64_t start = 0; start < n; start += kSummed) {
     const int64_t stop = start + kSummed <= n ? start + kSummed : n;
+    const NotNumbers<format> not_numbers(at.exp_avg + start, stop - start);
     float grad = 0, direction = 0, adam = 0;
 #pragma omp simd reduction(+ : grad, direction, adam)
     for (int64_t i = start; i < stop; ++i) {
       Squares<float> squares = {0, 0, 0};  // of this element: a reduction knows no struct
-      const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
-      const auto moments = moments_at<float, takes_in, amsgrad, format>(at, i, product, s, squares);
+      Moments<float> moments;
+      if constexpr (takes_in) {
+        const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
+        moments = store_taken<float, amsgrad>(take_in<float>(at, i, product, s, codes, squares.grad), at, i, codes);
+      } else {
+        moments = moments_at<float>(at, i, codes);
+      }
       update_by<float, moves, gain, format>(moments, at, i, asked, s, tables, squares);
       grad += squares.grad;
       direction += squares.direction;
       adam += squares.adam;
     }
     found += {grad, direction, adam};
+    restore<takes_in, moves>(not_numbers, at, start, grad, found);
   }
   return found;
 }
@@ -501,24 +579,31 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
 template <Format format>
 Squares<double> loop_of_codes(float* theta, const float* grad, const Run& run, int64_t start, int64_t n,
                               const Asked& asked, const Prepared& prepared) {
-  auto* exp_avg = static_cast<typename Stored<format>::M*>(run.exp_avg) + start;
-  auto* exp_avg_sq = static_cast<uint16_t*>(run.exp_avg_sq) + start;
   Squares<double> found = {0, 0, 0};
-  for (int64_t i = 0, stop; i < n; i = stop) {  // elements whose index has the same upper half
-    const uint64_t index = uint64_t(run.start) + uint64_t(start + i);
-    const uint64_t left = (uint64_t(1) << 32) - (index & 0xffffffffu);
-    stop = left < uint64_t(n - i) ? i + int64_t(left) : n;
-    // A loop adds an element's place in it to the key.
-    const uint32_t key = key_of(run, uint32_t(index >> 32), *prepared.settings) + uint32_t(index);
+  for (int64_t i = 0, length; i < n; i += length) {
+    length = with_one_key(run, start + i, n - i);
     const float* grad_at = asked.takes_in ? grad + i : nullptr;
-    found += loop<format>({theta + i, grad_at, exp_avg + i, exp_avg_sq + i, nullptr, key}, stop - i, asked, prepared);
+    const auto streams = streams_of<format>(run, start + i, theta + i, grad_at, *prepared.settings);
+    found += loop<format>(streams, length, asked, prepared);
   }
   return found;
 }
 
-// Whether moments, in their codes if they have some, are taken in by the loop that uses them.
+// The same of what `run` holds from `start` on.
+template <Format format>
+void moments_of_block(const float* grad, const Run& run, int64_t start, int64_t n, const Settings& s, float* m,
+                      float* v) {
+  for (int64_t i = 0, length; i < n; i += length) {
+    length = with_one_key(run, start + i, n - i);
+    const auto streams = streams_of<format>(run, start + i, nullptr, grad ? grad + i : nullptr, s);
+    auto* maximum = static_cast<typename Stored<format>::V*>(run.max_exp_avg_sq);
+    moments_of_block(streams, length, s, maximum ? maximum + start + i : nullptr, m + i, v + i);
+  }
+}
+
+// Whether moments, in their codes if they have some, take the gradient in in the loop that uses them.
 bool in_one_loop(const Call& call, const Run& run, const Settings& s) {
-  if (call.tasks & kMoments && s.one_minus_beta1 >= 0.5f) return false;  // by the other form of torch's lerp
+  if (call.tasks & kMoments && s.one_minus_beta1 >= 0.5f) return false;
   return call.format == kFp32 || !(run.max_exp_avg_sq || call.tasks & kMeasure);
 }
 
@@ -561,21 +646,10 @@ void step_block(const Call& call, const Run& run, const Prepared& prepared, int6
     }
   }
 
-  if (!in_floats && !one_loop) {
-    const auto moments = call.format == k16Bit ? moments_of_block<k16Bit> : moments_of_block<k8And16Bit>;
-    moments(run, takes_in ? grad : nullptr, start, n, s, exp_avg, second);
-    takes_in = false;
-  }
-  if (takes_in && !one_loop) {
-    const float w = s.one_minus_beta1;
-#pragma omp simd
-    for (int64_t i = 0; i < n; ++i) {
-      const float g = grad[i];
-      // torch's lerp has two forms; by the second, m is g at beta1 = 0.
-      exp_avg[i] = w < 0.5f ? lerp(exp_avg[i], g, w) : g - (g - exp_avg[i]) * (1.0f - w);
-      second[i] = mul_add(s.beta2, second[i], weighted_square(g, s));
-      if (maximum) maximum[i] = larger(second[i], maximum[i]);
-    }
+  if (!one_loop) {
+    using Moments = void(const float*, const Run&, int64_t, int64_t, const Settings&, float*, float*);
+    Moments* const of_formats[] = {moments_of_block<kFp32>, moments_of_block<k16Bit>, moments_of_block<k8And16Bit>};
+    of_formats[call.format](takes_in ? grad : nullptr, run, start, n, s, exp_avg, second);
     takes_in = false;
   }
   const float* v = maximum ? maximum : second;

@@ -9,6 +9,7 @@
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kSmallestNormal = std::numeric_limits<float>::min();
 
 template <class To, class From>

@@ -159,6 +159,34 @@ def assert_two_passes_are_one(
         assert_near(a.theta, b.theta, tolerance, "theta")
 
 
+def assert_not_numbers_as_in_the_tensor_step(
+    advance: Callable[..., Tensor], state_dtype: str, tasks: Sequence[Task], *, numel: int
+) -> None:
+    """Gradients and moments that are no numbers, beside ones that are: in this step, and still in the next.
+
+    tasks: of the passes that make a step.
+    """
+    before = in_format(update_of(DEFAULTS, numel), state_dtype)
+    before.exp_avg[[0, 100, 511, 900, numel - 1]] = -128 if state_dtype == "8_16bit" else torch.nan
+    before.grad[[1, 510, 700]] = torch.tensor([torch.nan, torch.inf, -torch.inf])
+    before.grad.view(torch.int32)[2:66] = 0x7FFFFFFF  # NaN too: with random bits added, one that carries into the sign
+    ours, expected = copy_of(before), copy_of(before)
+    for _ in range(2):
+        sums = {task: advance([ours], task) for task in tasks}
+        tensor_step.advance([expected], STEP)
+        m, wanted = (decode(one.exp_avg, one.exp_avg_sq)[0] for one in (ours, expected))
+        assert m.isnan().nonzero().flatten().tolist() == wanted.isnan().nonzero().flatten().tolist()
+        assert torch.equal(m.isinf(), wanted.isinf())
+        assert torch.equal(ours.theta.isnan(), expected.theta.isnan())
+        numbers = m.isfinite()
+        assert 64 < (~numbers).sum() < 80
+        assert_near(ours.theta[numbers], expected.theta[numbers], 1e-3, "theta")  # codes may be one apart
+        for task, of_task in sums.items():
+            if task & Task.DIRECTION:
+                assert of_task[0, STEP_SUMS.index("direction_sq")].isnan()
+        ours.grad, expected.grad = torch.full_like(ours.grad, 0.1), torch.full_like(ours.grad, 0.1)
+
+
 def copy_of(update: Update) -> Update:
     names = ("theta", "grad", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "weight_correction")
     copies = {name: value if (value := getattr(update, name)) is None else value.clone() for name in names}

@@ -25,6 +25,7 @@ from tests.optim.fused.comparison import (
     FORMATS,
     SETTINGS,
     assert_corrected_as_in_the_tensor_step,
+    assert_not_numbers_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_two_passes_are_one,
     copy_of,
@@ -394,7 +395,7 @@ def test_measuring_does_not_touch_the_step() -> None:
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
 def test_the_same_with_shorter_vectors() -> None:
     """Without AVX-512, powers are computed otherwise."""
-    chosen = "sizes or power or nan or two_passes or every_sum"
+    chosen = "sizes or power or nan or two_passes or every_sum or fewer_bits"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     result = subprocess.run(
         command, env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}, capture_output=True, text=True, timeout=300
@@ -407,6 +408,18 @@ def test_the_same_with_shorter_vectors() -> None:
 @pytest.mark.parametrize("state_dtype", FORMATS)
 def test_moments_in_fewer_bits_are_rounded_as_in_the_tensor_step(state_dtype: str, settings: str) -> None:
     assert_rounded_as_in_the_tensor_step(cpu.advance, state_dtype, settings, numel=20_011)
+
+
+@pytest.mark.parametrize(
+    "tasks",
+    [[Task.MOMENTS | Task.APPLY], [ALL], [Task.MOMENTS | Task.DIRECTION, Task.APPLY]],
+    ids=["", "measured", "two"],
+)
+@pytest.mark.parametrize("state_dtype", FORMATS)
+def test_moments_in_fewer_bits_are_no_numbers_where_those_of_the_tensor_step_are_none(
+    state_dtype: str, tasks: list[Task]
+) -> None:
+    assert_not_numbers_as_in_the_tensor_step(cpu.advance, state_dtype, tasks, numel=1100)
 
 
 @pytest.mark.parametrize("state_dtype", FORMATS)

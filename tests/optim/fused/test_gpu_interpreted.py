@@ -28,7 +28,6 @@ from hf_pdyn.optim.fused.layout import addresses_of
 from hf_pdyn.optim.fused.sending import KnownTables
 from hf_pdyn.optim.fused.triton_kernels import CHUNK
 from hf_pdyn.optim.hyperparameters import StateDtype
-from hf_pdyn.optim.state_format import codes_of
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
@@ -41,6 +40,7 @@ from tests.optim.fused.comparison import (
     SPECIAL,
     STEP,
     assert_corrected_as_in_the_tensor_step,
+    assert_not_numbers_as_in_the_tensor_step,
     assert_rounded_as_in_the_tensor_step,
     assert_same,
     assert_sums,
@@ -160,16 +160,12 @@ def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None
     assert_two_passes_are_one(gpu.advance, state_dtype, numel=5000, tolerance=0.0)
 
 
-def test_what_is_not_finite_stays_so_in_fewer_bits() -> None:
-    for state_dtype in FORMATS:
-        before = in_format(update_of({**DEFAULTS, "weight_decay": 0.0}, 16), state_dtype)
-        before.grad[:3] = torch.tensor([math.nan, math.inf, 0.0])
-        ours, expected = [[copy_of(before)] for _ in range(2)]
-        gpu.advance(ours, STEP)
-        tensor_step.advance(expected, STEP)
-        assert not ours[0].theta[:2].isfinite().any() and ours[0].theta[2:].isfinite().all()
-        assert torch.equal(codes_of(ours[0].exp_avg_sq), codes_of(expected[0].exp_avg_sq))
-        assert torch.equal(ours[0].theta.isnan(), expected[0].theta.isnan())
+@pytest.mark.parametrize("tasks", [[STEP], [EVERYTHING], [Task.MOMENTS | Task.DIRECTION, Task.APPLY]])
+@pytest.mark.parametrize("state_dtype", FORMATS)
+def test_moments_in_fewer_bits_are_no_numbers_where_those_of_the_tensor_step_are_none(
+    state_dtype: str, tasks: list[Task]
+) -> None:
+    assert_not_numbers_as_in_the_tensor_step(gpu.advance, state_dtype, tasks, numel=1100)
 
 
 SHAPES: dict[str, tuple[int, dict[str, Any]]] = {
