@@ -83,13 +83,17 @@ struct Call {
 // How x^-p is computed.
 enum class Gain { kOne, kReciprocalRoot, kReciprocalFourthRoot, kReciprocal, kPowerOfNormal, kPowerOfAny };
 
-// For x >= smallest. Exponents of normal numbers lie within 127, so at |q| < 0.98 those of their powers do too.
+// Whether x^q is a normal number for every finite x >= smallest, which are normal too: exponents lie within 127, so at
+// |q| < 0.98 those of powers do.
+bool stays_normal(float q, float smallest) { return std::fabs(q) < 0.98f && smallest >= kSmallestNormal; }
+
+// For x >= smallest.
 Gain gain_of(float q, float smallest) {
   if (q == 0.0f) return Gain::kOne;
   if (q == -0.5f) return Gain::kReciprocalRoot;
   if (q == -0.25f) return Gain::kReciprocalFourthRoot;
   if (q == -1.0f) return Gain::kReciprocal;
-  return std::fabs(q) < 0.98f && smallest >= kSmallestNormal ? Gain::kPowerOfNormal : Gain::kPowerOfAny;
+  return stays_normal(q, smallest) ? Gain::kPowerOfNormal : Gain::kPowerOfAny;
 }
 
 // For all but kOne. finite: x is known to be finite. tables: of q, if Lanes need them.
@@ -113,7 +117,8 @@ struct Prepared {
   void take(const Settings& s, int32_t tasks) {
     if (settings == &s) return;
     settings = &s;
-    if (gain_of(-s.p, s.v_eps) == Gain::kPowerOfNormal) of_v = PowerTables(-s.p);
+    const Gain gain = gain_of(-s.p, s.v_eps);
+    if (gain == Gain::kPowerOfNormal || gain == Gain::kReciprocalFourthRoot) of_v = PowerTables(-s.p);
     if (tasks & kMeasure && gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal) of_gradient = PowerTables(1.0f - s.p);
   }
 };
@@ -198,7 +203,7 @@ struct Moments {
   T m, v;
 };
 
-// Sums of (1 - beta2) g^2, and of squares of the direction and of Adam's.
+// Sums of (1 - beta2) g^2, and of squares of the direction and of Adam's, which lacks its scale.
 template <class T>
 struct Squares {
   T grad, direction, adam;
@@ -346,8 +351,8 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
   T direction = moments.m;
   if constexpr (gain != Gain::kOne) direction *= power<gain, format != kFp32>(x, -s.p, tables);
   if (asked.sums) {
-    const T d = s.scale * direction;
-    squares.direction += d * d;
+    const T d = s.scale * direction;  // at the first step and p = 2, squares without the scale overflow
+    squares.direction = mul_add(d, d, squares.direction);
   }
   if constexpr (moves) {
     // Update and decay together, so that bf16 parameters are rounded once.
@@ -356,8 +361,7 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
     if (asked.decays) step = mul_add(s.decay, before, step);
     store(at.theta + i, before - step);
   } else {
-    const T adam = s.adam_scale * moments.m;
-    squares.adam += adam * (adam / x);  // adam^2 may overflow
+    squares.adam = mul_add(moments.m, moments.m / x, squares.adam);  // m^2 may overflow
   }
 }
 
@@ -548,7 +552,13 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
 #endif
     return loop_of_floats<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
   };
-  switch (gain_of(-s.p, s.v_eps)) {
+  Gain gain = gain_of(-s.p, s.v_eps);
+#ifdef HF_PDYN_LANES
+  // Two roots and a division take longer than tables with AVX-512, unless codes keep other units busy meanwhile.
+  const bool roots = kLanes < 16 || (takes_in && format != kFp32);
+  if (gain == Gain::kReciprocalFourthRoot && !roots && stays_normal(-s.p, s.v_eps)) gain = Gain::kPowerOfNormal;
+#endif
+  switch (gain) {
     case Gain::kOne:
       return with(std::integral_constant<Gain, Gain::kOne>());
     case Gain::kReciprocalRoot:
@@ -666,7 +676,7 @@ void step_block(const Call& call, const Run& run, const Prepared& prepared, int6
   if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad / s.one_minus_beta2;
   if (call.tasks & kDirection) {
     sums[kDirectionSq] += squares.direction;
-    sums[kAdamSq] += squares.adam;
+    sums[kAdamSq] += squares.adam * s.adam_scale * s.adam_scale;
   }
   if (call.tasks & kMeasure) {
     add_second_moment(v, n, s, sums);
