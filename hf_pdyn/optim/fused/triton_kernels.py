@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from hf_pdyn.optim.fused.layout import COLUMNS
-from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, M_ZERO, V_LARGEST, V_SHIFT, V_ZERO
+from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, V_LARGEST, V_SHIFT, V_ZERO
 from hf_pdyn.optim.step_work import STEP_SUMS
 
 CHUNK = tl.constexpr(2048)  # of 256 threads or 128: few enough elements each for four programs at a time
@@ -55,9 +55,9 @@ FP32 = tl.constexpr(FORMATS.index("fp32"))
 BITS_16 = tl.constexpr(FORMATS.index("16bit"))
 BITS_8_16 = tl.constexpr(FORMATS.index("8_16bit"))
 _V_SHIFT, _V_ZERO = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO)
-_M_SHIFT, _M_ZERO, _M_NAN = tl.constexpr(M_SHIFT), tl.constexpr(M_ZERO), tl.constexpr(M_NAN)
-_V_SMALLEST, _M_SMALLEST = tl.constexpr(2.0**-88), tl.constexpr(2.0**-4)
-_V_TOP, _M_TOP = tl.constexpr((V_LARGEST + V_ZERO) << V_SHIFT), tl.constexpr((M_LARGEST + M_ZERO) << M_SHIFT)
+_M_SHIFT, _M_NAN = tl.constexpr(M_SHIFT), tl.constexpr(M_NAN)
+_V_SMALLEST, _HALF_BIAS_MINUS_4 = tl.constexpr(2.0**-88), tl.constexpr((127 << 22) - (4 << 23))
+_V_TOP, _M_TOP = tl.constexpr((V_LARGEST + V_ZERO) << V_SHIFT), tl.constexpr(M_LARGEST << M_SHIFT)
 
 
 @triton.jit
@@ -155,16 +155,17 @@ def _v_of(shifted):
 
 
 @triton.jit
-def _round_v(v, random):
-    # What is larger than the largest code stands for, infinity and NaN of either sign become that.
-    bits = tl.minimum((v + _V_SMALLEST).to(tl.uint32, bitcast=True), _V_TOP) + (random & 0x3FFF)
+def _round_v(shifted_v, random):
+    # Of v + 2^-88. What is larger than the largest code stands for, infinity and NaN of either sign become that.
+    bits = tl.minimum(shifted_v.to(tl.uint32, bitcast=True), _V_TOP) + (random & 0x3FFF)
     return (bits & 0xFFFFC000).to(tl.int32, bitcast=True)
 
 
 @triton.jit
-def _two_to_k(shifted):
-    # k is half the exponent: half its bits, and half the bias.
-    return ((shifted >> 1) + 0x1FC00000) & 0x7F800000
+def _unit_of_m(shifted):
+    # The bits of 2^(k - 4). Those of |m| + 2^(k - 4) count up from there, and the upper ones are the code. k is half of
+    # v's exponent: half its bits, and half the bias.
+    return ((shifted >> 1) + _HALF_BIAS_MINUS_4) & 0x7F800000
 
 
 @triton.jit
@@ -173,15 +174,15 @@ def _m_of(code, shifted, m_format: tl.constexpr):
     if m_format == BITS_16:
         m = (code << 16).to(tl.float32, bitcast=True)
     else:
-        m = _joined_m((tl.abs(code) + _M_ZERO) << _M_SHIFT, _two_to_k(shifted), code)
+        m = _joined_m(tl.abs(code) << _M_SHIFT, _unit_of_m(shifted), code)
         m = tl.where(code == _M_NAN, float("nan"), m)
     return m
 
 
 @triton.jit
-def _joined_m(shifted_m, two_to_k, sign):
-    # shifted_m: the bits of |m| / 2^k + 2^-4. sign: of an integer or of a float's bits.
-    size = (shifted_m.to(tl.float32, bitcast=True) - _M_SMALLEST) * two_to_k.to(tl.float32, bitcast=True)
+def _joined_m(steps, unit, sign):
+    # steps: the bits above `unit`, of a code. sign: of an integer or of a float's bits.
+    size = (steps + unit).to(tl.float32, bitcast=True) - unit.to(tl.float32, bitcast=True)
     return (size.to(tl.int32, bitcast=True) | (sign & -2147483648)).to(tl.float32, bitcast=True)
 
 
@@ -195,13 +196,12 @@ def _round_m(m, shifted, random, m_format: tl.constexpr):
         code = (bits >> 16) & 0xFFFF
         stored = (bits & -65536).to(tl.float32, bitcast=True)
     else:
-        two_to_k = _two_to_k(shifted)
-        of_inverse = (0x7F000000 - two_to_k).to(tl.float32, bitcast=True)
-        size = (tl.abs(m) * of_inverse + _M_SMALLEST).to(tl.uint32, bitcast=True)
-        size = (tl.minimum(size, _M_TOP) + ((random >> 14) << 1)).to(tl.int32, bitcast=True)
-        code = (size >> _M_SHIFT) - _M_ZERO
+        unit = _unit_of_m(shifted)
+        steps = (tl.abs(m) + unit.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True) - unit
+        steps = tl.minimum(steps, _M_TOP) + ((random >> 14) << 1).to(tl.int32, bitcast=True)
+        code = steps >> _M_SHIFT
         code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
-        stored = tl.where(finite, _joined_m(size & -524288, two_to_k, bits), float("nan"))
+        stored = tl.where(finite, _joined_m(steps & -524288, unit, bits), float("nan"))
     return code, stored
 
 
@@ -379,9 +379,11 @@ def step_chunk(
             towards_g = one_minus_beta1 < 0.5
             weight = tl.where(towards_g, one_minus_beta1, one_minus_beta1 - 1)
             m = tl.where(towards_g, m, g) + weight * (g - m)
-            v = beta2 * v + one_minus_beta2 * g * g  # g * g alone would overflow earlier
+            weighted = one_minus_beta2 * g  # times g: g * g alone would overflow earlier than v
             if m_format != FP32:
-                # What is stored is what the rest of the step sees, in this pass as in another.
+                # What is stored is what the rest of the step sees, in this pass as in another. beta2 2^-88 and the rest
+                # of it make 2^-88, in float32 too: v = 0 stays.
+                v = beta2 * v + weighted * g + _V_SMALLEST
                 random = _random_bits(tl.load(run + 10), time, tl.load(run + 11) + start, offsets)
                 shifted = _round_v(v, random)
                 v = _v_of(shifted)
@@ -389,6 +391,7 @@ def step_chunk(
                 tl.store(exp_avg_ptr, m_code.to(m_type), mask=held)
                 tl.store(exp_avg_sq_ptr, ((shifted >> _V_SHIFT) - _V_ZERO).to(tl.uint16), mask=held)
             else:
+                v = weighted * g + beta2 * v
                 tl.store(exp_avg_ptr, m, mask=held)
                 tl.store(exp_avg_sq_ptr, v, mask=held)
 
