@@ -108,15 +108,13 @@ class Codes {
   U unit_offset_ = spread<U>(uint32_t(127 - 2 * 4) << 23);
 };
 
-// Up to `kMost` elements, of which a loop takes every code and every gradient for a number: asking each would take a
+// Up to `most` elements, of which a loop takes every code and every gradient for a number: asking each would take a
 // fifth of its time.
-template <Format format>
+template <Format format, int64_t most>
 class NotNumbers {
   using M = typename Stored<format>::M;
 
  public:
-  static constexpr int64_t kMost = 512;
-
   // exp_avg: before the loop.
   NotNumbers(const M* exp_avg, int64_t n) : n_(n) {
     if constexpr (format == k8And16Bit) {  // of the others, a NaN stays one by itself
@@ -150,7 +148,7 @@ class NotNumbers {
 
   const int64_t n_;
   bool any_before_ = false;
-  M before_[format == k8And16Bit ? kMost : 1];
+  M before_[format == k8And16Bit ? most : 1];
 };
 
 }  // namespace

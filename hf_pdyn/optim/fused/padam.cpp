@@ -17,7 +17,7 @@ namespace {
 
 constexpr int64_t kBlock = 512;         // floats: four blocks of scratch and four streams are 16 KiB
 constexpr int64_t kChunk = 32 * kBlock;
-constexpr int64_t kSummed = NotNumbers<kFp32>::kMost;  // squares that are added as floats, before they are as doubles
+constexpr int64_t kSummed = 512;        // squares that are added as floats, before they are as doubles
 
 // What is asked of a call; any combination.
 enum Task : int32_t {
@@ -317,7 +317,7 @@ template <Format format>
 void moments_of_block(const Streams<format>& at, int64_t n, const Settings& s, typename Stored<format>::V* maximum,
                       float* m, float* v) {
   const Codes<float> codes;
-  const NotNumbers<format> not_numbers(at.exp_avg, n);
+  const NotNumbers<format, kBlock> not_numbers(at.exp_avg, n);
   float squares = 0;
 #pragma omp simd reduction(+ : squares)
   for (int64_t i = 0; i < n; ++i) {
@@ -367,7 +367,7 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
 
 // After a loop over what `not_numbers` knows, from `start` on. grad_sq: which the loop has found.
 template <bool takes_in, bool moves, Format format>
-void restore(const NotNumbers<format>& not_numbers, const Streams<format>& at, int64_t start, float grad_sq,
+void restore(const NotNumbers<format, kSummed>& not_numbers, const Streams<format>& at, int64_t start, float grad_sq,
              Squares<double>& found) {
   not_numbers.restore(at.exp_avg + start, takes_in ? at.grad + start : nullptr, grad_sq, [&](int64_t i) {
     if (moves) at.theta[start + i] = kNaN;
@@ -438,7 +438,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
   int64_t start = 0;
   for (int64_t stop; start + kLanes <= n; start = stop) {
     stop = start + kSummed <= n ? start + kSummed : n - n % kLanes;
-    const NotNumbers<format> not_numbers(at.exp_avg + start, stop - start);
+    const NotNumbers<format, kSummed> not_numbers(at.exp_avg + start, stop - start);
     Squares<Lanes> squares = {};
     int64_t i = start;
     const auto update = [&](const Moments<Lanes>& moments, int64_t at_i) {
@@ -517,7 +517,7 @@ Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked
   Squares<double> found = {0, 0, 0};
   for (int64_t start = 0; start < n; start += kSummed) {
     const int64_t stop = start + kSummed <= n ? start + kSummed : n;
-    const NotNumbers<format> not_numbers(at.exp_avg + start, stop - start);
+    const NotNumbers<format, kSummed> not_numbers(at.exp_avg + start, stop - start);
     float grad = 0, direction = 0, adam = 0;
 #pragma omp simd reduction(+ : grad, direction, adam)
     for (int64_t i = start; i < stop; ++i) {
