@@ -29,7 +29,9 @@ constexpr float kVSmallest = 0x1p-88f;
 
 // The code of an m that is no number.
 template <Format format>
-constexpr typename Stored<format>::M kMNaN = 0x7fc0;
+constexpr typename Stored<format>::M kMNaN = {};
+template <>
+constexpr uint16_t kMNaN<k16Bit> = 0x7fc0;
 template <>
 constexpr int8_t kMNaN<k8And16Bit> = -128;
 
@@ -44,8 +46,8 @@ inline U random_of(U product) {
 
 inline uint32_t mixed(uint32_t x) { return random_of(x * kKeyFactor); }
 
-// Moments of T from and to their codes. Every code of m counts as a number, and every m that is stored: `NotNumbers`
-// are put right afterwards.
+// Moments of T from and to their codes. The code of NaN decodes to some number here, and an m that is no number is
+// stored as one: `NotNumbers` puts both right.
 template <class T>
 class Codes {
   using I = Int<T>;
@@ -58,9 +60,9 @@ class Codes {
 
   static T v_of(I v_bits) { return bits_as<T>(v_bits) - kVSmallest; }
 
-  // Of the v that is stored for this v + 2^-88. What is beyond the largest, infinite or NaN is stored as that.
-  I rounded_v(T v, U random) const {
-    const U bits = at_most(bits_as<U>(v), v_largest_);  // NaN is above, of either sign
+  // Such bits of the v that is stored for this v + 2^-88: of the largest for what is beyond it, infinite or NaN.
+  I rounded_v(T shifted_v, U random) const {
+    const U bits = at_most(bits_as<U>(shifted_v), v_largest_);  // NaN is above, of either sign
     return bits_as<I>((bits + (random & v_dropped_)) & ~v_dropped_);
   }
 
@@ -104,7 +106,7 @@ class Codes {
   I m_kept_ = spread<I>(~((1 << kMShift) - 1)), size_bits_ = spread<I>(0x7fffffff);
   I exponent_bits_ = spread<I>(0x7f800000);
   U v_largest_ = spread<U>(uint32_t(kVLargest + kVZero) << kVShift), v_dropped_ = spread<U>((1u << kVShift) - 1);
-  U m_random_ = spread<U>(0x7fffeu);  // leaves of `random` what v has not taken
+  U m_random_ = spread<U>(0x7fffeu);  // (x >> 13) & this is (x >> 14) << 1: bits that v has not taken
   U unit_offset_ = spread<U>(uint32_t(127 - 2 * 4) << 23);
 };
 
@@ -117,7 +119,7 @@ class NotNumbers {
  public:
   // exp_avg: before the loop.
   NotNumbers(const M* exp_avg, int64_t n) : n_(n) {
-    if constexpr (format == k8And16Bit) {  // of the others, a NaN stays one by itself
+    if constexpr (format == k8And16Bit) {  // other codes of NaN decode to NaN
       M smallest = 0;
 #pragma omp simd reduction(min : smallest)
       for (int64_t i = 0; i < n; ++i) smallest = exp_avg[i] < smallest ? exp_avg[i] : smallest;
@@ -127,7 +129,7 @@ class NotNumbers {
   }
 
   // Calls visit(i) for those that should have become no numbers, after their codes are written as such.
-  // grad: null if m has taken in none; squares: the sum of all of its squares, times anything.
+  // grad: null if m has taken in none; squares: the sum of all of its squares, times a positive number.
   template <class Visit>
   void restore(M* exp_avg, const float* grad, float squares, const Visit& visit) const {
     if constexpr (format != kFp32) {
@@ -143,7 +145,8 @@ class NotNumbers {
   }
 
  private:
-  // Whether m is no number in its codes once it has taken in g.
+  // Whether m is no number in its codes once it has taken in g. 16 bits hold infinity; random bits that are added to a
+  // NaN may make a number of it.
   static bool makes_none(float g) { return format == k8And16Bit ? !(std::fabs(g) < kInfinity) : g != g; }
 
   const int64_t n_;

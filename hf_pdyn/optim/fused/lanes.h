@@ -87,8 +87,8 @@ struct IntegersOf<Lanes> {
   using Uint = Uints;
 };
 
-// x, of which the compiler no longer knows what it is. GCC 12 takes integers that it knows for cheap: where registers
-// are short, it moves them from a scalar one in every round of a loop, which costs a vector unit more than a load does.
+// x, of which the compiler no longer knows what it is; with AVX2, as it was. GCC 12 takes known integers to be cheap:
+// where registers are short it moves them from a scalar one in every round of a loop, which costs more than a load.
 template <class X>
 inline X unknown(X x) {
 #ifdef __AVX512F__
@@ -192,7 +192,7 @@ inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread<Lanes>(a
 
 // x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e - 127) m with m in [1, 2);
 // 2^(q (e - 127)) is a product of numbers from tables, m^q a quotient of polynomials. Relative error 5e-7 for |q| <= 1.
-// Infinity counts, and NaN as infinity, as in powers.h.
+// Infinity and NaN count too.
 class PowerTables {
  public:
   PowerTables() = default;
@@ -228,7 +228,7 @@ class PowerTables {
     const Lanes t = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u) - float(kMiddle);
     const Lanes z = factor * polynomial(above_, t) / polynomial(below_, t);
     if constexpr (finite) return z;
-    return x < kInfinity ? z : at_infinity_;
+    return x < kInfinity ? z : (at_infinity_ < x ? at_infinity_ : x);
   }
 
  private:

@@ -98,7 +98,7 @@ Gain gain_of(float q, float smallest) {
 
 // For all but kOne. finite: x is known to be finite. tables: of q, if Lanes need them.
 template <Gain gain, bool finite, class T>
-inline T power(T x, float q, const PowerTables& tables) {
+inline T power(T x, float q, [[maybe_unused]] const PowerTables& tables) {
   if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / root(x);
   if constexpr (gain == Gain::kReciprocalFourthRoot) return 1.0f / root(root(x));
   if constexpr (gain == Gain::kReciprocal) return 1.0f / x;
@@ -109,17 +109,25 @@ inline T power(T x, float q, const PowerTables& tables) {
 #endif
 }
 
-// What a group's exponents need where they are not of the special ones.
+// What a group's exponents need.
 struct Prepared {
   const Settings* settings = nullptr;
-  PowerTables of_v, of_gradient;  // (v + v_eps)^-p, (g^2 + eps)^(1-p)
+  Gain gain = Gain::kOne;         // of (v + v_eps)^-p, the same for every pass
+  PowerTables of_v, of_gradient;  // of that, and of (g^2 + eps)^(1-p)
 
-  void take(const Settings& s, int32_t tasks) {
+  void take(const Settings& s, const Call& call) {
     if (settings == &s) return;
     settings = &s;
-    const Gain gain = gain_of(-s.p, s.v_eps);
-    if (gain == Gain::kPowerOfNormal || gain == Gain::kReciprocalFourthRoot) of_v = PowerTables(-s.p);
-    if (tasks & kMeasure && gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal) of_gradient = PowerTables(1.0f - s.p);
+    gain = gain_of(-s.p, s.v_eps);
+#ifdef HF_PDYN_LANES
+    // With AVX-512, two roots and a division take longer than tables, unless codes keep other units busy meanwhile.
+    const bool by_tables = kLanes == 16 && call.format == kFp32 && stays_normal(-s.p, s.v_eps);
+    if (gain == Gain::kReciprocalFourthRoot && by_tables) gain = Gain::kPowerOfNormal;
+#endif
+    if (gain == Gain::kPowerOfNormal) of_v = PowerTables(-s.p);
+    if (call.tasks & kMeasure && gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal) {
+      of_gradient = PowerTables(1.0f - s.p);
+    }
   }
 };
 
@@ -203,13 +211,14 @@ struct Moments {
   T m, v;
 };
 
-// Sums of (1 - beta2) g^2, and of squares of the direction and of Adam's, which lacks its scale.
+// Sums of (1 - beta2) g^2, which lose digits with |g| below 1e-19, and of squares of the direction and of Adam's, which
+// lacks its scale.
 template <class T>
 struct Squares {
-  T grad, direction, adam;
+  T weighted, direction, adam;
 
   void operator+=(const Squares& more) {
-    grad += more.grad;
+    weighted += more.weighted;
     direction += more.direction;
     adam += more.adam;
   }
@@ -241,7 +250,7 @@ Streams<format> streams_of(const Run& run, int64_t start, float* theta, const fl
           static_cast<typename Stored<format>::V*>(run.exp_avg_sq) + start, nullptr, key + uint32_t(index)};
 }
 
-// How many of n elements there have an index with the same upper half.
+// How many of n elements from `start` on have an index with the same upper half.
 int64_t with_one_key(const Run& run, int64_t start, int64_t n) {
   const uint64_t left = (uint64_t(1) << 32) - ((uint64_t(run.start) + uint64_t(start)) & 0xffffffffu);
   return left < uint64_t(n) ? int64_t(left) : n;
@@ -257,18 +266,19 @@ inline Moments<T> moments_at(const Streams<format>& at, int64_t i, const Codes<T
   }
 }
 
-// Moments that have taken in the gradient and are not stored yet; v of codes is v + 2^-88. random: of codes.
+// Moments that have taken in the gradient and are not stored yet. shifted_v: of codes v + 2^-88, else v. random: of
+// codes.
 template <class T>
 struct Taken {
-  T m, v;
+  T m, shifted_v;
   Uint<T> random;
 
-  Taken(T m, T v, Uint<T> random) : m(m), v(v), random(random) {}
+  Taken(T m, T shifted_v, Uint<T> random) : m(m), shifted_v(shifted_v), random(random) {}
   // Written out, since GCC 12 would copy three vectors through memory.
-  Taken(const Taken& from) : Taken(from.m, from.v, from.random) {}
+  Taken(const Taken& from) : Taken(from.m, from.shifted_v, from.random) {}
   void operator=(const Taken& from) {
     m = from.m;
-    v = from.v;
+    shifted_v = from.shifted_v;
     random = from.random;
   }
 };
@@ -276,20 +286,20 @@ struct Taken {
 // product: see `random_of`.
 template <class T, Format format>
 inline Taken<T> take_in(const Streams<format>& at, int64_t i, Uint<T> product, const Settings& s,
-                        const Codes<T>& codes, T& sum_of_squares) {
+                        const Codes<T>& codes, T& sum_of_weighted) {
   // v <- beta2 v + (1 - beta2) g^2, of which g^2 alone overflows earlier.
   const T g = load<T>(at.grad + i), weighted = s.one_minus_beta2 * g;
-  sum_of_squares = mul_add(weighted, g, sum_of_squares);
+  sum_of_weighted = mul_add(weighted, g, sum_of_weighted);
   if constexpr (format == kFp32) {
     const T v = mul_add(weighted, g, s.beta2 * load<T>(at.second + i));
     return {lerp(load<T>(at.exp_avg + i), g, s.one_minus_beta1), v, Uint<T>{}};
   } else {
-    // beta2 2^-88 and this make 2^-88, in float32 too: v = 0 stays.
+    // beta2 2^-88 + rest is 2^-88 in float32 too, at a beta2 below 1/2 as a tie that goes to even: v = 0 stays.
     const T rest = spread<T>((1.0f - s.beta2) * kVSmallest);
     const Int<T> v_bits = codes.load_v(at.second + i);
-    const T v = mul_add(weighted, g, mul_add(s.beta2, bits_as<T>(v_bits), rest));
+    const T shifted_v = mul_add(weighted, g, mul_add(s.beta2, bits_as<T>(v_bits), rest));
     const T m = lerp(codes.template load_m<format>(at.exp_avg + i, v_bits), g, s.one_minus_beta1);
-    return {m, v, random_of(product)};
+    return {m, shifted_v, random_of(product)};
   }
 }
 
@@ -298,37 +308,55 @@ template <class T, bool amsgrad, Format format>
 inline Moments<T> store_taken(const Taken<T>& taken, const Streams<format>& at, int64_t i, const Codes<T>& codes) {
   if constexpr (format == kFp32) {
     store(at.exp_avg + i, taken.m);
-    store(at.second + i, taken.v);
-    if constexpr (!amsgrad) return {taken.m, taken.v};
-    const T v = larger(taken.v, load<T>(at.maximum + i));
+    store(at.second + i, taken.shifted_v);
+    if constexpr (!amsgrad) return {taken.m, taken.shifted_v};
+    const T v = larger(taken.shifted_v, load<T>(at.maximum + i));
     store(at.maximum + i, v);
     return {taken.m, v};
   } else {
-    const Int<T> v_bits = codes.rounded_v(taken.v, taken.random);
+    const Int<T> v_bits = codes.rounded_v(taken.shifted_v, taken.random);
     codes.store_v(at.second + i, v_bits);
     const T m = codes.template round_and_store_m<format>(at.exp_avg + i, taken.m, v_bits, taken.random);
     return {m, codes.v_of(v_bits)};
   }
 }
 
-// Moments as floats, which may be where they are stored; with `grad`, after they have taken it in. maximum: null, or takes
-// in v; of codes, v is that then.
+// For moments_of_streams: those of what T holds from i on.
+template <class T, Format format>
+inline void moments_as_floats(const Streams<format>& at, int64_t i, const Settings& s, const Codes<T>& codes,
+                              T& sum_of_weighted, float* m, float* v) {
+  Moments<T> moments;
+  if (at.grad) {
+    const Uint<T> product = (count<T>() + (at.key + uint32_t(i))) * kKeyFactor;
+    moments = store_taken<T, false>(take_in<T>(at, i, product, s, codes, sum_of_weighted), at, i, codes);
+  } else {
+    moments = moments_at<T>(at, i, codes);
+  }
+  store(m + i, moments.m);
+  store(v + i, moments.v);
+}
+
+// Moments as floats; with `grad`, after they have taken it in. In fp32, m and v lie where they are stored.
+// maximum: null, or takes in v; of codes, v is the maximum then.
 template <Format format>
-void moments_of_block(const Streams<format>& at, int64_t n, const Settings& s, typename Stored<format>::V* maximum,
-                      float* m, float* v) {
-  const Codes<float> codes;
+void moments_of_streams(const Streams<format>& at, int64_t n, const Settings& s, typename Stored<format>::V* maximum,
+                        float* m, float* v) {
   const NotNumbers<format, kBlock> not_numbers(at.exp_avg, n);
+  const Codes<float> codes;
   float squares = 0;
+  int64_t i = 0;
+#ifdef HF_PDYN_LANES
+  if (format != kFp32 && s.one_minus_beta1 < 0.5f) {
+    Lanes sum_of_weighted = {};
+    for (; i + kLanes <= n; i += kLanes) moments_as_floats(at, i, s, Codes<Lanes>(), sum_of_weighted, m, v);
+    squares = total(sum_of_weighted);
+  }
+#endif
 #pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < n; ++i) {
-    float square = 0;
-    const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
-    const Moments<float> moments =
-        at.grad ? store_taken<float, false>(take_in<float>(at, i, product, s, codes, square), at, i, codes)
-                : moments_at<float>(at, i, codes);
-    squares += square;
-    m[i] = moments.m;
-    v[i] = moments.v;
+  for (int64_t j = i; j < n; ++j) {
+    float weighted = 0;
+    moments_as_floats(at, j, s, codes, weighted, m, v);
+    squares += weighted;
   }
   not_numbers.restore(at.exp_avg, at.grad, squares, [&](int64_t i) { m[i] = kNaN; });
   if (!maximum) return;
@@ -365,11 +393,11 @@ inline void update_by(const Moments<T>& moments, const Streams<format>& at, int6
   }
 }
 
-// After a loop over what `not_numbers` knows, from `start` on. grad_sq: which the loop has found.
+// After a loop over what `not_numbers` knows, from `start` on, which has found this sum of (1 - beta2) g^2.
 template <bool takes_in, bool moves, Format format>
-void restore(const NotNumbers<format, kSummed>& not_numbers, const Streams<format>& at, int64_t start, float grad_sq,
-             Squares<double>& found) {
-  not_numbers.restore(at.exp_avg + start, takes_in ? at.grad + start : nullptr, grad_sq, [&](int64_t i) {
+void put_right(const NotNumbers<format, kSummed>& not_numbers, const Streams<format>& at, int64_t start, float weighted,
+               Squares<double>& found) {
+  not_numbers.restore(at.exp_avg + start, takes_in ? at.grad + start : nullptr, weighted, [&](int64_t i) {
     if (moves) at.theta[start + i] = kNaN;
     found.direction = found.adam = kNaN;
   });
@@ -450,15 +478,15 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
     };
     const auto take = [&] {
       read();
-      const auto taken = take_in<Lanes>(at, i - kLanes, product, s, codes, squares.grad);
+      const auto taken = take_in<Lanes>(at, i - kLanes, product, s, codes, squares.weighted);
       product += uint32_t(kLanes) * kKeyFactor;
       return taken;
     };
     const auto stored = [&](const Taken<Lanes>& taken, int64_t at_i) {
       return store_taken<Lanes, amsgrad>(taken, at, at_i, codes);
     };
-    // Lanes are read while the ones before are used: two short chains instead of a long one, or three where there are
-    // registers for it or rounding takes long.
+    // Lanes are read while the ones before are used: two short chains instead of a long one; or, with the registers of
+    // AVX-512 and where 8 bits take long to round, three, and the ones between are rounded.
     if constexpr (takes_in && (kLanes == 16 || format == k8And16Bit)) {
       Taken<Lanes> taken = take();
       Moments<Lanes> moments = {};
@@ -491,11 +519,11 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
     }
     if (counted < kLanes) {
       const auto of_counted = [&](Lanes x) { return count<Lanes>() < uint32_t(counted) ? x : Lanes{}; };
-      squares = {of_counted(squares.grad), of_counted(squares.direction), of_counted(squares.adam)};
+      squares = {of_counted(squares.weighted), of_counted(squares.direction), of_counted(squares.adam)};
     }
-    const float grad_sq = total(squares.grad);
-    found += {grad_sq, total(squares.direction), total(squares.adam)};
-    restore<takes_in, moves>(not_numbers, at, start, grad_sq, found);
+    const float weighted = total(squares.weighted);
+    found += {weighted, total(squares.direction), total(squares.adam)};
+    put_right<takes_in, moves>(not_numbers, at, start, weighted, found);
   }
   if (start < n) {
     Padded<format> rest(given_streams, start, n, takes_in);
@@ -518,30 +546,30 @@ Squares<double> loop_of_floats(const Streams<format>& at, int64_t n, const Asked
   for (int64_t start = 0; start < n; start += kSummed) {
     const int64_t stop = start + kSummed <= n ? start + kSummed : n;
     const NotNumbers<format, kSummed> not_numbers(at.exp_avg + start, stop - start);
-    float grad = 0, direction = 0, adam = 0;
-#pragma omp simd reduction(+ : grad, direction, adam)
+    float weighted = 0, direction = 0, adam = 0;
+#pragma omp simd reduction(+ : weighted, direction, adam)
     for (int64_t i = start; i < stop; ++i) {
       Squares<float> squares = {0, 0, 0};  // of this element: a reduction knows no struct
       Moments<float> moments;
       if constexpr (takes_in) {
         const uint32_t product = (uint32_t(i) + at.key) * kKeyFactor;
-        moments = store_taken<float, amsgrad>(take_in<float>(at, i, product, s, codes, squares.grad), at, i, codes);
+        moments = store_taken<float, amsgrad>(take_in<float>(at, i, product, s, codes, squares.weighted), at, i, codes);
       } else {
         moments = moments_at<float>(at, i, codes);
       }
       update_by<float, moves, gain, format>(moments, at, i, asked, s, tables, squares);
-      grad += squares.grad;
+      weighted += squares.weighted;
       direction += squares.direction;
       adam += squares.adam;
     }
-    found += {grad, direction, adam};
-    restore<takes_in, moves>(not_numbers, at, start, grad, found);
+    found += {weighted, direction, adam};
+    put_right<takes_in, moves>(not_numbers, at, start, weighted, found);
   }
   return found;
 }
 
 template <bool takes_in, bool moves, bool amsgrad, Format format>
-Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, const Settings& s,
+Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, const Settings& s, Gain chosen,
                      const PowerTables& tables) {
   const auto with = [&](auto gain) {
     constexpr Gain g = decltype(gain)::value;
@@ -552,13 +580,7 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
 #endif
     return loop_of_floats<takes_in, moves, amsgrad, format, g>(at, n, asked, s, tables);
   };
-  Gain gain = gain_of(-s.p, s.v_eps);
-#ifdef HF_PDYN_LANES
-  // Two roots and a division take longer than tables with AVX-512, unless codes keep other units busy meanwhile.
-  const bool roots = kLanes < 16 || (takes_in && format != kFp32);
-  if (gain == Gain::kReciprocalFourthRoot && !roots && stays_normal(-s.p, s.v_eps)) gain = Gain::kPowerOfNormal;
-#endif
-  switch (gain) {
+  switch (chosen) {
     case Gain::kOne:
       return with(std::integral_constant<Gain, Gain::kOne>());
     case Gain::kReciprocalRoot:
@@ -577,7 +599,9 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
 
 template <Format format>
 Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, const Prepared& prepared) {
-  const auto run = [&](auto chosen) { return chosen(at, n, asked, *prepared.settings, prepared.of_v); };
+  const auto run = [&](auto chosen) {
+    return chosen(at, n, asked, *prepared.settings, prepared.gain, prepared.of_v);
+  };
   if constexpr (format == kFp32) {
     if (at.maximum) return asked.moves ? run(loop<true, true, true, format>) : run(loop<true, false, true, format>);
   }
@@ -607,13 +631,13 @@ void moments_of_block(const float* grad, const Run& run, int64_t start, int64_t 
     length = with_one_key(run, start + i, n - i);
     const auto streams = streams_of<format>(run, start + i, nullptr, grad ? grad + i : nullptr, s);
     auto* maximum = static_cast<typename Stored<format>::V*>(run.max_exp_avg_sq);
-    moments_of_block(streams, length, s, maximum ? maximum + start + i : nullptr, m + i, v + i);
+    moments_of_streams(streams, length, s, maximum ? maximum + start + i : nullptr, m + i, v + i);
   }
 }
 
 // Whether moments, in their codes if they have some, take the gradient in in the loop that uses them.
 bool in_one_loop(const Call& call, const Run& run, const Settings& s) {
-  if (call.tasks & kMoments && s.one_minus_beta1 >= 0.5f) return false;
+  if (call.tasks & kMoments && s.one_minus_beta1 >= 0.5f) return false;  // by the other form of torch's lerp
   return call.format == kFp32 || !(run.max_exp_avg_sq || call.tasks & kMeasure);
 }
 
@@ -673,7 +697,7 @@ void step_block(const Call& call, const Run& run, const Prepared& prepared, int6
   const Squares<double> squares = one_loop && !in_floats
                                       ? codes(theta, grad, run, start, n, asked, prepared)
                                       : loop<kFp32>({theta, grad, exp_avg, second, maximum, 0}, n, asked, prepared);
-  if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.grad / s.one_minus_beta2;
+  if (call.tasks & kGradient && loop_sums_gradient) sums[kGradSq] += squares.weighted / s.one_minus_beta2;
   if (call.tasks & kDirection) {
     sums[kDirectionSq] += squares.direction;
     sums[kAdamSq] += squares.adam * s.adam_scale * s.adam_scale;
@@ -713,7 +737,7 @@ extern "C" void hf_pdyn_step(const Call* call, double* chunk_sums, double* sums)
     for (int64_t chunk = 0; chunk < call->n_chunks; ++chunk) {
       while (run_index + 1 < call->n_runs && call->runs[run_index + 1].first_chunk <= chunk) ++run_index;
       const Run& run = call->runs[run_index];
-      prepared.take(call->settings[run.settings], call->tasks);
+      prepared.take(call->settings[run.settings], *call);
       double* of_chunk = chunk_sums + chunk * kSums;
       for (int64_t i = 0; i < kSums; ++i) of_chunk[i] = 0;
       const int64_t start = (chunk - run.first_chunk) * kChunk;

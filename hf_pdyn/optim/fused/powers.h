@@ -50,8 +50,8 @@ inline float exp2_of_fraction(float r) {
   return q * r + 1.0f;
 }
 
-// x^q, largest relative error 7e-7 for |q| <= 1 (4e-7 for |q| <= 0.4), for a normal x > 0 and a normal result, or
-// infinity. NaN counts as infinity, which does not show: where v is NaN, so is m, by which the result is multiplied.
+// x^q, largest relative error 7e-7 for |q| <= 1 (4e-7 for |q| <= 0.4), for a normal x > 0 and a normal result, infinity
+// or NaN.
 inline float power_of_normal(float x, float q) {
   int32_t e;
   const float log2_fraction = log2_of_fraction(x, e);
@@ -62,7 +62,8 @@ inline float power_of_normal(float x, float q) {
   const float r = std::fma(q, log2_fraction, std::fma(q, exponent, -n));
   // Shifting left leaves of `shifted` the integer alone, in the place of the exponent.
   const float z = bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
-  return x < kInfinity ? z : (q < 0 ? 0.0f : kInfinity);
+  const float at_infinity = q < 0 ? 0.0f : kInfinity;
+  return x < kInfinity ? z : (at_infinity < x ? at_infinity : x);
 }
 
 // The same for any x >= 0, NaN, and results that overflow, underflow or are subnormal.

@@ -381,8 +381,7 @@ def step_chunk(
             m = tl.where(towards_g, m, g) + weight * (g - m)
             weighted = one_minus_beta2 * g  # times g: g * g alone would overflow earlier than v
             if m_format != FP32:
-                # What is stored is what the rest of the step sees, in this pass as in another. beta2 2^-88 and the rest
-                # of it make 2^-88, in float32 too: v = 0 stays.
+                # What is stored is what the rest of the step sees, in this pass as in another.
                 v = beta2 * v + weighted * g + _V_SMALLEST
                 random = _random_bits(tl.load(run + 10), time, tl.load(run + 11) + start, offsets)
                 shifted = _round_v(v, random)

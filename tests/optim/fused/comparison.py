@@ -144,10 +144,10 @@ def assert_rounded_as_in_the_tensor_step(
 
 
 def assert_two_passes_are_one(
-    advance: Callable[..., Tensor], state_dtype: str, *, numel: int, tolerance: float
+    advance: Callable[..., Tensor], state_dtype: str, *, numel: int, tolerance: float, p: float = DEFAULTS["p"]
 ) -> None:
     """Moments and direction first, then the update: the codes of one pass, theta to the tolerance."""
-    groups = [{**DEFAULTS, "amsgrad": seed == 1} for seed in range(2)]
+    groups = [{**DEFAULTS, "p": p, "amsgrad": seed == 1} for seed in range(2)]
     before = [in_format(update_of(group, numel, seed=seed), state_dtype) for seed, group in enumerate(groups)]
     twice, once = [list(map(copy_of, before)) for _ in range(2)]
     advance(twice, Task.MOMENTS | Task.DIRECTION)

@@ -377,12 +377,14 @@ def test_a_step_that_is_to_be_skipped_moves_nothing(skip: float) -> None:
         assert torch.equal(getattr(ours, name), getattr(expected, name))
 
 
-def test_measuring_does_not_touch_the_step() -> None:
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+def test_measuring_does_not_touch_the_step(state_dtype: Any, p: float) -> None:
     """Bit for bit: with all sums, and with none."""
     results = []
     for measured in (False, True):
         param = nn.Parameter(torch.linspace(-1, 1, 5000))
-        optimizer = Padam([param], p=0.37, fused=True)
+        optimizer = Padam([param], p=p, state_dtype=state_dtype, fused=True)
         for step in range(3):
             param.grad = torch.randn(5000, generator=torch.Generator().manual_seed(step))
             if measured:
@@ -392,10 +394,24 @@ def test_measuring_does_not_touch_the_step() -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_nan_and_infinity_of_v_reach_theta_beside_a_finite_m(p: float, amsgrad: bool) -> None:
+    """As after a gradient of 1e30 at beta2 = 0."""
+    v = torch.tensor([1.0, math.inf, math.nan, 0.5]).repeat(12)
+    thetas = []
+    for path in (cpu.advance, tensor_step.advance):
+        moments = torch.ones_like(v), v.clone(), v.flip(0).clone() if amsgrad else None
+        one = Update(group(p=p, weight_decay=0.0), v, torch.ones_like(v), torch.ones_like(v), *moments, 7.0)
+        path([one], Task.APPLY)
+        thetas.append(one.theta)
+    torch.testing.assert_close(*thetas, rtol=1e-5, atol=0, equal_nan=True)
+
+
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
 def test_the_same_with_shorter_vectors() -> None:
     """Without AVX-512, powers are computed otherwise."""
-    chosen = "sizes or power or nan or two_passes or every_sum or fewer_bits"
+    chosen = "sizes or power or nan or two_passes or every_sum or fewer_bits or measuring"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     result = subprocess.run(
         command, env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}, capture_output=True, text=True, timeout=300
@@ -422,9 +438,10 @@ def test_moments_in_fewer_bits_are_no_numbers_where_those_of_the_tensor_step_are
     assert_not_numbers_as_in_the_tensor_step(cpu.advance, state_dtype, tasks, numel=1100)
 
 
-@pytest.mark.parametrize("state_dtype", FORMATS)
-def test_two_passes_over_moments_in_fewer_bits_are_one(state_dtype: str) -> None:
-    assert_two_passes_are_one(cpu.advance, state_dtype, numel=20_011, tolerance=1e-6)
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+def test_two_passes_over_moments_are_one(state_dtype: str, p: float) -> None:
+    assert_two_passes_are_one(cpu.advance, state_dtype, numel=20_011, tolerance=0.0, p=p)
 
 
 @pytest.mark.parametrize("grad_type", cpu.DTYPES)
