@@ -88,6 +88,9 @@ def comparisons(shapes: str, device: torch.device) -> Iterator[Comparison]:
     if not small:
         matched = padam(p=0.37, update_scale="adam", state_dtype="16bit")
         yield Comparison("16bit, update_scale=adam", matched, adamw, "adamw", 1.0)
+        for state_dtype in FORMATS:
+            measured = padam(p=0.37, state_dtype=state_dtype, statistics="measured")
+            yield Comparison(f"{state_dtype}, p=0.37, everything measured", measured, adamw, "adamw", None)
     yield Comparison("p=0.37, everything measured", padam(p=0.37, statistics="measured"), adamw, "adamw", None)
     yield Comparison("p=0.37, no statistics", padam(p=0.37, statistics="none"), adamw, "adamw", None)
     for name in ("torchao", "bitsandbytes"):  # whose moments are of 8 bits, both
