@@ -280,8 +280,6 @@ class _Part:
 
 def _squares(parts: Sequence[_Part]) -> Tensor:
     found = [squares_to_match(part.sums) for part in parts if part.sums is not None]
-    if len(found) == 1:
-        return found[0]
     return torch.cat([squares.to(found[0]) for squares in found]) if found else torch.zeros(0, 2)
 
 
