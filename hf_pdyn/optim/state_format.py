@@ -108,7 +108,7 @@ def encode(m: Tensor, v: Tensor, into: tuple[Tensor, Tensor], random: Tensor) ->
         exp_avg.copy_(rounded.to(torch.int16).view(torch.bfloat16))
     else:
         a = m.abs() * _two_to_k(code, -1) + _M_SMALLEST
-        rounded = a.clamp_(max=1e3).view(torch.int32) + ((random >> 14) << 1).int()
+        rounded = a.clamp_(max=1e3).view(torch.int32) + (random >> (32 - M_SHIFT)).int()
         magnitude = ((rounded >> M_SHIFT) - M_ZERO).clamp_(max=M_LARGEST)
         signed = torch.where(m < 0, -magnitude, magnitude)
         exp_avg.copy_(signed.masked_fill_(~m.isfinite(), M_NAN).to(torch.int8))
@@ -128,7 +128,7 @@ def random_bits(numel: int, *, step: Any, number: int, start: int, device: torch
     """
     key = _mixed(_mixed(torch.full((), number & _MASK, device=device, dtype=torch.int64)) + _count(step, device))
     index = torch.arange(start, start + numel, device=device)
-    return _mixed((index & _MASK) + (key ^ _mixed(index >> 32)))
+    return _half_mixed((index & _MASK) + (key ^ _mixed(index >> 32)))
 
 
 def _count(step: Any, device: torch.device) -> Any:
@@ -137,9 +137,17 @@ def _count(step: Any, device: torch.device) -> Any:
 
 def _mixed(x: Tensor) -> Tensor:
     """A permutation of 32 bits after which each depends on many: `lowbias32` of C. Wellons without its first line."""
-    x = (x * 0x7FEB352D) & _MASK
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
+    x = _half_mixed(x)
     return x ^ (x >> 16)
+
+
+def _half_mixed(x: Tensor) -> Tensor:
+    """Without the last line either: numbers of successive steps are independent, and those of two elements nearly so.
+
+    Random numbers of rounding need no more. Upper bits are better than lower ones.
+    """
+    x = (x * 0x7FEB352D) & _MASK
+    return ((x ^ (x >> 15)) * 0x846CA68B) & _MASK
 
 
 def store(m: Tensor, v: Tensor, into: tuple[Tensor, Tensor], *, step: Any, number: int, start: int) -> None:

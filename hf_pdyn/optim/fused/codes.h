@@ -25,6 +25,7 @@ struct Stored<kFp32> {
 
 constexpr int32_t kVShift = 14, kVZero = (127 - 88) << 9, kVLargest = 65535;
 constexpr int32_t kMShift = 19, kMLargest = 127;
+constexpr int32_t kMFreeBits = 32 - kMShift;  // of 32 random ones
 constexpr float kVSmallest = 0x1p-88f;
 
 // The code of an m that is no number.
@@ -40,11 +41,18 @@ constexpr uint32_t kKeyFactor = 0x7feb352du;
 
 template <class U>
 inline U random_of(U product) {
-  const U x = (product ^ (product >> 15)) * 0x846ca68bu;
-  return x ^ (x >> 16);
+  return (product ^ (product >> 15)) * 0x846ca68bu;
 }
 
-inline uint32_t mixed(uint32_t x) { return random_of(x * kKeyFactor); }
+inline uint32_t mixed(uint32_t x) {
+  const uint32_t random = random_of(x * kKeyFactor);
+  return random ^ (random >> 16);
+}
+
+// What m is counted in while it is used. In 8 bits, the exponent of m's own unit is then bits of the code of v, without
+// a sum.
+template <Format format>
+constexpr float kMUnit = format == k8And16Bit ? 0x1p15f : 1.0f;
 
 // Moments of T from and to their codes. In 8 bits the code of NaN decodes to a number here, and an m that is no number
 // may be stored as one: `NotNumbers` puts both right.
@@ -55,8 +63,8 @@ class Codes {
 
  public:
   // v as the bits of the float v + 2^-88, of which the code is the upper ones.
-  I load_v(const uint16_t* x) const { return (load_code<T>(x) + v_zero_) << kVShift; }
-  void store_v(uint16_t* x, I v_bits) const { store_code(x, (v_bits >> kVShift) - v_zero_); }
+  I load_v(const uint16_t* x) const { return (load_code<T>(x) << kVShift) + v_zero_; }
+  void store_v(uint16_t* x, I v_bits) const { store_code(x, (v_bits - v_zero_) >> kVShift); }
 
   static T v_of(I v_bits) { return bits_as<T>(v_bits) - kVSmallest; }
 
@@ -68,13 +76,11 @@ class Codes {
 
   template <Format format>
   T load_m(const typename Stored<format>::M* x, I v_bits) const {
-    const I code = load_code<T>(x);
     if constexpr (format == k16Bit) {
-      return bits_as<T>(code << 16);
+      return bits_as<T>(load_upper<T>(x));
     } else {
-      const I unit = unit_of_m(v_bits);
-      const T size = bits_as<T>((size_of(code) << kMShift) + unit) - bits_as<T>(unit);
-      return bits_as<T>(with_sign_of(bits_as<I>(size), code));
+      const I code = load_code<T>(x), unit = with_sign_of(unit_of_m(v_bits), code);
+      return bits_as<T>((size_of(code) << kMShift) + unit) - bits_as<T>(unit);
     }
   }
 
@@ -83,31 +89,27 @@ class Codes {
   T round_and_store_m(typename Stored<format>::M* x, T m, I v_bits, U random) const {
     if constexpr (format == k16Bit) {
       const U sum = bits_as<U>(m) + (random >> 16);
-      store_code(x, bits_as<I>(sum >> 16));
+      store_upper(x, bits_as<I>(sum));
       return bits_as<T>(sum & 0xffff0000u);
     } else {
-      const I unit = unit_of_m(v_bits), bits = bits_as<I>(m);
-      const T size = bits_as<T>(bits & size_bits_) + bits_as<T>(unit);
-      const I sum = at_most(bits_as<I>(size) - unit, m_largest_) + bits_as<I>((random >> 13) & m_random_);
-      store_code(x, negated_with(sum >> kMShift, bits));
-      const T rounded = bits_as<T>((sum & m_kept_) + unit) - bits_as<T>(unit);
-      return bits_as<T>(with_sign_of(bits_as<I>(rounded), bits));
+      const I unit = with_sign_of(unit_of_m(v_bits), bits_as<I>(m));
+      const T shifted = m + bits_as<T>(unit);
+      const I sum = at_most(bits_as<I>(shifted) - unit, m_largest_) + bits_as<I>(random >> kMFreeBits);
+      store_code(x, negated_with(sum >> kMShift, unit));
+      return bits_as<T>((sum & m_kept_) + unit) - bits_as<T>(unit);
     }
   }
 
  private:
-  // Bits of 2^(k - 4), which is the unit of an 8-bit m beside such a v: the bits of |m| + 2^(k - 4), of which the code
-  // is the upper ones, count up from there.
-  I unit_of_m(I v_bits) const {
-    return bits_as<I>((bits_as<U>(v_bits) + unit_offset_) >> 1) & exponent_bits_;
-  }
+  // Bits of 2^(k - 4) in units of kMUnit. The bits of |m| + 2^(k - 4), of which the code of an 8-bit m beside such a v
+  // is the upper ones, count up from there. Their exponent, k - 4 - 15 + 127, is 64 more than half of the one that the
+  // code of v counts from 0.
+  I unit_of_m(I v_bits) const { return (((v_bits - v_zero_) >> 1) & exponent_bits_) | unit_of_zero_; }
 
-  I v_zero_ = spread<I>(kVZero), m_largest_ = spread<I>(kMLargest << kMShift);
-  I m_kept_ = spread<I>(~((1 << kMShift) - 1)), size_bits_ = spread<I>(0x7fffffff);
-  I exponent_bits_ = spread<I>(0x7f800000);
+  I v_zero_ = spread<I>(kVZero << kVShift), m_largest_ = spread<I>(kMLargest << kMShift);
+  I m_kept_ = spread<I>(~((1 << kMShift) - 1)), exponent_bits_ = spread<I>(0x7f800000);
+  I unit_of_zero_ = spread<I>(64 << 23);
   U v_largest_ = spread<U>(uint32_t(kVLargest + kVZero) << kVShift), v_dropped_ = spread<U>((1u << kVShift) - 1);
-  U m_random_ = spread<U>(0x7fffeu);  // (x >> 13) & this is (x >> 14) << 1: bits that v has not taken
-  U unit_offset_ = spread<U>(uint32_t(127 - 2 * 4) << 23);
 };
 
 // Up to `most` elements, of which a loop takes every code and every gradient for a number: asking each takes 5 % of its

@@ -42,6 +42,13 @@ inline Int<T> load_code(const int8_t* x) {
 inline void store_code(uint16_t* x, int32_t code) { *x = uint16_t(code); }
 inline void store_code(int8_t* x, int32_t code) { *x = int8_t(code); }
 
+// The upper 16 bits of integers, of which the lower ones are 0 when they are loaded.
+template <class T>
+inline Int<T> load_upper(const uint16_t* x) {
+  return int32_t(uint32_t(*x) << 16);
+}
+inline void store_upper(uint16_t* x, int32_t bits) { *x = uint16_t(uint32_t(bits) >> 16); }
+
 // 0, 1, ... of the lanes.
 template <class T>
 inline Uint<T> count() {
@@ -49,6 +56,10 @@ inline Uint<T> count() {
 }
 
 inline float root(float x) { return std::sqrt(x); }
+
+// x^(-1/4). Lanes of AVX-512 must be normal and finite: there two roots and a division take twice as long as this
+// estimate of x^(-1/2), to 14 bits, with a step of Newton's method.
+inline float reciprocal_fourth_root(float x) { return 1.0f / root(root(x)); }
 
 // a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
 inline float mul_add(float a, float b, float c) { return std::fma(a, b, c); }
@@ -120,6 +131,20 @@ inline void store_code(int8_t* x, Ints code) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(x), _mm512_cvtepi32_epi8(__m512i(code)));
 }
 
+// A permutation of halves instead of shifts before and after it.
+template <>
+inline Ints load_upper<Lanes>(const uint16_t* x) {
+  const __m512i halves = _mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+  constexpr uint32_t kUpper = 0xaaaaaaaau;
+  const Ints from = Ints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} << 16;
+  return Ints(_mm512_maskz_permutexvar_epi16(kUpper, __m512i(from), halves));
+}
+inline void store_upper(uint16_t* x, Ints bits) {
+  alignas(64) static constexpr uint16_t kFrom[32] = {1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31};
+  const __m512i upper = _mm512_permutexvar_epi16(_mm512_load_si512(kFrom), __m512i(bits));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(x), _mm512_castsi512_si256(upper));
+}
+
 template <>
 inline Uints count<Lanes>() {
   return Uints{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -127,6 +152,10 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
+inline Lanes reciprocal_fourth_root(Lanes x) {
+  const Lanes y = _mm512_rsqrt14_ps(x);
+  return root((0.5f * y) * mul_add(-(x * y), y, spread<Lanes>(3.0f)));
+}
 inline Ints at_most(Ints x, Ints limit) { return Ints(_mm512_min_epi32(__m512i(x), __m512i(limit))); }
 inline Uints at_most(Uints x, Uints limit) { return Uints(_mm512_min_epu32(__m512i(x), __m512i(limit))); }
 inline Ints size_of(Ints x) { return Ints(_mm512_abs_epi32(__m512i(x))); }
@@ -168,11 +197,18 @@ inline void store_code(int8_t* x, Ints code) {
 }
 
 template <>
+inline Ints load_upper<Lanes>(const uint16_t* x) {
+  return load_code<Lanes>(x) << 16;
+}
+inline void store_upper(uint16_t* x, Ints bits) { store_code(x, Ints(Uints(bits) >> 16)); }
+
+template <>
 inline Uints count<Lanes>() {
   return Uints{0, 1, 2, 3, 4, 5, 6, 7};
 }
 
 inline Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
+inline Lanes reciprocal_fourth_root(Lanes x) { return 1.0f / root(root(x)); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
 inline Ints at_most(Ints x, Ints limit) { return Ints(_mm256_min_epi32(__m256i(x), __m256i(limit))); }
 inline Uints at_most(Uints x, Uints limit) { return Uints(_mm256_min_epu32(__m256i(x), __m256i(limit))); }
@@ -190,6 +226,8 @@ inline float total(Lanes x) {
 
 inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread<Lanes>(a), b, c); }
 
+inline double binomial(double n, int k) { return k == 0 ? 1.0 : binomial(n - 1, k - 1) * n / k; }
+
 // x^q for many x and one q other than 0: normal x > 0 and normal powers. x is 2^(e - 127) m with m in [1, 2);
 // 2^(q (e - 127)) is a product of numbers from tables, m^q a quotient of polynomials. Relative error 5e-7 for |q| <= 1.
 // Infinity and NaN count too.
@@ -198,14 +236,14 @@ class PowerTables {
   PowerTables() = default;
 
   explicit PowerTables(float q) {
-    // Pade's approximation of (1 + t)^q, within 1e-7 for 1 + t = m / sqrt(2): P(t) over the P of -q.
-    const double choose[] = {1, 3, 3, 1};
-    double above = std::pow(kMiddle, double(q)), below = 1;
+    // Pade's approximation of x^q at x = 1, within 1e-7 for x = m / sqrt(2): P(x) over the P of -q, all of whose
+    // coefficients are positive, so that no digits are lost.
+    const auto coefficient = [](double of, int k) {
+      return binomial(kDegree + of, k) * binomial(kDegree - of, kDegree - k) / std::pow(kMiddle, k);
+    };
     for (int k = 0; k <= kDegree; ++k) {
-      above_[k] = spread<Lanes>(float(choose[k] * above));
-      below_[k] = spread<Lanes>(float(choose[k] * below));
-      above *= (kDegree - k + double(q)) / (2 * kDegree - k) / kMiddle;
-      below *= (kDegree - k - double(q)) / (2 * kDegree - k) / kMiddle;
+      above_[k] = spread<Lanes>(float(std::pow(kMiddle, double(q)) * coefficient(q, k)));
+      below_[k] = spread<Lanes>(float(coefficient(-q, k)));
     }
     for (int i = 0; i < kLanes; ++i) fill(double(q), i);
     at_infinity_ = spread<Lanes>(q < 0 ? 0.0f : kInfinity);
@@ -225,8 +263,8 @@ class PowerTables {
     };
     const Lanes factor = (of_four(0) * of_four(1)) * (of_four(2) * of_four(3));
 #endif
-    const Lanes t = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u) - float(kMiddle);
-    const Lanes z = factor * polynomial(above_, t) / polynomial(below_, t);
+    const Lanes m = bits_as<Lanes>((bits & 0x7fffffu) | 0x3f800000u);
+    const Lanes z = factor * polynomial(above_, m) / polynomial(below_, m);
     if constexpr (finite) return z;
     return x < kInfinity ? z : (at_infinity_ < x ? at_infinity_ : x);
   }
@@ -235,9 +273,9 @@ class PowerTables {
   static constexpr int kDegree = 3;
   static constexpr double kMiddle = 1.4142135623730951;
 
-  static inline Lanes polynomial(const Lanes* coefficients, Lanes t) {
+  static inline Lanes polynomial(const Lanes* coefficients, Lanes m) {
     Lanes sum = coefficients[kDegree];
-    for (int k = kDegree - 1; k >= 0; --k) sum = mul_add(sum, t, coefficients[k]);
+    for (int k = kDegree - 1; k >= 0; --k) sum = mul_add(sum, m, coefficients[k]);
     return sum;
   }
 

@@ -96,16 +96,17 @@ Gain gain_of(float q, float smallest) {
   return stays_normal(q, smallest) ? Gain::kPowerOfNormal : Gain::kPowerOfAny;
 }
 
-// For all but kOne. finite: x is known to be finite. tables: of q, if Lanes need them.
+// m x^q. finite: x is known to be finite. tables: of q, if Lanes need them.
 template <Gain gain, bool finite, class T>
-inline T power(T x, float q, [[maybe_unused]] const PowerTables& tables) {
-  if constexpr (gain == Gain::kReciprocalRoot) return 1.0f / root(x);
-  if constexpr (gain == Gain::kReciprocalFourthRoot) return 1.0f / root(root(x));
-  if constexpr (gain == Gain::kReciprocal) return 1.0f / x;
-  if constexpr (gain == Gain::kPowerOfAny) return power_of_any(x, q);
-  if constexpr (gain == Gain::kPowerOfNormal && std::is_same_v<T, float>) return power_of_normal(x, q);
+inline T gained(T m, T x, [[maybe_unused]] float q, [[maybe_unused]] const PowerTables& tables) {
+  if constexpr (gain == Gain::kOne) return m;
+  if constexpr (gain == Gain::kReciprocalRoot) return m / root(x);
+  if constexpr (gain == Gain::kReciprocalFourthRoot) return m * reciprocal_fourth_root(x);
+  if constexpr (gain == Gain::kReciprocal) return m * (1.0f / x);  // infinite where the tensor step is
+  if constexpr (gain == Gain::kPowerOfAny) return m * power_of_any(x, q);
+  if constexpr (gain == Gain::kPowerOfNormal && std::is_same_v<T, float>) return m * power_of_normal(x, q);
 #ifdef HF_PDYN_LANES
-  if constexpr (gain == Gain::kPowerOfNormal && !std::is_same_v<T, float>) return tables.power<finite>(x);
+  if constexpr (gain == Gain::kPowerOfNormal && !std::is_same_v<T, float>) return m * tables.power<finite>(x);
 #endif
 }
 
@@ -120,9 +121,10 @@ struct Prepared {
     settings = &s;
     gain = gain_of(-s.p, s.v_eps);
 #ifdef HF_PDYN_LANES
-    // With AVX-512, two roots and a division take longer than tables, unless codes keep other units busy meanwhile.
-    const bool by_tables = kLanes == 16 && call.format == kFp32 && stays_normal(-s.p, s.v_eps);
-    if (gain == Gain::kReciprocalFourthRoot && by_tables) gain = Gain::kPowerOfNormal;
+    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16) {  // which must be normal and finite
+      if (call.format == kFp32) gain = Gain::kPowerOfNormal;
+      if (!stays_normal(-s.p, s.v_eps)) gain = Gain::kPowerOfAny;
+    }
 #endif
     if (gain == Gain::kPowerOfNormal) of_v = PowerTables(-s.p);
     if (call.tasks & kMeasure && gain_of(1.0f - s.p, s.eps) == Gain::kPowerOfNormal) {
@@ -194,11 +196,16 @@ void add_second_moment(const float* v, int64_t n, const Settings& s, double* sum
 }
 
 // m <- beta1 m + (1 - beta1) g for w = 1 - beta1, in the two forms of torch's lerp; by the second, m is g at beta1 = 0.
-inline float lerp(float m, float g, float w) { return w < 0.5f ? mul_add(w, g - m, m) : g - (g - m) * (1.0f - w); }
-#ifdef HF_PDYN_LANES
-// For w < 1/2: what else there is, `in_one_loop` keeps from loops of lanes.
-inline Lanes lerp(Lanes m, Lanes g, float w) { return mul_add(w, g - m, m); }
-#endif
+// Lanes are there for w < 1/2 alone: what else there is, `in_one_loop` keeps from their loops.
+template <Format format, class T>
+inline T lerp(T m, T g, float w) {
+  constexpr float unit = kMUnit<format>;
+  const T difference = unit == 1.0f ? g - m : mul_add(-unit, m, g);
+  if constexpr (std::is_same_v<T, float>) {
+    if (w >= 0.5f) return (g - difference * (1.0f - w)) / unit;
+  }
+  return mul_add(w / unit, difference, m);
+}
 
 // The larger, or v if that is NaN, as torch's maximum has it.
 template <class T>
@@ -206,6 +213,7 @@ inline T larger(T v, T than) {
   return ((v > than) | (v != v)) ? v : than;
 }
 
+// m: in units of kMUnit.
 template <class T>
 struct Moments {
   T m, v;
@@ -292,13 +300,13 @@ inline Taken<T> take_in(const Streams<format>& at, int64_t i, Uint<T> product, c
   sum_of_weighted = mul_add(weighted, g, sum_of_weighted);
   if constexpr (format == kFp32) {
     const T v = mul_add(weighted, g, s.beta2 * load<T>(at.second + i));
-    return {lerp(load<T>(at.exp_avg + i), g, s.one_minus_beta1), v, Uint<T>{}};
+    return {lerp<format>(load<T>(at.exp_avg + i), g, s.one_minus_beta1), v, Uint<T>{}};
   } else {
     // beta2 2^-88 + rest is 2^-88 in float32 too, at a beta2 below 1/2 as a tie that goes to even: v = 0 stays.
     const T rest = spread<T>((1.0f - s.beta2) * kVSmallest);
     const Int<T> v_bits = codes.load_v(at.second + i);
     const T shifted_v = mul_add(weighted, g, mul_add(s.beta2, bits_as<T>(v_bits), rest));
-    const T m = lerp(codes.template load_m<format>(at.exp_avg + i, v_bits), g, s.one_minus_beta1);
+    const T m = lerp<format>(codes.template load_m<format>(at.exp_avg + i, v_bits), g, s.one_minus_beta1);
     return {m, shifted_v, random_of(product)};
   }
 }
@@ -332,7 +340,7 @@ inline void moments_as_floats(const Streams<format>& at, int64_t i, const Settin
   } else {
     moments = moments_at<T>(at, i, codes);
   }
-  store(m + i, moments.m);
+  store(m + i, kMUnit<format> * moments.m);
   store(v + i, moments.v);
 }
 
@@ -376,18 +384,18 @@ template <class T, bool moves, Gain gain, Format format>
 inline void update_by(const Moments<T>& moments, const Streams<format>& at, int64_t i, const Asked& asked,
                       const Settings& s, const PowerTables& tables, Squares<T>& squares) {
   const T x = moments.v + s.v_eps;
-  T direction = moments.m;
-  if constexpr (gain != Gain::kOne) direction *= power<gain, format != kFp32>(x, -s.p, tables);
+  const T direction = gained<gain, format != kFp32>(moments.m, x, -s.p, tables);
+  const float scale = s.scale * kMUnit<format>;
   if (asked.sums) {
-    const T d = s.scale * direction;  // at the first step and p = 2, squares without the scale overflow
+    const T d = scale * direction;  // at the first step and p = 2, squares without the scale overflow
     squares.direction = mul_add(d, d, squares.direction);
   }
   if constexpr (moves) {
-    // Update and decay together, so that bf16 parameters are rounded once.
+    // Update and decay together, so that theta is rounded once.
     const T before = load<T>(at.theta + i);
-    T step = (s.rate * s.scale) * direction;
-    if (asked.decays) step = mul_add(s.decay, before, step);
-    store(at.theta + i, before - step);
+    const float rate = s.rate * scale;
+    store(at.theta + i, asked.decays ? before - mul_add(s.decay, before, rate * direction)
+                                     : mul_add(-rate, direction, before));
   } else {
     squares.adam = mul_add(moments.m, moments.m / x, squares.adam);  // m^2 may overflow
   }
@@ -620,6 +628,7 @@ Squares<double> loop_of_codes(float* theta, const float* grad, const Run& run, i
     const auto streams = streams_of<format>(run, start + i, theta + i, grad_at, *prepared.settings);
     found += loop<format>(streams, length, asked, prepared);
   }
+  found.adam *= kMUnit<format> * kMUnit<format>;
   return found;
 }
 

@@ -132,9 +132,14 @@ def _one_minus_power(log_beta, time):
 @triton.jit
 def _mixed(x):
     # As `state_format` has it; x is uint32.
-    x = x * 0x7FEB352D
-    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = _half_mixed(x)
     return x ^ (x >> 16)
+
+
+@triton.jit
+def _half_mixed(x):
+    x = x * 0x7FEB352D
+    return (x ^ (x >> 15)) * 0x846CA68B
 
 
 @triton.jit
@@ -145,7 +150,7 @@ def _random_bits(number, time, first, offsets):
     here = first.to(tl.uint32) + (key ^ _mixed(high.to(tl.uint32)))
     beyond = first.to(tl.uint32) + (key ^ _mixed((high + 1).to(tl.uint32)))
     wraps_at = tl.minimum(((high + 1) << 32) - first, 0x7FFFFFFF).to(tl.int32)
-    return _mixed(offsets.to(tl.uint32) + tl.where(offsets < wraps_at, here, beyond))
+    return _half_mixed(offsets.to(tl.uint32) + tl.where(offsets < wraps_at, here, beyond))
 
 
 @triton.jit
@@ -198,7 +203,7 @@ def _round_m(m, shifted, random, m_format: tl.constexpr):
     else:
         unit = _unit_of_m(shifted)
         steps = (tl.abs(m) + unit.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True) - unit
-        steps = tl.minimum(steps, _M_TOP) + ((random >> 14) << 1).to(tl.int32, bitcast=True)
+        steps = tl.minimum(steps, _M_TOP) + (random >> (32 - _M_SHIFT)).to(tl.int32, bitcast=True)
         code = steps >> _M_SHIFT
         code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
         stored = tl.where(finite, _joined_m(steps & -524288, unit, bits), float("nan"))

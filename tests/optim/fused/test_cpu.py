@@ -408,10 +408,25 @@ def test_nan_and_infinity_of_v_reach_theta_beside_a_finite_m(p: float, amsgrad: 
     torch.testing.assert_close(*thetas, rtol=1e-5, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("p", EXPONENTS)
+@pytest.mark.parametrize("state_dtype", ["fp32", *FORMATS])
+def test_without_eps_what_has_not_moved_gives_what_the_tensor_step_has(state_dtype: str, p: float) -> None:
+    v = torch.tensor([0.0, 0.0, 1e-24, 0.5]).repeat(12)
+    m = torch.tensor([0.0, 1e-14, 1e-13, 0.2]).repeat(12)
+    thetas = []
+    for path in (cpu.advance, tensor_step.advance):
+        one = Update(group(p=p, eps=0.0), v, torch.ones_like(v), torch.zeros_like(v), m, v, None, 7.0)
+        one = in_format(one, state_dtype)
+        path([one], Task.APPLY)
+        thetas.append(one.theta)
+    torch.testing.assert_close(*thetas, rtol=1e-5, atol=0, equal_nan=True)
+    assert bool(thetas[0].isfinite().all()) == (p <= 0)
+
+
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
 def test_the_same_with_shorter_vectors() -> None:
     """Without AVX-512, powers are computed otherwise."""
-    chosen = "sizes or power or nan or two_passes or every_sum or fewer_bits or measuring"
+    chosen = "sizes or power or nan or two_passes or every_sum or fewer_bits or measuring or without_eps"
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", chosen]
     result = subprocess.run(
         command, env={**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}, capture_output=True, text=True, timeout=300
