@@ -236,14 +236,14 @@ class PowerTables {
   PowerTables() = default;
 
   explicit PowerTables(float q) {
-    // Pade's approximation of x^q at x = 1, within 1e-7 for x = m / sqrt(2): P(x) over the P of -q, all of whose
-    // coefficients are positive, so that no digits are lost.
+    // Pade's approximation of x^q at x = 1, within 1e-7 for x = m / sqrt(2): P(x) over the P of -q. Coefficients are
+    // positive, so that no digits are lost, and P(1) is 1, so that nothing overflows.
     const auto coefficient = [](double of, int k) {
-      return binomial(kDegree + of, k) * binomial(kDegree - of, kDegree - k) / std::pow(kMiddle, k);
+      return binomial(kDegree + of, k) * binomial(kDegree - of, kDegree - k) / binomial(2 * kDegree, kDegree);
     };
     for (int k = 0; k <= kDegree; ++k) {
-      above_[k] = spread<Lanes>(float(std::pow(kMiddle, double(q)) * coefficient(q, k)));
-      below_[k] = spread<Lanes>(float(coefficient(-q, k)));
+      above_[k] = spread<Lanes>(float(coefficient(q, k) * std::pow(kMiddle, q - k)));
+      below_[k] = spread<Lanes>(float(coefficient(-q, k) * std::pow(kMiddle, -k)));
     }
     for (int i = 0; i < kLanes; ++i) fill(double(q), i);
     at_infinity_ = spread<Lanes>(q < 0 ? 0.0f : kInfinity);
@@ -254,9 +254,10 @@ class PowerTables {
   inline Lanes power(Lanes x) const {
     const Uints bits = bits_as<Uints>(x);
 #ifdef __AVX512F__
-    const Lanes low =
-        _mm512_permutex2var_ps(_mm512_load_ps(low_), __m512i(bits >> 23), _mm512_load_ps(low_ + kLanes));
-    const Lanes factor = low * Lanes(_mm512_permutexvar_ps(__m512i(bits >> 28), _mm512_load_ps(high_)));
+    const auto of_sixteen = [](Uints four_bits, const float* table) {
+      return Lanes(_mm512_permutexvar_ps(__m512i(four_bits), _mm512_load_ps(table)));
+    };
+    const Lanes factor = of_sixteen(bits >> 23, low_) * of_sixteen(bits >> 27, high_);
 #else
     const auto of_four = [&](int pair) {  // by two bits; an instruction that looks up by three takes thrice as long
       return Lanes(_mm256_permutevar_ps(_mm256_load_ps(pairs_[pair]), __m256i(bits >> (23 + 2 * pair))));
@@ -280,12 +281,11 @@ class PowerTables {
   }
 
 #ifdef __AVX512F__
-  alignas(64) float low_[32], high_[16];  // of the lower five bits of e, and the upper three
+  alignas(64) float low_[16], high_[16];  // of the lower four bits of e, and the upper ones
 
   void fill(double q, int i) {
     low_[i] = float(std::exp2(q * i));
-    low_[i + kLanes] = float(std::exp2(q * (i + kLanes)));
-    high_[i] = float(std::exp2(q * ((i & 7) * 32 - 127)));
+    high_[i] = float(std::exp2(q * (i * 16 - 127)));
   }
 #else
   alignas(64) float pairs_[4][kLanes];  // of two bits of e each, once for each half of a register

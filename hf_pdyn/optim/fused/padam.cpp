@@ -413,8 +413,9 @@ void put_right(const NotNumbers<format, kSummed>& not_numbers, const Streams<for
 
 #ifdef HF_PDYN_LANES
 
-// Elements between what is loaded and what is prefetched: 96 was the quickest with AVX-512, 256 with AVX2.
-constexpr int64_t kAhead = kLanes == 16 ? 96 : 256;
+// Elements between what is loaded and what is prefetched, by what was the quickest.
+template <Format format>
+constexpr int64_t kAhead = kLanes == 16 && format != k8And16Bit ? 96 : 256;
 
 // Has what a loop needs next brought to the caches; what it writes, as its own.
 template <bool takes_in, bool moves, Format format>
@@ -481,7 +482,7 @@ Squares<double> loop_of_lanes(const Streams<format>& given_streams, int64_t n, i
       update_by<Lanes, moves, gain, format>(moments, at, at_i, asked, s, tables, squares);
     };
     const auto read = [&] {
-      prefetch<takes_in, moves, format>(at, i + kAhead);
+      prefetch<takes_in, moves, format>(at, i + kAhead<format>);
       i += kLanes;
     };
     const auto take = [&] {

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from hf_pdyn.measure.windows import QUANTITIES
 from hf_pdyn.optim import tensor_step
 from hf_pdyn.optim.fused import cpu
 from hf_pdyn.optim.hyperparameters import TENSOR_STEP_ONLY
-from hf_pdyn.optim.state_format import codes_of
+from hf_pdyn.optim.state_format import V_STORAGE, codes_of, decode_v
 from hf_pdyn.optim.step_work import STEP_SUMS, SUMS, StepSums, Task, Update, squares_to_match
 from hf_pdyn.tensors.sharding import Piece
 from tests.optim.fused.comparison import (
@@ -259,10 +260,10 @@ def test_nan_and_infinity_appear_where_the_tensor_step_has_them(p: float, amsgra
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-37, equal_nan=True)
 
 
-@pytest.mark.parametrize("p", [-1.0, -0.4, -0.1, 0.1, 0.2, 0.33, 0.37, 0.45, 0.6, 0.9])
+@pytest.mark.parametrize("p", [-1.0, -0.97, -0.4, -0.1, 0.1, 0.2, 0.25, 0.33, 0.37, 0.45, 0.5, 0.6, 0.9, 0.97])
 def test_a_power_is_good_to_a_millionth_at_every_size(p: float) -> None:
     """v over all of float32's normal numbers, m = 1: what is left of theta = 0 is -v^-p. torch's own is off by 5e-7."""
-    v = torch.logspace(-37, 37, 200_001)
+    v = torch.logspace(-37.9, 38.5, 200_001)
     zeros = [torch.zeros_like(v) for _ in range(2)]
     options = group(p=p, eps=1.2e-38, lr=1.0, weight_decay=0.0)
     one = Update(options, *zeros[:1], zeros[0], zeros[1], torch.ones_like(v), v, None, 1e9)
@@ -272,6 +273,17 @@ def test_a_power_is_good_to_a_millionth_at_every_size(p: float) -> None:
     assert normal.sum() > 150_000
     error = (one.theta.double() / -exact - 1).abs()[normal].max().item()
     assert error < 1e-6
+
+
+@pytest.mark.parametrize("p", [-0.4, 0.25, 0.37, 0.5, 1.0])
+def test_a_power_of_every_code_is_good_to_a_millionth(p: float) -> None:
+    codes = torch.arange(2**16).to(torch.int16).view(V_STORAGE)
+    one = update(codes.numel(), group(p=p, eps=1e-16, lr=1.0, weight_decay=0.0))
+    one = replace(one, theta=torch.zeros(2**16), exp_avg=torch.ones(2**16, dtype=torch.bfloat16), exp_avg_sq=codes)
+    one.t = 1e9
+    cpu.advance([one], Task.APPLY)
+    exact = (decode_v(codes).double() + torch.tensor(1e-16).double()) ** -torch.tensor(p).double()
+    assert (one.theta.double() / -exact - 1).abs().max().item() < 1e-6
 
 
 def test_sums_over_a_hundred_million_elements_lose_no_digits() -> None:
