@@ -25,7 +25,6 @@ struct Stored<kFp32> {
 
 constexpr int32_t kVShift = 14, kVZero = (127 - 88) << 9, kVLargest = 65535;
 constexpr int32_t kMShift = 19, kMLargest = 127;
-constexpr int32_t kMFreeBits = 32 - kMShift;  // of 32 random ones
 constexpr float kVSmallest = 0x1p-88f;
 
 // The code of an m that is no number.
@@ -44,6 +43,7 @@ inline U random_of(U product) {
   return (product ^ (product >> 15)) * 0x846ca68bu;
 }
 
+// A better hash, of what keys are made of.
 inline uint32_t mixed(uint32_t x) {
   const uint32_t random = random_of(x * kKeyFactor);
   return random ^ (random >> 16);
@@ -94,7 +94,7 @@ class Codes {
     } else {
       const I unit = with_sign_of(unit_of_m(v_bits), bits_as<I>(m));
       const T shifted = m + bits_as<T>(unit);
-      const I sum = at_most(bits_as<I>(shifted) - unit, m_largest_) + bits_as<I>(random >> kMFreeBits);
+      const I sum = at_most(bits_as<I>(shifted) - unit, m_largest_) + bits_as<I>(random >> (32 - kMShift));
       store_code(x, negated_with(sum >> kMShift, unit));
       return bits_as<T>((sum & m_kept_) + unit) - bits_as<T>(unit);
     }

@@ -98,7 +98,7 @@ Gain gain_of(float q, float smallest) {
 
 // m x^q. finite: x is known to be finite. tables: of q, if Lanes need them.
 template <Gain gain, bool finite, class T>
-inline T gained(T m, T x, [[maybe_unused]] float q, [[maybe_unused]] const PowerTables& tables) {
+inline T times_power(T m, T x, [[maybe_unused]] float q, [[maybe_unused]] const PowerTables& tables) {
   if constexpr (gain == Gain::kOne) return m;
   if constexpr (gain == Gain::kReciprocalRoot) return m / root(x);
   if constexpr (gain == Gain::kReciprocalFourthRoot) return m * reciprocal_fourth_root(x);
@@ -121,7 +121,7 @@ struct Prepared {
     settings = &s;
     gain = gain_of(-s.p, s.v_eps);
 #ifdef HF_PDYN_LANES
-    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16) {  // which must be normal and finite
+    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16) {  // is of normal and finite lanes alone
       if (call.format == kFp32) gain = Gain::kPowerOfNormal;
       if (!stays_normal(-s.p, s.v_eps)) gain = Gain::kPowerOfAny;
     }
@@ -384,7 +384,7 @@ template <class T, bool moves, Gain gain, Format format>
 inline void update_by(const Moments<T>& moments, const Streams<format>& at, int64_t i, const Asked& asked,
                       const Settings& s, const PowerTables& tables, Squares<T>& squares) {
   const T x = moments.v + s.v_eps;
-  const T direction = gained<gain, format != kFp32>(moments.m, x, -s.p, tables);
+  const T direction = times_power<gain, format != kFp32>(moments.m, x, -s.p, tables);
   const float scale = s.scale * kMUnit<format>;
   if (asked.sums) {
     const T d = scale * direction;  // at the first step and p = 2, squares without the scale overflow
