@@ -98,17 +98,17 @@ def _two_to_k(v_code: Tensor, sign: int = 1) -> Tensor:
 def encode(m: Tensor, v: Tensor, into: tuple[Tensor, Tensor], random: Tensor) -> None:
     """Store float32 moments; random: `random_bits` of the elements."""
     exp_avg, exp_avg_sq = into
-    rounded = (v + _V_SMALLEST).view(torch.int32) + (random & 0x3FFF).int()
+    rounded = (v + _V_SMALLEST).view(torch.int32) + (random >> (32 - V_SHIFT)).int()
     code = ((rounded >> V_SHIFT) - V_ZERO).clamp_(max=V_LARGEST)
     code.masked_fill_(~v.isfinite(), V_LARGEST)
     exp_avg_sq.copy_(_as_int16(code).view(V_STORAGE))
     if exp_avg.dtype == torch.bfloat16:
         bits = m.view(torch.int32)
-        rounded = (bits + torch.where(m.isfinite(), (random >> 16).int(), 0)) >> 16
+        rounded = (bits + torch.where(m.isfinite(), (random & 0xFFFF).int(), 0)) >> 16
         exp_avg.copy_(rounded.to(torch.int16).view(torch.bfloat16))
     else:
         a = m.abs() * _two_to_k(code, -1) + _M_SMALLEST
-        rounded = a.clamp_(max=1e3).view(torch.int32) + (random >> (32 - M_SHIFT)).int()
+        rounded = a.clamp_(max=1e3).view(torch.int32) + (random & ((1 << M_SHIFT) - 1)).int()
         magnitude = ((rounded >> M_SHIFT) - M_ZERO).clamp_(max=M_LARGEST)
         signed = torch.where(m < 0, -magnitude, magnitude)
         exp_avg.copy_(signed.masked_fill_(~m.isfinite(), M_NAN).to(torch.int8))
@@ -142,9 +142,10 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _half_mixed(x: Tensor) -> Tensor:
-    """Without the last line either: numbers of successive steps are independent, and those of two elements nearly so.
+    """Without the last line either: rounding needs numbers of an element that are independent from step to step.
 
-    Random numbers of rounding need no more. Upper bits are better than lower ones.
+    Those of two elements at one step nearly are, less so in lower bits and beyond 2^26 elements apart; v takes the upper
+    ones, since what is rounded into it lasts longer than in m.
     """
     x = (x * 0x7FEB352D) & _MASK
     return ((x ^ (x >> 15)) * 0x846CA68B) & _MASK

@@ -106,7 +106,7 @@ def test_random_bits_are_as_good_as_random() -> None:
     draws = torch.stack([random_bits(2**16, step=s, number=0, start=0, device=torch.device("cpu")) for s in range(4)])
     bits = (draws[..., None] >> torch.arange(32)) & 1
     assert ((bits.double().mean(dim=(0, 1)) - 0.5).abs() < 5 * 0.5 / 2**9).all()
-    for a, b in ((draws[:, 1:], draws[:, :-1]), (draws[1:], draws[:-1]), (draws & 0x3FFF, draws >> 16)):
+    for a, b in ((draws[:, 1:], draws[:, :-1]), (draws[1:], draws[:-1]), (draws >> 18, draws & 0xFFFF)):
         assert correlation(a, b).abs() < 5 / math.sqrt(a.numel())
 
 
@@ -114,7 +114,7 @@ def test_random_bits_of_elements_far_apart_are_nearly_independent() -> None:
     """Distances of a row's or a column's neighbour; five standard errors are 0.005, and they are not independent."""
     draws = random_bits(2**21, step=3, number=1, start=0, device=torch.device("cpu"))
     for distance in (768, 3072, 2**14, 2**16, 2**20):
-        for part in (draws & 0x3FFF, draws >> 13, draws >> 16):
+        for part in (draws >> 18, draws & 0xFFFF, draws & 0x7FFFF):  # what v and m take
             assert correlation(part[distance:], part[:-distance]).abs() < 0.02, distance
 
 

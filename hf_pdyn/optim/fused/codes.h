@@ -35,7 +35,8 @@ constexpr uint16_t kMNaN<k16Bit> = 0x7fc0;
 template <>
 constexpr int8_t kMNaN<k8And16Bit> = -128;
 
-// Random bits are a hash of a key. Callers pass key * kKeyFactor, so that a loop over keys in a row need only add.
+// Random bits are a hash of a key; v takes upper ones, m lower ones. Callers pass key * kKeyFactor, so that a loop over
+// keys in a row need only add.
 constexpr uint32_t kKeyFactor = 0x7feb352du;
 
 template <class U>
@@ -49,8 +50,8 @@ inline uint32_t mixed(uint32_t x) {
   return random ^ (random >> 16);
 }
 
-// What m is counted in while it is used. In 8 bits, the exponent of m's own unit is then bits of the code of v, without
-// a sum.
+// m is counted in these while it is used: 2^(k - 4), from which codes of an 8-bit m count, then has an exponent that is
+// bits of the code of v, without a sum.
 template <Format format>
 constexpr float kMUnit = format == k8And16Bit ? 0x1p15f : 1.0f;
 
@@ -71,7 +72,7 @@ class Codes {
   // Such bits of the v that is stored for this v + 2^-88: of the largest for what is beyond it, infinite or NaN.
   I rounded_v(T shifted_v, U random) const {
     const U bits = at_most(bits_as<U>(shifted_v), v_largest_);  // NaN is above, of either sign
-    return bits_as<I>((bits + (random & v_dropped_)) & ~v_dropped_);
+    return bits_as<I>((bits + (random >> (32 - kVShift))) & v_kept_);
   }
 
   template <Format format>
@@ -88,28 +89,29 @@ class Codes {
   template <Format format>
   T round_and_store_m(typename Stored<format>::M* x, T m, I v_bits, U random) const {
     if constexpr (format == k16Bit) {
-      const U sum = bits_as<U>(m) + (random >> 16);
+      const U sum = bits_as<U>(m) + (random & 0xffffu);
       store_upper(x, bits_as<I>(sum));
       return bits_as<T>(sum & 0xffff0000u);
     } else {
       const I unit = with_sign_of(unit_of_m(v_bits), bits_as<I>(m));
       const T shifted = m + bits_as<T>(unit);
-      const I sum = at_most(bits_as<I>(shifted) - unit, m_largest_) + bits_as<I>(random >> (32 - kMShift));
+      const I sum = at_most(bits_as<I>(shifted) - unit, m_largest_) + bits_as<I>(random & m_dropped_);
       store_code(x, negated_with(sum >> kMShift, unit));
       return bits_as<T>((sum & m_kept_) + unit) - bits_as<T>(unit);
     }
   }
 
  private:
-  // Bits of 2^(k - 4) in units of kMUnit. The bits of |m| + 2^(k - 4), of which the code of an 8-bit m beside such a v
-  // is the upper ones, count up from there. Their exponent, k - 4 - 15 + 127, is 64 more than half of the one that the
-  // code of v counts from 0.
+  // Bits of 2^(k - 4), in kMUnit. The bits of |m| + 2^(k - 4), of which the code of an 8-bit m beside such a v is the
+  // upper ones, count up from there. The exponent of 2^(k - 4), k - 4 - 15 + 127, is 64 more than half of the one that
+  // the code of v counts from 0.
   I unit_of_m(I v_bits) const { return (((v_bits - v_zero_) >> 1) & exponent_bits_) | unit_of_zero_; }
 
   I v_zero_ = spread<I>(kVZero << kVShift), m_largest_ = spread<I>(kMLargest << kMShift);
   I m_kept_ = spread<I>(~((1 << kMShift) - 1)), exponent_bits_ = spread<I>(0x7f800000);
   I unit_of_zero_ = spread<I>(64 << 23);
-  U v_largest_ = spread<U>(uint32_t(kVLargest + kVZero) << kVShift), v_dropped_ = spread<U>((1u << kVShift) - 1);
+  U v_largest_ = spread<U>(uint32_t(kVLargest + kVZero) << kVShift), v_kept_ = spread<U>(~0u << kVShift);
+  U m_dropped_ = spread<U>((1u << kMShift) - 1);
 };
 
 // Up to `most` elements, of which a loop takes every code and every gradient for a number: asking each takes 5 % of its

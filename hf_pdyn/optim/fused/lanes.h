@@ -57,8 +57,8 @@ inline Uint<T> count() {
 
 inline float root(float x) { return std::sqrt(x); }
 
-// x^(-1/4). Lanes of AVX-512 must be normal and finite: there two roots and a division take longer than the root of an
-// estimate of x^(-1/2), to 14 bits, and a step of Newton's method.
+// x^(-1/4) of a normal and finite x. With AVX-512 it is the root of an estimate of x^(-1/2), to 14 bits that may depend
+// on the CPU, and a step of Newton's method: quicker than two roots and a division.
 inline float reciprocal_fourth_root(float x) { return 1.0f / root(root(x)); }
 
 // a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.

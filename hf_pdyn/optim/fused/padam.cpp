@@ -81,7 +81,15 @@ struct Call {
 };
 
 // How x^-p is computed.
-enum class Gain { kOne, kReciprocalRoot, kReciprocalFourthRoot, kReciprocal, kPowerOfNormal, kPowerOfAny };
+enum class Gain {
+  kOne,
+  kReciprocalRoot,
+  kReciprocalFourthRoot,
+  kReciprocalFourthRootOfNormal,
+  kReciprocal,
+  kPowerOfNormal,
+  kPowerOfAny
+};
 
 // Whether x^q is a normal number for every finite x >= smallest, which are normal too: exponents lie within 127, so at
 // |q| < 0.98 those of powers do.
@@ -101,7 +109,8 @@ template <Gain gain, bool finite, class T>
 inline T times_power(T m, T x, [[maybe_unused]] float q, [[maybe_unused]] const PowerTables& tables) {
   if constexpr (gain == Gain::kOne) return m;
   if constexpr (gain == Gain::kReciprocalRoot) return m / root(x);
-  if constexpr (gain == Gain::kReciprocalFourthRoot) return m * reciprocal_fourth_root(x);
+  if constexpr (gain == Gain::kReciprocalFourthRoot) return m * (1.0f / root(root(x)));
+  if constexpr (gain == Gain::kReciprocalFourthRootOfNormal) return m * reciprocal_fourth_root(x);
   if constexpr (gain == Gain::kReciprocal) return m * (1.0f / x);  // infinite where the tensor step is
   if constexpr (gain == Gain::kPowerOfAny) return m * power_of_any(x, q);
   if constexpr (gain == Gain::kPowerOfNormal && std::is_same_v<T, float>) return m * power_of_normal(x, q);
@@ -121,9 +130,9 @@ struct Prepared {
     settings = &s;
     gain = gain_of(-s.p, s.v_eps);
 #ifdef HF_PDYN_LANES
-    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16) {  // is of normal and finite lanes alone
-      if (call.format == kFp32) gain = Gain::kPowerOfNormal;
-      if (!stays_normal(-s.p, s.v_eps)) gain = Gain::kPowerOfAny;
+    // With AVX-512, two roots and a division take longer than what else there is; v of codes is finite.
+    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16 && stays_normal(-s.p, s.v_eps)) {
+      gain = call.format == kFp32 ? Gain::kPowerOfNormal : Gain::kReciprocalFourthRootOfNormal;
     }
 #endif
     if (gain == Gain::kPowerOfNormal) of_v = PowerTables(-s.p);
@@ -196,7 +205,7 @@ void add_second_moment(const float* v, int64_t n, const Settings& s, double* sum
 }
 
 // m <- beta1 m + (1 - beta1) g for w = 1 - beta1, in the two forms of torch's lerp; by the second, m is g at beta1 = 0.
-// Lanes are there for w < 1/2 alone: what else there is, `in_one_loop` keeps from their loops.
+// Lanes are there for w < 1/2 alone, and loops of lanes are not entered for others.
 template <Format format, class T>
 inline T lerp(T m, T g, float w) {
   constexpr float unit = kMUnit<format>;
@@ -596,6 +605,8 @@ Squares<double> loop(const Streams<format>& at, int64_t n, const Asked& asked, c
       return with(std::integral_constant<Gain, Gain::kReciprocalRoot>());
     case Gain::kReciprocalFourthRoot:
       return with(std::integral_constant<Gain, Gain::kReciprocalFourthRoot>());
+    case Gain::kReciprocalFourthRootOfNormal:
+      return with(std::integral_constant<Gain, Gain::kReciprocalFourthRootOfNormal>());
     case Gain::kReciprocal:
       return with(std::integral_constant<Gain, Gain::kReciprocal>());
     case Gain::kPowerOfNormal:
@@ -648,6 +659,7 @@ void moments_of_block(const float* grad, const Run& run, int64_t start, int64_t 
 // Whether moments, in their codes if they have some, take the gradient in in the loop that uses them.
 bool in_one_loop(const Call& call, const Run& run, const Settings& s) {
   if (call.tasks & kMoments && s.one_minus_beta1 >= 0.5f) return false;  // by the other form of torch's lerp
+  if (call.format == k8And16Bit && std::fabs(s.p) > 4) return false;  // scale times kMUnit might overflow
   return call.format == kFp32 || !(run.max_exp_avg_sq || call.tasks & kMeasure);
 }
 

@@ -56,6 +56,7 @@ BITS_16 = tl.constexpr(FORMATS.index("16bit"))
 BITS_8_16 = tl.constexpr(FORMATS.index("8_16bit"))
 _V_SHIFT, _V_ZERO = tl.constexpr(V_SHIFT), tl.constexpr(V_ZERO)
 _M_SHIFT, _M_NAN = tl.constexpr(M_SHIFT), tl.constexpr(M_NAN)
+_V_RANDOM_SHIFT, _M_DROPPED = tl.constexpr(32 - V_SHIFT), tl.constexpr((1 << M_SHIFT) - 1)
 _V_SMALLEST, _HALF_BIAS_MINUS_4 = tl.constexpr(2.0**-88), tl.constexpr((127 << 22) - (4 << 23))
 _V_TOP, _M_TOP = tl.constexpr((V_LARGEST + V_ZERO) << V_SHIFT), tl.constexpr(M_LARGEST << M_SHIFT)
 
@@ -162,7 +163,7 @@ def _v_of(shifted):
 @triton.jit
 def _round_v(shifted_v, random):
     # Of v + 2^-88. What is larger than the largest code stands for, infinity and NaN of either sign become that.
-    bits = tl.minimum(shifted_v.to(tl.uint32, bitcast=True), _V_TOP) + (random & 0x3FFF)
+    bits = tl.minimum(shifted_v.to(tl.uint32, bitcast=True), _V_TOP) + (random >> _V_RANDOM_SHIFT)
     return (bits & 0xFFFFC000).to(tl.int32, bitcast=True)
 
 
@@ -197,13 +198,13 @@ def _round_m(m, shifted, random, m_format: tl.constexpr):
     bits = m.to(tl.int32, bitcast=True)
     finite = tl.abs(m) < float("inf")
     if m_format == BITS_16:
-        bits = bits + tl.where(finite, random >> 16, 0).to(tl.int32, bitcast=True)
+        bits = bits + tl.where(finite, random & 0xFFFF, 0).to(tl.int32, bitcast=True)
         code = (bits >> 16) & 0xFFFF
         stored = (bits & -65536).to(tl.float32, bitcast=True)
     else:
         unit = _unit_of_m(shifted)
         steps = (tl.abs(m) + unit.to(tl.float32, bitcast=True)).to(tl.int32, bitcast=True) - unit
-        steps = tl.minimum(steps, _M_TOP) + (random >> (32 - _M_SHIFT)).to(tl.int32, bitcast=True)
+        steps = tl.minimum(steps, _M_TOP) + (random & _M_DROPPED).to(tl.int32, bitcast=True)
         code = steps >> _M_SHIFT
         code = tl.where(finite, tl.where(m < 0, -code, code), _M_NAN)
         stored = tl.where(finite, _joined_m(steps & -524288, unit, bits), float("nan"))

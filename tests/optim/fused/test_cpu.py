@@ -435,6 +435,19 @@ def test_without_eps_what_has_not_moved_gives_what_the_tensor_step_has(state_dty
     assert bool(thetas[0].isfinite().all()) == (p <= 0)
 
 
+@pytest.mark.parametrize("p", [-11.5, -5.0, 5.0])
+@pytest.mark.parametrize("state_dtype", FORMATS)
+def test_measuring_does_not_touch_the_step_at_exponents_far_off(state_dtype: str, p: float) -> None:
+    pairs = []
+    for tasks in (Task.MOMENTS | Task.APPLY, ALL):
+        one = update(200, group(p=p, lr=1e-3))
+        one = in_format(replace(one, exp_avg=one.exp_avg * 0, exp_avg_sq=one.exp_avg_sq * 0, t=1.0), state_dtype)
+        cpu.advance([one], tasks)
+        pairs.append(one)
+    assert torch.equal(pairs[0].theta, pairs[1].theta)
+    assert p > 0 or pairs[0].theta.isfinite().all()
+
+
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the other tests are of these vectors")
 def test_the_same_with_shorter_vectors() -> None:
     """Without AVX-512, powers are computed otherwise."""
