@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TypeGuard
 
 from hf_pdyn.common.errors import shortened
 
@@ -26,11 +27,19 @@ def format_number(number: float) -> str:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite int or float that a float can hold; a bool is none."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
+    return is_int_or_float(value) and is_finite(value)
+
+
+def is_int_or_float(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is an int or a float, infinite or NaN perhaps; a bool is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: int | float) -> bool:
+    """Whether a float can hold `value`: an int may be larger."""
     try:
         return math.isfinite(value)
-    except OverflowError:  # an int beyond the largest float
+    except OverflowError:
         return False
 
 

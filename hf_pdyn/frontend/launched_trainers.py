@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_pdyn.common.atomic import replacing
 from hf_pdyn.common.json_values import finite_or_none
-from hf_pdyn.common.numbers import is_number
+from hf_pdyn.common.numbers import is_int_or_float
 from hf_pdyn.frontend.arguments import PdynArguments
 from hf_pdyn.frontend.launched import METRICS_FILE
 from hf_pdyn.integrations.transformers import resume_from_complete_checkpoints, set_default_callbacks
@@ -40,7 +40,10 @@ class _NotesItsTrainer(TrainerCallback):
 
 
 class _KeepsMetrics(TrainerCallback):
-    """Writes the last value of every number that is logged, after each evaluation and at the end of training."""
+    """Writes the last value of every number that is logged, after each evaluation and at the end of training.
+
+    One that is infinite or NaN is null.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -55,7 +58,7 @@ class _KeepsMetrics(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Take the record in."""
-        numbers = {name: value for name, value in (logs or {}).items() if is_number(value)}
+        numbers = {name: value for name, value in (logs or {}).items() if is_int_or_float(value)}
         self._last.update(numbers)
         if state.is_world_process_zero and not {"loss", "learning_rate"} <= numbers.keys():
             with replacing(self._path) as unfinished:

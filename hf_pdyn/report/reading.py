@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from hf_pdyn.common.atomic import read_regular
-from hf_pdyn.report.recorded_run import RecordedRun, by_content, is_finite, is_number, printable, whole_number
+from hf_pdyn.common.numbers import is_finite, is_int_or_float, is_number
+from hf_pdyn.report.recorded_run import RecordedRun, by_content, printable, whole_number
 from hf_pdyn.run_dir import run_json
+from hf_pdyn.run_dir.checkpoints import CHECKPOINT_PREFIX, STATE_FILE
 from hf_pdyn.run_dir.tables import ALLOCATION, DECISIONS, FOLDER, LAYERS, SAMPLE_LOSSES, TableKind, read_table
-
-_STATE = "trainer_state.json"
 
 
 def read_runs(directories: Iterable[str | Path]) -> list[RecordedRun]:
@@ -29,7 +29,7 @@ def read_runs(directories: Iterable[str | Path]) -> list[RecordedRun]:
 
 
 def _check_run_directory(path: Path) -> None:
-    expected = f"the output_dir of a Trainer, with {_STATE}, checkpoint-N/{_STATE} or {FOLDER}/"
+    expected = f"the output_dir of a Trainer, with {STATE_FILE}, checkpoint-N/{STATE_FILE} or {FOLDER}/"
     try:
         if not path.is_dir():
             raise ValueError(f"{path} is {'no directory' if path.exists() else 'missing'}: name {expected}.")
@@ -42,10 +42,10 @@ def _check_run_directory(path: Path) -> None:
 def _state_files(path: Path) -> list[Path]:
     """The run's own state, then those of its checkpoints from the newest on."""
     checkpoints = [(int(match[1]), child) for child in path.iterdir() if (match := _CHECKPOINT.fullmatch(child.name))]
-    return [path / _STATE, *(child / _STATE for _, child in sorted(checkpoints, reverse=True))]
+    return [path / STATE_FILE, *(child / STATE_FILE for _, child in sorted(checkpoints, reverse=True))]
 
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_CHECKPOINT = re.compile(rf"{CHECKPOINT_PREFIX}(\d+)")
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -74,7 +74,7 @@ def _read(path: Path, name: str) -> RecordedRun:
     history = _usable(state.get("log_history"), problems)
     if not history and not any("read" in problem for problem in problems):
         problems.append(
-            f"There are no log records: neither {_STATE} (call trainer.save_state() after training) nor a checkpoint "
+            f"There are no log records: neither {STATE_FILE} (call trainer.save_state() after training) nor a checkpoint "
             "has any."
         )
     problems += _resumes_with_other_settings(info)
@@ -145,9 +145,9 @@ def _usable(history: object, problems: list[str]) -> tuple[dict[str, Any], ...]:
             continue
         epoch = record.get("epoch")
         named = {printable(name): value for name, value in record.items()}
-        usable.append({**named, "epoch": epoch if is_number(epoch) and is_finite(epoch) else None})
+        usable.append({**named, "epoch": epoch if is_number(epoch) else None})
         for key, value in named.items():
-            if is_number(value) and not is_finite(value):
+            if is_int_or_float(value) and not is_finite(value):
                 not_finite.setdefault(key, []).append(record["step"])
     if len(usable) < len(records):
         problems.append(f"{len(records) - len(usable)} of {len(records)} log records have no step and are left out.")

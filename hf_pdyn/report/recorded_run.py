@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import pyarrow as pa
 
 from hf_pdyn.common.json_values import finite_or_none
+from hf_pdyn.common.numbers import is_number
 from hf_pdyn.policy.algorithm1 import BRANCHES
 
 STEPS = "pdyn/steps"
@@ -143,7 +143,7 @@ class RecordedRun:
         found: dict[str, dict[int, tuple[float | None, float]]] = {}
         for record in self.history:
             for name, value in record.items():
-                if name not in ("step", "epoch") and is_number(value) and is_finite(value):
+                if name not in ("step", "epoch") and is_number(value):
                     step, epoch = _taken_at(name, record)
                     found.setdefault(name, {})[step] = (epoch, float(value))
         series = {}
@@ -167,19 +167,6 @@ def _moment(entry: dict[str, Any]) -> str:
     time = printable(str(entry.get("time", "at an unknown time"))).replace("T", " ").replace("+00:00", " UTC")
     step = whole_number(entry.get("step"))
     return f"{time} at step {step:,}" if step else time
-
-
-def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether it is an int or a float; a bool is neither here."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def is_finite(value: int | float) -> bool:
-    """Whether a float can have it: JSON has integers that are larger."""
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def whole_number(value: object) -> int | None:

@@ -8,7 +8,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 from rich.table import Table
@@ -37,17 +36,20 @@ def sweep(words: Sequence[str], prog: str = "hf-pdyn sweep") -> None:
         rest = rest[1:]
     try:
         script = _script(rest, tuple(given.plugin.split()))
-        rate = given.learning_rate or _rate_of(script)
+        rate = _rate_of(script) if given.learning_rate is None else given.learning_rate
         plan = Plan(tuple(sorted(set(given.p))), given.seeds, tuple(dict.fromkeys(given.match)), rate)
         if given.jobs < 1:
             raise ValueError(f"--jobs must be 1 at least, got {given.jobs}.")
         rows = Rows(given.output_dir / "rows.jsonl")
         with rows.locked():
-            _sweep(plan, script, rows, given.metric, given.jobs)
+            greater = given.greater_is_better
+            if greater is None:  # as TrainingArguments have it
+                greater = not given.metric.endswith("loss")
+            _sweep(plan, script, rows, given.metric, given.jobs, greater_is_better=greater)
     except FailedRunError as error:
         sys.exit(f"{prog}: {error}")
     except (ValueError, OSError) as error:
-        _refuse(parser, str(error))
+        parser.error(str(error))
 
 
 def _build_parser(prog: str) -> argparse.ArgumentParser:
@@ -69,6 +71,11 @@ def _build_parser(prog: str) -> argparse.ArgumentParser:
         "raw. Several may be named: none beside another tells what only the learning rate did (default: update_scale)",
     )
     parser.add_argument("--metric", default="eval_loss", help="what is compared, its last value (default: %(default)s)")
+    parser.add_argument(
+        "--greater_is_better",
+        action=argparse.BooleanOptionalAction,
+        help="of the metric, by which learning rates are tuned (default: unless its name ends with loss)",
+    )
     parser.add_argument("--learning_rate", type=float, help="default: the script's argument, else 5e-5")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: %(default)s)")
     parser.add_argument(
@@ -91,8 +98,8 @@ def _rate_of(script: Script) -> float:
     return _DEFAULT_RATE if found is None else parse_number(found)
 
 
-def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int) -> None:
-    tuned = _tuned(plan, script, rows, metric, jobs)
+def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater_is_better: bool) -> None:
+    tuned = _tuned(plan, script, rows, metric, jobs, greater_is_better=greater_is_better)
     found = run_all(plan.compared(tuned), script, rows, metric, jobs, "runs")
     compared = arms(plan, found, metric)
     with replacing(rows.path.parent / "sweep.json") as unfinished:
@@ -104,7 +111,9 @@ def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int) -> No
     _write_report(rows.path.parent, found, console)
 
 
-def _tuned(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int) -> dict[float, float]:
+def _tuned(
+    plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater_is_better: bool
+) -> dict[float, float]:
     """The learning rate of each p, around the one at which its updates have Adam's size."""
     if "learning_rate" not in plan.match:
         return {}
@@ -117,7 +126,7 @@ def _tuned(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int) -> di
     for row in found:
         of: Configuration = row["configuration"]
         values[of["p"]][of["learning_rate"]] = row["result"][metric]
-    return {p: best(by_rate) for p, by_rate in values.items()}
+    return {p: best(by_rate, greater_is_better=greater_is_better) for p, by_rate in values.items()}
 
 
 def _factors(plan: Plan, directory: Path) -> dict[float, float]:
@@ -154,7 +163,3 @@ def _write_report(directory: Path, found: Sequence[Row], console: Console) -> No
     with replacing(directory / "report.html") as unfinished:
         unfinished.write_text(text, encoding="utf-8")
     console.print(str(directory / "report.html"), highlight=False, markup=False, soft_wrap=True)
-
-
-def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
-    parser.error(message)

@@ -83,12 +83,13 @@ def name(of: Configuration) -> str:
     return f"{of['match']}-p={of['p']:g}-lr={of['learning_rate']:g}-seed={of['seed']}"
 
 
-def best(values: Mapping[float, float | None]) -> float:
-    """The learning rate with the lowest value; None is of a run that diverged. ValueError where all have."""
+def best(values: Mapping[float, float | None], *, greater_is_better: bool = False) -> float:
+    """The learning rate with the best value; None is of a run that diverged. ValueError where all have."""
     finite = {rate: value for rate, value in values.items() if value is not None and math.isfinite(value)}
     if not finite:
         raise ValueError(f"No learning rate of {', '.join(f'{rate:g}' for rate in values)} led to a finite metric.")
-    return min(finite, key=lambda rate: (finite[rate], rate))
+    sign = -1 if greater_is_better else 1
+    return min(finite, key=lambda rate: (sign * finite[rate], rate))
 
 
 def optim_args(given: str | None, of: Configuration) -> str:

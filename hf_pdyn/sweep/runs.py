@@ -54,12 +54,13 @@ class FailedRunError(Exception):
 def run_all(
     configurations: Sequence[Configuration], script: Script, rows: Rows, metric: str, jobs: int, title: str
 ) -> list[Row]:
-    """The rows of all configurations, in their order; those that are missing are run, so many at a time.
+    """The rows of all configurations, in their order; those without the metric are run, so many at a time.
 
     FailedRunError for the first run that fails: no other begins then, and those that are under way are waited for.
     """
     whole = [configuration | script.described() for configuration in configurations]
-    missing = [(short, full) for short, full in zip(configurations, whole, strict=True) if rows.of(full) is None]
+    pairs = zip(configurations, whole, strict=True)
+    missing = [(short, full) for short, full in pairs if metric not in (rows.of(full) or {}).get("result", {})]
     writing, failed = threading.Lock(), threading.Event()
 
     def one(short: Configuration, full: Configuration) -> None:
@@ -83,7 +84,7 @@ def run_all(
 
 
 def _run(script: Script, configuration: Configuration, directory: Path, metric: str) -> dict[str, Any]:
-    """The metric and where the run is; its output goes to `sweep.log` in the run's directory."""
+    """The last metrics, null where not finite, and where the run is; its output is in `sweep.log` there."""
     directory.mkdir(parents=True, exist_ok=True)
     metrics, log = directory / "sweep-metrics.json", directory / "sweep.log"
     metrics.unlink(missing_ok=True)
@@ -105,4 +106,4 @@ def _run(script: Script, configuration: Configuration, directory: Path, metric: 
             f"The run {directory.name} logged no {metric!r}, only {', '.join(sorted(found)[:20]) or 'nothing'}. Name "
             "one of these with --metric; for eval_loss the script must evaluate (--eval_strategy epoch)."
         )
-    return {metric: found[metric], "directory": directory.name}
+    return {**found, "directory": directory.name}
