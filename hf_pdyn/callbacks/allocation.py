@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 _MOST_OF_TRAINING = 0.01
 """The part of a training's time that measuring may take with `every="auto"`."""
 _MOST_AFTER_THE_FIRST = 9
+_FOR_GOOD = 2**31
+"""Records that no training has."""
 _METRICS = ("lr_factor", "cosine_to_adam", "update_ratio_slope", "p_step_factor")
 
 
@@ -124,12 +126,14 @@ class AllocationCallback(RememberingCallback):
         return unlogged
 
     def _measure_within_limit(self, state: TrainerState) -> dict[str, float]:
+        """All processes come to it, also one that gave up, and to what they agree on."""
         if self._records_to_skip > 0:
             self._records_to_skip -= 1
             return {}
-        if self._reader is None:
-            return {}
-        self._statistics.zeros(1).item()  # waits for the steps before: they are no part of the cost
+        if self._reader is None and not self.gave_up:
+            return {}  # in no process is there one
+        if self._reader is not None:
+            self._statistics.zeros(1).item()  # waits for the steps before: they are no part of the cost
         begun = time.perf_counter()
         found = self._measure(state)
         ended = time.perf_counter()
@@ -137,6 +141,8 @@ class AllocationCallback(RememberingCallback):
         if self._first:  # it has costs of its own
             self._first, skipped = False, min(skipped, _MOST_AFTER_THE_FIRST)
         skipped = max(skipped, self._plan.every - 1)
+        if self.gave_up and self._reader is None:
+            skipped = _FOR_GOOD  # where rank 0 says so, since nobody logs what the others would measure
         (skipped,) = map(int, agreed([skipped], self.run.device))
         self._records_to_skip, self._since = skipped, ended
         return found or {}

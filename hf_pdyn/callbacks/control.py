@@ -6,7 +6,8 @@ import dataclasses
 import logging
 import math
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from transformers import TrainerState, TrainingArguments
 
@@ -15,7 +16,7 @@ from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import described, never_fatal
+from hf_pdyn.common.never_fatal import described, give_up
 from hf_pdyn.grouping import how_to_train_bias_like
 from hf_pdyn.integrations.transformers import processes_train_apart
 from hf_pdyn.measure.power_moments import PowerMomentsReader
@@ -27,6 +28,8 @@ from hf_pdyn.run_dir.tables import DECISIONS
 from hf_pdyn.tensors.sharding import agreed
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _NOTHING = (math.nan, math.nan)
 
@@ -100,8 +103,9 @@ class PControlCallback(DecidingCallback):
         self._unlogged = []
 
     def stop_measuring(self) -> None:
-        """Read nothing from here on; decisions go by what rank 0 reads."""
-        self._window = None
+        """Decisions go by what rank 0 reads. While parameters are sharded, other processes wait for this one's part."""
+        if self._window is not None and not self._statistics.sharded:
+            self._window = None
 
     def decide(self, state: TrainerState) -> None:
         """Read D_w and D_b of the interval, and take one decision of Algorithm 1."""
@@ -141,13 +145,20 @@ class PControlCallback(DecidingCallback):
             logger.info("The factor of a decision could not be measured: %s", described(error))
             return None
 
-    @never_fatal
     def _read(self) -> tuple[float, float] | None:
         """D_w and D_b of the interval, or nothing."""
-        reading = self._window.read() if self._window is not None else None
-        if reading is None or reading.weight_norm is None or reading.bias_norm is None:
+        reading = self._of_window(Window.read)
+        if self.gave_up or reading is None or reading.weight_norm is None or reading.bias_norm is None:
             return None
         return reading.weight_norm, reading.bias_norm
+
+    def _of_window(self, read: Callable[[Window], T]) -> T | None:
+        """What `read` finds in the window, if there is one; also once this callback has given up."""
+        try:
+            return read(self._window) if self._window is not None else None
+        except Exception as error:
+            give_up(self, error)
+            return None
 
     def _apply(self) -> None:
         for group in self.free_groups():
@@ -161,11 +172,10 @@ class PControlCallback(DecidingCallback):
         values = dataclasses.asdict(last) | {"branch": BRANCHES.index(last.branch), "decisions": len(decided)}
         return {f"pdyn/control/{name}": float(value) for name, value in values.items() if value is not None}
 
-    @never_fatal
-    def remember(self) -> dict[str, Any] | None:
+    def remember(self) -> dict[str, Any]:
         return {
             "state": self._state.to_dict(),
-            "window": self._window.state_dict() if self._window is not None else None,
+            "window": self._of_window(Window.state_dict),
             "unlogged": [decided.to_dict() for decided in self._unlogged],
         }
 

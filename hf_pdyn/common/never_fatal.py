@@ -45,8 +45,8 @@ def give_up(owner: Measures, error: Exception) -> None:
     owner.gave_up = True
     owner.stop_measuring()
     warnings.warn(
-        f"hf_pdyn stopped measuring this run: {described(error)}. Training goes on; "
-        "its metrics are missing from here, and Algorithm 1, if it needs them, leaves p where it is.",
+        f"{type(owner).__name__} of hf_pdyn stopped measuring this run: {described(error)}. Training goes on; what it "
+        "logs is missing from here, and what it moves stays where it is.",
         stacklevel=3,
     )
 

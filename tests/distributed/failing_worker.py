@@ -1,6 +1,7 @@
 """One process of a Trainer whose measuring fails on rank 1 alone; writes what it saw to `OUT/rank<i>.json`."""
 
 import json
+import math
 import os
 import sys
 import warnings
@@ -11,7 +12,8 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from hf_pdyn import PControlCallback, StepStatistics, TelemetryCallback
+from hf_pdyn import AllocationCallback, PControlCallback, StepStatistics, TelemetryCallback
+from hf_pdyn.callbacks import allocation
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import CONTROL, Exponents
@@ -32,14 +34,31 @@ def fails_at(call: int, original: Any) -> Any:
     return method
 
 
+def fails_behind(call: int, of_window: Any) -> Any:
+    """A callback's `_of_window` whose reading fails in that call on rank 1, once other processes have had its part."""
+
+    def method(self: Any, read: Any) -> Any:
+        def read_and_fail(window: Any) -> Any:
+            found = read(window)
+            failing()
+            return found
+
+        return of_window(self, read_and_fail)
+
+    failing = fails_at(call, lambda: None)
+    return method
+
+
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     failing = options.pop("fails")
     statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sum_by_scope)
     telemetry = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._say_if_a_t_ends)
+    control = fails_behind(2 if failing == "control" else 0, PControlCallback._of_window)
+    curve = fails_at(2 if failing == "allocation" else 0, AllocationCallback._current_p)
     exponents = Exponents()
     run = trainer(
         out,
-        callbacks=[PControlCallback(CONTROL, interval=3), TelemetryCallback(every=1), exponents],
+        callbacks=[PControlCallback(CONTROL, interval=3), TelemetryCallback(every=1), AllocationCallback(), exponents],
         per_device_train_batch_size=4,
         max_steps=18,
         logging_steps=3,
@@ -51,6 +70,9 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         warnings.catch_warnings(record=True) as caught,
         mock.patch.object(StepStatistics, "_sum_by_scope", statistics),
         mock.patch.object(TelemetryCallback, "_say_if_a_t_ends", telemetry),
+        mock.patch.object(PControlCallback, "_of_window", control),
+        mock.patch.object(AllocationCallback, "_current_p", curve),
+        mock.patch.object(allocation, "_MOST_OF_TRAINING", math.inf),  # every record is measured
     ):
         warnings.simplefilter("always")
         run.train()

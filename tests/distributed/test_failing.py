@@ -10,13 +10,16 @@ from tests.distributed.matrix import LAUNCHES, why_impossible
 pytestmark = pytest.mark.distributed
 
 
+CASES = ("whole", "statistics", "telemetry", "control", "allocation")
+
+
 @pytest.mark.parametrize("name", ["DDP", "FSDP2"])
 def test_no_process_waits_for_one_that_failed(tmp_path: Path, name: str) -> None:
     reason = why_impossible(name)
     if reason:
         pytest.skip(reason)
     options = LAUNCHES[name].options
-    cases = {fails: {**options, "fails": fails} for fails in ("whole", "statistics", "telemetry")}
+    cases = {fails: {**options, "fails": fails} for fails in CASES}
     first, second = launch(2, "failing_worker", tmp_path / "out", cases)
     assert first["statistics"]["steps"] == second["statistics"]["steps"] == 18
     assert first["statistics"]["p"] == second["statistics"]["p"]
@@ -33,3 +36,9 @@ def test_no_process_waits_for_one_that_failed(tmp_path: Path, name: str) -> None
     assert first["telemetry"]["p"] == second["telemetry"]["p"] == first["whole"]["p"]
     assert first["telemetry"]["D_w"] == first["whole"]["D_w"]
     assert [value is None for value in second["telemetry"]["D_w"]] == [False] + [True] * 5
+
+    # Of control and of the allocation curve: rank 0's word goes on holding.
+    for fails in ("control", "allocation"):
+        assert first[fails]["steps"] == second[fails]["steps"] == 18
+        assert [len(rank[fails]["said"]) for rank in (first, second)] == [0, 1]
+        assert first[fails]["p"] == second[fails]["p"] == first["whole"]["p"]
