@@ -145,14 +145,14 @@ def show_explanation(options: argparse.Namespace) -> None:
     for run in runs:
         if len(runs) > 1:
             console.print(f"{run.name}:")
-        explained = explain(run, baseline)
-        for sentence in [*explained.earlier, *explained.outcome] or [_NO_ALLOCATION]:
+        told = explain(run, baseline)
+        for sentence in [*told.earlier, *told.outcome] or [_NO_ALLOCATION]:
             console.print(sentence)
-        for finding in explained.findings:
+        for finding in told.findings:
             console.print(f"- {finding.kind}: {finding}")
-        if not explained.findings:
+        if not told.findings:
             console.print("Nothing was found that needs a word.")
-        failed |= any("any" in options.fail_on or finding.kind in options.fail_on for finding in explained.findings)
+        failed |= any("any" in options.fail_on or finding.kind in options.fail_on for finding in told.findings)
     if failed:
         sys.exit(1)
 

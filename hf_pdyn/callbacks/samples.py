@@ -14,6 +14,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PdynCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.callbacks.sample_reading import SampleReading, reading_of_all
+from hf_pdyn.common.numbers import is_count
 from hf_pdyn.integrations import own_losses, probing
 from hf_pdyn.integrations.transformers import log_apart
 from hf_pdyn.measure.sample_loss import epoch_file, even_spread, summary
@@ -64,8 +65,8 @@ class SampleLossCallback(PdynCallback):
     ) -> None:
         super().__init__(trainer=trainer)
         for name, size in (("train_probe", train_probe), ("test_probe", test_probe)):
-            if size is not None and size < 0:
-                raise ValueError(f"{name} must be a number of samples >= 0, got {size}.")
+            if size is not None and not is_count(size):
+                raise ValueError(f"{name} must be a number of samples >= 0, got {size!r}.")
         self.train_probe = train_probe
         self.test_probe = test_probe
         # run.json records public attributes: the data set's name, not all of its rows.

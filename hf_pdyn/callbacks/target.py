@@ -85,6 +85,7 @@ class PTargetCallback(DecidingCallback):
             for group in select(self.run.groups, self.label):
                 group["p_pinned"] = group.get("p_pinned") or PINNED_BY_CALLBACK
         self.config.check_start(self._groups()[0]["p"])
+        self._check_labels_have_one_p()
         if processes_train_apart(self._trainer):
             raise ValueError(
                 "Control by target steers one training, and the processes of this launch do not average their "
@@ -104,10 +105,31 @@ class PTargetCallback(DecidingCallback):
         self._reader = PowerMomentsReader(self._statistics, per_layer=False)
         self.resolve_interval(state)
 
+    @property
+    def _of(self) -> str:
+        """What is steered, by what."""
+        return f"{self.target.quantity} by p{'' if self.label is None else f' of {self.label}'}"
+
     def _groups(self) -> list[dict[str, Any]]:
         if self.label is not None:
             return select(self.run.groups, self.label)
         return self.free_groups()
+
+    def _check_labels_have_one_p(self) -> None:
+        """ValueError where a label's groups differ in p or in whether it moves: moments are read by label."""
+        moved = {id(group) for group in self._groups()}
+        exponents: dict[tuple[str, str], set[float | None]] = {}
+        for group in self.run.groups:
+            if "pathway" in group:
+                own = None if id(group) in moved else group["p"]
+                exponents.setdefault((group["pathway"], group["component"]), set()).add(own)
+        for (pathway, component), found in exponents.items():
+            if len(found) > 1:
+                raise ValueError(
+                    f"Control by target needs one p for all groups of a label, got several for {pathway}/{component}: a "
+                    "group rule sets the p of some of its parameters. Give the rule the whole label, or leave "
+                    "p_control off."
+                )
 
     def stop_measuring(self) -> None:
         """Decisions go by what rank 0 reads; all processes come to them still."""
@@ -144,7 +166,7 @@ class PTargetCallback(DecidingCallback):
         moved = {id(group) for group in self._groups()}
         fixed = {
             (group["pathway"], group["component"]): None if id(group) in moved else group["p"]
-            for group in self.run.groups
+            for group in self.run.groups  # a label's groups are alike
         }
         return [
             Part(scope.pathway, found, fixed[scope.pathway, scope.component])
@@ -170,10 +192,17 @@ class PTargetCallback(DecidingCallback):
         return unlogged
 
     def remember(self) -> dict[str, Any]:
-        return {"wanted": self._wanted, "steps": self._steps, "unlogged": self._unlogged}
+        return {"of": self._of, "wanted": self._wanted, "steps": self._steps, "unlogged": self._unlogged}
 
     def recall(self, memory: object) -> None:
-        found = check_remembered(memory, ("wanted", "steps", "unlogged"), "The target state")
+        found = check_remembered(memory, ("of", "wanted", "steps", "unlogged"), "The target state")
+        if found["of"] != self._of:
+            warnings.warn(
+                f"The run that wrote this checkpoint steered {shortened(str(found['of']))}, this one {self._of}, and "
+                "begins anew with that.",
+                stacklevel=2,
+            )
+            return
         wanted, unlogged = found["wanted"], found["unlogged"]
         if wanted is not None and not (is_number(wanted) and wanted > 0):
             raise damaged(f"The wanted value must be a number > 0, got {shortened(str(wanted))}")

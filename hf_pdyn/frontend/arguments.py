@@ -52,7 +52,7 @@ LEADERS = {
     "p_control": Leader(
         "none",
         "--p_control gradient",
-        ("p_min", "p_max", "p_step", "p_threshold", "p_interval", "p_target", "p_target_label"),
+        ("p_min", "p_max", "p_step", "p_threshold", "p_interval"),
     ),
     "wd_off": Leader(None, "--wd_off 0.5", ("wd_on", "wd_off_labels")),
     "sample_losses": Leader(0, "--sample_losses 1000", ("sample_losses_test",)),
@@ -184,6 +184,8 @@ class PdynArguments:
             count = getattr(self, name)
             if count is not None and not is_count(count):
                 raise ValueError(f"{name} must be a number of samples >= 0, got {count!r}.")
+        if isinstance(self.wd_off_labels, str):  # in the YAML of axolotl or in Python
+            self.wd_off_labels = [self.wd_off_labels]
         for label in self.wd_off_labels or ():
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
         self._check_target()
@@ -299,8 +301,11 @@ class PdynArguments:
         if by_target and self.p_target is None:
             raise ValueError("p_control=target needs p_target, such as --p_target update_ratio=6 or bias_share=hold.")
         given = [name for name in ("p_target", "p_target_label") if getattr(self, name) is not None]
-        if given and self.p_control == "gradient":
-            raise ValueError(f"{' and '.join(given)} would have no effect on Algorithm 1: set --p_control target.")
+        if given and not by_target:
+            raise ValueError(
+                f"{' and '.join(given)} would have no effect with p_control={self.p_control}: set --p_control target, "
+                f"or drop {' and '.join(given)}."
+            )
         if by_target and self.p_threshold != ControlConfig.threshold:
             raise ValueError("p_threshold would have no effect: it is Algorithm 1's. Set --p_control gradient.")
         if self.p_target_label is not None:

@@ -72,6 +72,8 @@ def launch(words: Sequence[str], prog: str = "python -m hf_pdyn") -> None:
 
     with tempfile.TemporaryDirectory(prefix="hf_pdyn-") as folder:
         note = Path(folder, "a-trainer-was-built")
+        if options.groups is not None:  # child processes may be in another directory
+            options = dataclasses.replace(options, groups=os.path.abspath(options.groups))
         with handed_over(dataclasses.asdict(options), note):
             try:
                 _run(command)

@@ -144,7 +144,5 @@ def _apply(group: Group, rule: GroupRule, depth: int, decays: bool) -> None:
 
 def _set(group: Group, setting: str, value: float) -> None:
     """Write it as optim_args write a label's settings: control and schedules without a label leave it alone."""
-    group[setting] = value
-    if f"{setting}_pinned" in group:
-        group[f"{setting}_pinned"] = True
-        group[f"initial_{setting}"] = value
+    group[setting] = group[f"initial_{setting}"] = value
+    group[f"{setting}_pinned"] = True

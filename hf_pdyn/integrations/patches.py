@@ -50,7 +50,7 @@ GET_BATCH_SAMPLES = Patch(
 MIXED_MESH_GRAD_NORM = Patch(
     "transformers.trainer:Trainer._mixed_mesh_grad_norm",
     tried=_TRANSFORMERS,
-    when="telemetry, Algorithm 1 or spectra begin a training",
+    when="telemetry, control, allocation, shutoff or spectra begin a training",
     lost="Where gradients lie on several device meshes, D_w and D_b are those after clipping.",
     required=False,
     since="5.17",
@@ -58,7 +58,7 @@ MIXED_MESH_GRAD_NORM = Patch(
 CLIP_GRAD_NORM = Patch(
     "accelerate:Accelerator.clip_grad_norm_",
     tried=_ACCELERATE,
-    when="telemetry, Algorithm 1 or spectra begin a training",
+    when="telemetry, control, allocation, shutoff or spectra begin a training",
     lost="D_w and D_b are those after clipping, which Algorithm 1 would take for the training's.",
     required=True,
 )

@@ -20,7 +20,11 @@ StateDtype = Literal["fp32", "16bit", "8_16bit"]
 BiasCorrection = Literal["eq18", "padam"]
 Nonfinite = Literal["apply", "skip"]
 
-_SETTINGS = ("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale")
+_BOOLEANS = ("amsgrad", "maximize", "decoupled_weight_decay", "weight_correction")
+_SETTINGS = (
+    *("p", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay", "update_scale"),
+    "bias_correction",
+)
 
 TENSOR_STEP_ONLY: dict[str, Any] = {"bias_correction": "eq18"}
 """Options that only the tensor step has. At the value here compiled steps compute the same; others they do not take."""
@@ -146,8 +150,9 @@ def check_hyperparameters(group: dict[str, Any]) -> None:
     check_choice("update_scale", group["update_scale"], get_args(UpdateScale))
     check_choice("bias_correction", group["bias_correction"], get_args(BiasCorrection))
     check_choice("state_dtype", group["state_dtype"], get_args(StateDtype))
-    if not isinstance(group["weight_correction"], bool):
-        raise ValueError(f"weight_correction must be True or False, got {group['weight_correction']!r}.")
+    for name in _BOOLEANS:
+        if not isinstance(group[name], bool):
+            raise ValueError(f"{name} must be True or False, got {group[name]!r}.")
     beta1, beta2 = betas
     if group["state_dtype"] == "8_16bit" and 2 * (1 - beta1) / (1 - beta2) ** 0.5 > _LARGEST_M:
         raise ValueError(

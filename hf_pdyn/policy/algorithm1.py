@@ -41,7 +41,7 @@ class ControlConfig:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if not is_number(value):
-                raise ValueError(f"{field.name} must be a finite number, got {value}.")
+                raise ValueError(f"{field.name} must be a finite number, got {value!r}.")
             if field.name in ("p_min", "p_max"):
                 check_limits(field.name, "p", value)
         if self.p_min > self.p_max:

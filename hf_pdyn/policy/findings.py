@@ -6,6 +6,7 @@ Pure: a run is its log records and the configuration it was started with, read f
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -243,12 +244,13 @@ def _adapter_without_gradient(facts: Facts) -> Finding | None:
     return None
 
 
+_CORRECTS_WEIGHTS = re.compile(r"weight_correction\s*=\s*(true|1|yes)\b", re.IGNORECASE)
 _SPACING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 
 def _updates_round_to_nothing(facts: Facts) -> Finding | None:
     """An update below half the spacing of its parameter's numbers is lost; judged by root mean squares."""
-    if "weight_correction=true" in str(facts.argument("optim_args")).lower().replace(" ", ""):
+    if _CORRECTS_WEIGHTS.search(str(facts.argument("optim_args"))):
         return None  # what is rounded away is kept
     model = facts.start.get("model")
     dtypes = model.get("trainable_dtypes") if isinstance(model, Mapping) else None
