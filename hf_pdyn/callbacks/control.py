@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from transformers import TrainerState, TrainingArguments
 
-from hf_pdyn.callbacks.deciding import DecidingCallback
+from hf_pdyn.callbacks.deciding import DecidingCallback, config_of
 from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
@@ -67,7 +67,7 @@ class PControlCallback(DecidingCallback):
         self, config: ControlConfig | None = None, interval: int | str = "auto", *, trainer: Any | None = None
     ) -> None:
         super().__init__(interval, trainer=trainer)
-        self.config = config or ControlConfig()
+        self.config = config_of(config)
         self.row_buffer = self._decisions = RowBuffer(DECISIONS)
         self._window: Window | None = None
         self._unlogged: list[ControlState] = []

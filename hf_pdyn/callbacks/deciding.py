@@ -11,12 +11,20 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.integrations.accelerate import step_was_skipped, unwrap_optimizer
+from hf_pdyn.policy.algorithm1 import ControlConfig
 from hf_pdyn.policy.intervals import auto_interval, parse_interval, useful_decisions
 
 logger = logging.getLogger(__name__)
 
 _FEWEST_USEFUL = 2
 """Decisions that can change a step, below which a warning says that control has hardly any effect."""
+
+
+def config_of(config: ControlConfig | None) -> ControlConfig:
+    """The limits of a controller, the defaults for None; ValueError for anything else."""
+    if not isinstance(config, ControlConfig | None):
+        raise ValueError(f"config must be a ControlConfig, such as ControlConfig(p_min=0.3), got {config!r}.")
+    return config or ControlConfig()
 
 
 class DecidingCallback(RememberingCallback):

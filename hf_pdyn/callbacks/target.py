@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerState, TrainingArguments
 
 from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK
-from hf_pdyn.callbacks.deciding import DecidingCallback
+from hf_pdyn.callbacks.deciding import DecidingCallback, config_of
 from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
@@ -69,8 +69,10 @@ class PTargetCallback(DecidingCallback):
         trainer: Any | None = None,
     ) -> None:
         super().__init__(interval, trainer=trainer)
+        if not isinstance(target, (Target, str)):
+            raise ValueError(f'A target must be a text such as "update_ratio=6", or a Target, got {target!r}.')
         self.target = Target.parse(target) if isinstance(target, str) else target
-        self.config = config or ControlConfig()
+        self.config = config_of(config)
         self.label = label
 
     def begin(self, args: TrainingArguments, state: TrainerState) -> None:
@@ -126,8 +128,8 @@ class PTargetCallback(DecidingCallback):
         for (pathway, component), found in exponents.items():
             if len(found) > 1:
                 raise ValueError(
-                    f"Control by target needs one p for all groups of a label, got several for {pathway}/{component}: a "
-                    "group rule sets the p of some of its parameters. Give the rule the whole label, or leave "
+                    f"Control by target needs one p for all groups of a label, got several for {pathway}/{component}: "
+                    "a group rule sets the p of some of its parameters. Give the rule the whole label, or leave "
                     "p_control off."
                 )
 
@@ -198,7 +200,7 @@ class PTargetCallback(DecidingCallback):
         found = check_remembered(memory, ("of", "wanted", "steps", "unlogged"), "The target state")
         if found["of"] != self._of:
             warnings.warn(
-                f"The run that wrote this checkpoint steered {shortened(str(found['of']))}, this one {self._of}, and "
+                f"The run that wrote this checkpoint steered {shortened(str(found['of']))}, this one {self._of!r}, and "
                 "begins anew with that.",
                 stacklevel=2,
             )

@@ -190,12 +190,13 @@ class PdynArguments:
             check_choice("wd_off_labels", label, (*PATHWAYS, *COMPONENTS))
         self._check_target()
         self._rules = self._read_rules()
-        moved = [scheduled.field for scheduled in self._schedules()]
-        if self.p_control != "none" and "p" in moved:
+        # Of single labels, the callbacks find out once the labels are there.
+        moved = [scheduled.field for scheduled in self._schedules() if scheduled.label is None]
+        if self.p_control != "none" and self.p_target_label is None and "p" in moved:
             raise ValueError(
                 "p_control and a schedule of p would both write p. Drop one of --p_control and --p_schedule."
             )
-        if self.wd_off is not None and "weight_decay" in moved:
+        if self.wd_off is not None and not self.wd_off_labels and "weight_decay" in moved:
             raise ValueError(
                 "wd_off and a schedule of weight_decay would both write it. Write the shutoff into the schedule "
                 "(step:0.1,0@0.5), or drop one of them."
@@ -267,10 +268,7 @@ class PdynArguments:
     def _read_rules(self) -> GroupRules | None:
         if self.groups is None:
             return None
-        try:
-            return GroupRules.read(self.groups)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"groups must be a YAML file that can be read, got {self.groups!r}: {error}.") from None
+        return GroupRules.read(self.groups)
 
     def _control_config(self) -> ControlConfig:
         return ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)

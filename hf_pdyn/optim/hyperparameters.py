@@ -97,7 +97,8 @@ def say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]
     """Warn of settings that a checkpoint overrules: what its run began with, not what callbacks have made of them."""
     overruled: dict[str, str] = {}
     for theirs, ours in zip(saved, own, strict=True):
-        for name in _SETTINGS:
+        scheduled = ("lr",) if "initial_lr" in theirs and "initial_lr" in ours else ()
+        for name in (*_SETTINGS, *scheduled):
             before, now = (group.get(f"initial_{name}", group.get(name)) for group in (theirs, ours))
             if name == "betas":
                 before, now = list(before or ()), list(now or ())  # a tuple or, from a checkpoint, perhaps a list

@@ -144,8 +144,8 @@ def _mixed(x: Tensor) -> Tensor:
 def _half_mixed(x: Tensor) -> Tensor:
     """Without the last line either: rounding needs numbers of an element that are independent from step to step.
 
-    Those of two elements at one step nearly are, less so in lower bits and beyond 2^26 elements apart; v takes the upper
-    ones, since what is rounded into it lasts longer than in m.
+    Those of two elements at one step nearly are, less so in lower bits and beyond 2^26 elements apart; v takes the
+    upper ones, since what is rounded into it lasts longer than in m.
     """
     x = (x * 0x7FEB352D) & _MASK
     return ((x ^ (x >> 15)) * 0x846CA68B) & _MASK

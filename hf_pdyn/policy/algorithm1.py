@@ -45,7 +45,10 @@ class ControlConfig:
             if field.name in ("p_min", "p_max"):
                 check_limits(field.name, "p", value)
         if self.p_min > self.p_max:
-            raise ValueError(f"p_min must not exceed p_max, got p_min={self.p_min} and p_max={self.p_max}. Swap them.")
+            raise ValueError(
+                f"p_min must not exceed p_max, got p_min={self.p_min} and p_max={self.p_max}. Raise p_max, or lower "
+                "p_min."
+            )
         if self.p_step <= 0:
             raise ValueError(f"p_step (alpha_p) must be positive, got {self.p_step}.")
         if self.threshold <= 1:

@@ -89,10 +89,12 @@ def _nonfinite(facts: Facts) -> Finding | None:
     steps = facts.last("pdyn/nonfinite_steps") or 0
     if not steps:
         return None
+    skipped = facts.last("pdyn/skipped_steps") or 0
     return Finding(
         "nonfinite",
-        f"{steps:,.0f} steps had a gradient with NaN or infinity",
-        "Look for the batch or the layer that makes them; --nonfinite skip has padam leave such steps out",
+        f"{steps:,.0f} step{' had' if steps == 1 else 's had'} a gradient with NaN or infinity",
+        "Look for the batch or the layer that makes them"
+        + ("" if skipped >= steps else "; --nonfinite skip has padam leave such steps out"),
         steps,
         0,
     )

@@ -75,8 +75,11 @@ class GroupRules(Sequence[GroupRule]):
 
     @classmethod
     def read(cls, path: Path | str) -> GroupRules:
-        """The rules of a YAML (or JSON) file; OSError where there is none to read."""
-        text = Path(path).read_text(encoding="utf-8")
+        """The rules of a YAML (or JSON) file; ValueError where there are none to read."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"groups must be a YAML file that can be read, got {str(path)!r}: {error}.") from None
         try:
             return cls(yaml.safe_load(text))
         except (yaml.YAMLError, RecursionError) as error:

@@ -74,8 +74,8 @@ def _read(path: Path, name: str) -> RecordedRun:
     history = _usable(state.get("log_history"), problems)
     if not history and not any("read" in problem for problem in problems):
         problems.append(
-            f"There are no log records: neither {STATE_FILE} (call trainer.save_state() after training) nor a checkpoint "
-            "has any."
+            f"There are no log records: neither {STATE_FILE} (call trainer.save_state() after training) nor a "
+            "checkpoint has any."
         )
     problems += _resumes_with_other_settings(info)
     last_start = (info or {}).get("starts", [{}])[-1]

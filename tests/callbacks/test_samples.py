@@ -121,6 +121,12 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("size", [-1, 1.5, "5", True])
+def test_what_is_no_number_of_samples_is_refused(size: Any) -> None:
+    with pytest.raises(ValueError, match=f"train_probe must be a number of samples >= 0, got {size!r}"):
+        SampleLossCallback(size)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_training_is_the_same_bit_for_bit(tmp_path: Path, name: str) -> None:
     runs = []

@@ -1,5 +1,6 @@
 """PTargetCallback in a Trainer: it reaches its target, holds it, resumes exactly, and refuses what cannot be."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from hf_pdyn import AllocationCallback, PControlCallback, PTargetCallback, TelemetryCallback
+from hf_pdyn import AllocationCallback, GroupRulesCallback, PControlCallback, PTargetCallback, TelemetryCallback
 from hf_pdyn.measure.power_moments import PowerMomentsReader
 from hf_pdyn.policy.algorithm1 import ControlConfig
 from tests.training import saved_state, trainer, training_logs
@@ -99,7 +100,8 @@ def test_what_a_checkpoint_cannot_hold_is_refused(tmp_path: Path, key: str, valu
     train(tmp_path, save_strategy="steps", save_steps=6)
     path = tmp_path / "checkpoint-6" / "trainer_state.json"
     text, memory = path.read_text(), saved_state(tmp_path / "checkpoint-6")["stateful_callbacks"]["pdyn"]["target"]
-    assert memory == {"step": 6, "wanted": 3.0, "steps": 0, "unlogged": memory["unlogged"]}
+    expected = {"step": 6, "of": "update_ratio by p", "wanted": 3.0, "steps": 0, "unlogged": memory["unlogged"]}
+    assert memory == expected
     held = {"wanted": "3.0", "steps": "0"}
     if key in held:
         before = text.index('"target": {')
@@ -110,6 +112,19 @@ def test_what_a_checkpoint_cannot_hold_is_refused(tmp_path: Path, key: str, valu
     run = trainer(tmp_path, callbacks=[PTargetCallback("update_ratio=3", WIDE, interval=2)], optim_args="p=0.4")
     with pytest.raises(ValueError, match="damaged"):
         run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+
+
+@pytest.mark.parametrize(
+    ("target", "label", "said"), [("lr_factor=hold", None, "lr_factor by p'"), ("update_ratio=3", "norm", "p of norm'")]
+)
+def test_what_another_target_remembers_is_not_taken_up(
+    tmp_path: Path, target: str, label: str | None, said: str
+) -> None:
+    train(tmp_path, save_strategy="steps", save_steps=6)
+    run = trainer(tmp_path, callbacks=[PTargetCallback(target, WIDE, label, interval=2)], optim_args="p=0.4")
+    with pytest.warns(UserWarning, match=f"steered 'update_ratio by p', this one .*{said}"):
+        run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert run.state.global_step == 12
 
 
 def test_another_target_than_the_checkpoint_s_holds_and_is_said(tmp_path: Path) -> None:
@@ -128,6 +143,14 @@ def test_another_target_than_the_checkpoint_s_holds_and_is_said(tmp_path: Path) 
         (lambda: [PTargetCallback("update_ratio=3", interval=50)], {}, "got 50 steps, training has 12"),
         (lambda: [PTargetCallback("update_ratio=3", label="conv")], {}, "conv"),
         (
+            lambda: [
+                PTargetCallback("update_ratio=3", interval=2),
+                GroupRulesCallback([{"name": "top", "match": r"h\.1", "p": 0.3}]),
+            ],
+            {},
+            "one p for all groups of a label",
+        ),
+        (
             lambda: [PTargetCallback("update_ratio=3", interval=2), PControlCallback(interval=2)],
             {},
             "would both write p",
@@ -141,6 +164,14 @@ def test_what_cannot_be_is_refused_before_the_first_step(
     with pytest.raises(ValueError, match=reason):
         run.train()
     assert run.state.global_step == 0
+
+
+def test_what_is_no_target_or_no_config_is_refused() -> None:
+    with pytest.raises(ValueError, match="such as .*got 6"):
+        PTargetCallback(6)  # type: ignore[arg-type]
+    for kind in (PControlCallback, functools.partial(PTargetCallback, "update_ratio=3")):
+        with pytest.raises(ValueError, match="config must be a ControlConfig.*got 0.3"):
+            kind(0.3)  # type: ignore[arg-type]
 
 
 def test_a_failure_leaves_p_and_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from hf_pdyn import (
     WeightDecayShutoffCallback,
 )
 from hf_pdyn.policy.decay_targets import DecayTarget
-from tests.training import arguments
+from tests.training import arguments, trainer
 
 
 def test_the_default_watches_and_steers_nothing() -> None:
@@ -120,12 +120,13 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"p_min": 0.1}, "p_min would have no effect: set --p_control gradient too"),
         ({"wd_on": "0.9"}, "wd_on would have no effect: set --wd_off 0.5 too"),
         ({"p_control": "gradient", "p_schedule": "0.4"}, "would both write p"),
-        ({"p_control": "gradient", "schedule": ["p.norm=0.4"]}, "would both write p"),
+        ({"p_control": "gradient", "schedule": ["p=0.4"]}, "would both write p"),
         ({"wd_off": "0.5", "schedule": ["weight_decay=0.1"]}, "would both write it"),
         ({"wd_off": "soon"}, "'soon' is neither a moment of training nor a target"),
         ({"wd_off": "a_t=0.1"}, "a target must be negative, got 0.1"),
         ({"wd_off": "lora/nuc_over_fro=2"}, "spectra measure, and they are off. Set --spectra 50"),
         ({"wd_off": "a_t=-1", "wd_on": "a_t=-2"}, "'a_t=-2' is no moment of training"),
+        ({"wd_off": "0.5", "wd_off_labels": "mpl"}, "wd_off_labels must be one of .*got 'mpl'"),
         ({"wd_off": "0.5", "wd_off_labels": ["mpl"]}, "wd_off_labels must be one of .*got 'mpl'. Did you mean 'mlp'"),
         ({"p_schedule": "0.4", "schedule": ["p=0.3"]}, "p has two schedules"),
         ({"sample_losses": -1}, "sample_losses must be a number of samples >= 0, got -1"),
@@ -191,12 +192,24 @@ def test_control_by_target() -> None:
     assert (str(target.target), target.label, target.config.p_step) == ("bias_share=hold", "norm", 0.1)
 
 
+def test_labels_apart_may_have_a_writer_each(tmp_path: Path) -> None:
+    by_target = {"p_control": "target", "p_target": "lr_factor=1", "p_target_label": "norm", "p_interval": "2"}
+    for options in (
+        {**by_target, "p_schedule": "linear:0.5..0.4"},
+        {"p_control": "gradient", "p_interval": "2", "schedule": ["p.norm=0.4"]},
+        {"wd_off": "0.5", "wd_off_labels": "attention", "schedule": ["weight_decay.mlp=linear:0.1..0"]},
+    ):
+        callbacks = PdynArguments(**options).callbacks()  # type: ignore[arg-type]
+        trainer(tmp_path, callbacks=callbacks, weight_decay=0.1, max_steps=8).train()
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
         ({"p_control": "target"}, "needs p_target"),
-        ({"p_target": "lr_factor=2"}, "no effect: set --p_control"),
-        ({"p_control": "gradient", "p_target": "lr_factor=2"}, "no effect on Algorithm 1"),
+        ({"p_target": "lr_factor=2"}, "no effect with p_control=none: set --p_control target"),
+        ({"p_target_label": "norm"}, "no effect with p_control=none: set --p_control target"),
+        ({"p_control": "gradient", "p_target": "lr_factor=2"}, "no effect with p_control=gradient: set --p_control t"),
         ({"p_control": "target", "p_target": "lr_factor=2", "p_threshold": 1.5}, "p_threshold"),
         ({"p_control": "target", "p_target": "lr_factor=2", "p_target_label": "norms"}, "norms.*norm"),
         ({"p_control": "target", "p_target": "lr=2"}, "lr_factor.*'lr'"),

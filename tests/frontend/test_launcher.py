@@ -161,6 +161,22 @@ launch_command(launch_command_parser().parse_args(["--cpu", "--num_processes", "
 """
 
 
+STARTS_ELSEWHERE = """
+import subprocess, sys
+subprocess.run([sys.executable, *sys.argv[2:]], cwd=sys.argv[1], check=True)
+"""
+
+
+def test_a_relative_file_of_groups_is_found_by_processes_in_another_directory(tmp_path: Path) -> None:
+    (tmp_path / "starts.py").write_text(STARTS_ELSEWHERE)
+    (tmp_path / "groups.yaml").write_text('[{"name": "block", "match": "transformer.h", "lr_mult": 0.5}]')
+    (tmp_path / "elsewhere").mkdir()
+    child = [str(SCRIPT), *script_arguments(tmp_path / "out")]
+    run("-m", "hf_pdyn", "--groups", "groups.yaml", "starts.py", str(tmp_path / "elsewhere"), *child, cwd=tmp_path)
+    recorded = json.loads((tmp_path / "out" / "pdyn" / "run.json").read_text())
+    assert "block" in str(recorded["starts"][0]["callbacks"])
+
+
 def test_options_reach_the_processes_that_a_script_starts(tmp_path: Path) -> None:
     """As `trl sft` starts its script; no process below the launcher imports hf_pdyn."""
     (tmp_path / "starts.py").write_text(STARTS_BY_ACCELERATE)

@@ -107,6 +107,17 @@ def test_padam_s_labels_are_refined_and_its_p_is_pinned() -> None:
         assert all(("h.1." in name) == (group.get(NAME) == "top") for name in group["param_names"])
 
 
+@pytest.mark.parametrize("setting", ["p", "weight_decay"])
+def test_a_rule_s_setting_is_pinned_in_an_optimizer_of_one_s_own(setting: str) -> None:
+    model = gpt2()
+    optimizer = Padam(model.parameters(), lr=LR, weight_decay=0.1)
+    rules = GroupRules([{"name": "top", "match": r"h\.1", setting: 0.25}])
+    groups = split_by_rules(optimizer.param_groups, model, rules)
+    pinned = [group for group in groups if group.get(f"{setting}_pinned")]
+    assert pinned == [group for group in groups if group[setting] == 0.25] != []
+    assert all(group[NAME] == "top" and group[f"initial_{setting}"] == 0.25 for group in pinned)
+
+
 def test_a_tensor_as_learning_rate_stays_one() -> None:
     model = gpt2()
     optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(LR), capturable=False, foreach=False)

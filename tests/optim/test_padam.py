@@ -458,6 +458,23 @@ def test_state_dict_continues_bit_for_bit_through_weights_only(p: float, path: s
     assert train(fresh, second, 10, seed=2) == train(resumed, first, 10, seed=2)
 
 
+def test_a_checkpoint_s_bias_correction_and_learning_rate_overrule_and_are_said() -> None:
+    model = small_model()
+    saved, own = Padam(model.parameters(), lr=1e-3), Padam(model.parameters(), lr=1e-2, bias_correction="padam")
+    for optimizer in (saved, own):
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+    train(model, saved, 1)
+    said = "overrules bias_correction=padam by the checkpoint's eq18, lr=0.01 by the checkpoint's 0.001"
+    with pytest.warns(UserWarning, match=said):
+        own.load_state_dict(saved.state_dict())
+
+
+@pytest.mark.parametrize("name", ["amsgrad", "maximize", "decoupled_weight_decay", "weight_correction"])
+def test_what_is_no_truth_value_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be True or False, got 'no'"):
+        Padam(small_model().parameters(), **{name: "no"})  # type: ignore[arg-type]
+
+
 def test_pickle_and_deepcopy_keep_the_options() -> None:
     model = small_model()
     optimizer = Padam(model.parameters(), p=0.25, update_scale="adam", fused=True)

@@ -79,6 +79,7 @@ WITHOUT: dict[str, list[Facts]] = {
     "updates_round_to_nothing": [
         run(start=BF16, **{"pdyn/update_norm/weight": 0.1, "pdyn/update_norm/bias_like": 0.1}),
         run(start=BF16 | {"training_arguments": {"optim_args": "p=0.4, weight_correction=True"}}),
+        run(start=BF16 | {"training_arguments": {"optim_args": "weight_correction = yes,p=0.4"}}),
     ],
     "eps_rules": [run(**{"pdyn/eps_share/weight": [0.9] * 5 + [0.1] * 5})],
     "no_bias_gradient": [],

@@ -53,6 +53,11 @@ def test_a_sweep_judges_and_is_not_done_twice(tmp_path: Path, script: Path) -> N
     (again, *_) = (out / row["result"]["directory"] for row in rows)
     second = sweep(out, *words)
     assert second.returncode == 0 and (again / "runs.txt").read_text() == "x"
+    other = sweep(out, "--metric", "train_loss", *words)
+    assert "p = 0.4 against 0.5, train_loss:" in other.stdout and (again / "runs.txt").read_text() == "x"
+    missing = sweep(out, "--metric", "eval_accuracy", *words)
+    assert missing.returncode == 1 and "logged no 'eval_accuracy'" in missing.stderr
+    assert sweep(out, *words).returncode == 0
     written: dict[str, Any] = json.loads((out / "sweep.json").read_text())
     assert [arm["p"] for arm in written["arms"]] == [0.4, 0.5]
 
@@ -86,6 +91,7 @@ def test_a_run_that_fails_is_told_with_its_output(tmp_path: Path, script: Path) 
         ([], "a script is required"),
         (["--match", "lr", "SCRIPT"], "--match must be one of"),
         (["--jobs", "0", "SCRIPT"], "--jobs must be 1"),
+        (["--learning_rate", "0", "SCRIPT"], "--learning_rate must be"),
         (["--p", "0.5", "SCRIPT"], "two exponents"),
         (["SCRIPT", "--learning_rate", "high"], "high"),
     ],

@@ -44,6 +44,7 @@ def test_the_reference(exponents: tuple[float, ...], reference: float) -> None:
 
 def test_the_best_learning_rate() -> None:
     assert best({0.1: 3.0, 0.3: 2.0, 1.0: None}) == 0.3
+    assert best({0.1: 3.0, 0.3: 2.0, 1.0: None}, greater_is_better=True) == 0.1
     with pytest.raises(ValueError, match="0.1, 0.3"):
         best({0.1: None, 0.3: None})
 
