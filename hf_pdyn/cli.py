@@ -23,7 +23,7 @@ from hf_pdyn.common.extras import explained
 from hf_pdyn.common.label_names import NAME
 from hf_pdyn.policy.findings import KINDS
 from hf_pdyn.report.conversion import images
-from hf_pdyn.report.explain import explain
+from hf_pdyn.report.explain import explain, loss_difference
 from hf_pdyn.report.files import write_all, write_whole
 from hf_pdyn.report.page import page
 from hf_pdyn.report.reading import read_runs
@@ -32,6 +32,9 @@ from hf_pdyn.report.terminal import comparison
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_LORA_RANK = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +79,7 @@ def _build_parser() -> argparse.ArgumentParser:
     groups.add_argument("--learning_rate", type=float, default=5e-5)
     lora = groups.add_argument_group("LoRA", "as it would be added before training")
     lora.add_argument("--lora", metavar="MODULES", help="target modules: c_attn,c_proj or a regex or all-linear")
-    lora.add_argument("--lora_r", type=int, default=8)
+    lora.add_argument("--lora_r", type=int, help=f"rank (default: {_LORA_RANK})")
     lora.add_argument("--lora_bias", choices=["none", "all", "lora_only"], default="none")
     lora.add_argument("--lora_modules_to_save", metavar="MODULES", help="trained in full: ln_1,ln_2,ln_f")
     lora.add_argument("--dora", action="store_true", help="use_dora=True")
@@ -148,6 +151,8 @@ def show_explanation(options: argparse.Namespace) -> None:
         told = explain(run, baseline)
         for sentence in [*told.earlier, *told.outcome] or [_NO_ALLOCATION]:
             console.print(sentence)
+        if baseline is not None and loss_difference(run, baseline) is None:
+            console.print(f"It is not compared with {baseline.name}: not both have evaluation losses.")
         for finding in told.findings:
             console.print(f"- {finding.kind}: {finding}")
         if not told.findings:
@@ -212,15 +217,15 @@ def _load(options: argparse.Namespace) -> nn.Module:
             f"{options.model!r} ({str(error).splitlines()[0]})"
         ) from error
     if options.lora is None:
-        if options.dora or options.lora_modules_to_save or options.lora_bias != "none":
+        if options.dora or options.lora_modules_to_save or options.lora_bias != "none" or options.lora_r is not None:
             raise ValueError(
-                "--dora, --lora_bias and --lora_modules_to_save mean an adapter: name its modules by --lora."
+                "--lora_r, --dora, --lora_bias and --lora_modules_to_save mean an adapter: name its modules by --lora."
             )
         return model
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
-        r=options.lora_r,
+        r=_LORA_RANK if options.lora_r is None else options.lora_r,
         target_modules=_modules(options.lora),
         bias=options.lora_bias,
         modules_to_save=_modules(options.lora_modules_to_save),

@@ -98,6 +98,7 @@ def test_an_adapter_directory(checkpoint: str, tmp_path: Path, capsys: pytest.Ca
         (["--model", "CHECKPOINT", "--lora", "no_such_module"], "no_such_module"),
         (["--model", "CHECKPOINT", "--lora", "("], "--lora must be names or a regular expression, got '('"),
         (["--model", "CHECKPOINT", "--dora"], "name its modules by --lora"),
+        (["--model", "CHECKPOINT", "--lora_r", "4"], "name its modules by --lora"),
     ],
 )
 def test_bad_input_is_one_message_and_status_2(

@@ -180,6 +180,8 @@ class PdynArguments:
         check_choice("p_control", self.p_control, _P_CONTROL)
         check_choice("nonfinite", self.nonfinite, get_args(Nonfinite))
         self._check_companions()
+        if self.telemetry_every is not None and not (is_count(self.telemetry_every) and self.telemetry_every >= 1):
+            raise ValueError(f"telemetry_every must be at least 1 optimizer step, got {self.telemetry_every!r}.")
         for name in ("sample_losses", "sample_losses_test"):
             count = getattr(self, name)
             if count is not None and not is_count(count):

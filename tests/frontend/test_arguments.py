@@ -142,7 +142,7 @@ def test_help_shows_every_option(capsys: pytest.CaptureFixture[str]) -> None:
         ({"wd_off": "9" * 400}, "is no moment of training"),
         ({"sample_losses": 1.5}, "sample_losses must be a number of samples >= 0, got 1.5"),
         ({"telemetry": "none", "telemetry_every": 5}, "telemetry_every would have no effect"),
-        ({"telemetry_every": 0}, "at least 1 optimizer step, got 0"),
+        ({"telemetry_every": 0}, "telemetry_every must be at least 1 optimizer step, got 0"),
     ],
 )
 def test_nonsense_is_refused_when_parsed(options: dict[str, Any], message: str) -> None:

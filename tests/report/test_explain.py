@@ -102,6 +102,12 @@ def test_against_a_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "equals_baseline" in output and "The evaluation loss ended at 0.125, that of b at 0.125" in output
 
 
+def test_a_baseline_that_cannot_be_compared_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_state(tmp_path / "base", [{"step": 1, "loss": 1.0}])
+    main(["explain", str(evaluated(tmp_path / "run", [3.0, 2.0])), "--baseline", str(tmp_path / "base")])
+    assert "It is not compared with base: not both have evaluation losses." in " ".join(capsys.readouterr().out.split())
+
+
 def evaluated(directory: Path, losses: list[float], **metrics: float) -> Path:
     write_state(directory, [{"step": step, "eval_loss": loss, **metrics} for step, loss in enumerate(losses, start=1)])
     return directory

@@ -35,8 +35,8 @@ constexpr uint16_t kMNaN<k16Bit> = 0x7fc0;
 template <>
 constexpr int8_t kMNaN<k8And16Bit> = -128;
 
-// Random bits are a hash of a key; v takes upper ones, m lower ones. Callers pass key * kKeyFactor, so that a loop over
-// keys in a row need only add.
+// Random bits are a hash of a key; v takes the upper 14, m the lower 16 or 19, of which one is v's too. Callers pass
+// key * kKeyFactor, so that a loop over keys in a row need only add.
 constexpr uint32_t kKeyFactor = 0x7feb352du;
 
 template <class U>
