@@ -16,7 +16,7 @@ from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import give_up, never_fatal
+from hf_pdyn.common.never_fatal import attempted, never_fatal
 from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.integrations.accelerate import step_was_skipped
 from hf_pdyn.integrations.transformers import all_callbacks
@@ -141,7 +141,7 @@ class AllocationCallback(RememberingCallback):
         if self._first:  # it has costs of its own
             self._first, skipped = False, min(skipped, _MOST_AFTER_THE_FIRST)
         skipped = max(skipped, self._plan.every - 1)
-        if self.gave_up and self._reader is None:
+        if self._reader is None:
             skipped = _FOR_GOOD  # where rank 0 says so, since nobody logs what the others would measure
         (skipped,) = map(int, agreed([skipped], self.run.device))
         self._records_to_skip, self._since = skipped, ended
@@ -152,12 +152,7 @@ class AllocationCallback(RememberingCallback):
         self._measured_at = state.global_step
         if self._reader is None:
             return None
-        found = None
-        try:
-            found = self._reader.read()
-        except Exception as error:
-            give_up(self, error)
-        return self._note(state, found)
+        return self._note(state, attempted(self, self._reader.read))
 
     @never_fatal
     def _note(self, state: TrainerState, found: Found | None) -> dict[str, float] | None:
@@ -186,7 +181,8 @@ class AllocationCallback(RememberingCallback):
             super().take_up(state)
 
     def remember(self) -> dict[str, Any]:
-        return {"unlogged": self._unlogged, "records_to_skip": self._records_to_skip}
+        # A resumed run measures again.
+        return {"unlogged": self._unlogged, "records_to_skip": 0 if self.gave_up else self._records_to_skip}
 
     def recall(self, memory: object) -> None:
         try:

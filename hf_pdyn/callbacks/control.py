@@ -6,8 +6,7 @@ import dataclasses
 import logging
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers import TrainerState, TrainingArguments
 
@@ -16,7 +15,7 @@ from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import described, give_up
+from hf_pdyn.common.never_fatal import attempted, described
 from hf_pdyn.grouping import how_to_train_bias_like
 from hf_pdyn.integrations.transformers import processes_train_apart
 from hf_pdyn.measure.power_moments import PowerMomentsReader
@@ -28,8 +27,6 @@ from hf_pdyn.run_dir.tables import DECISIONS
 from hf_pdyn.tensors.sharding import agreed
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _NOTHING = (math.nan, math.nan)
 
@@ -147,18 +144,10 @@ class PControlCallback(DecidingCallback):
 
     def _read(self) -> tuple[float, float] | None:
         """D_w and D_b of the interval, or nothing."""
-        reading = self._of_window(Window.read)
+        reading = attempted(self, self._window.read) if self._window is not None else None
         if self.gave_up or reading is None or reading.weight_norm is None or reading.bias_norm is None:
             return None
         return reading.weight_norm, reading.bias_norm
-
-    def _of_window(self, read: Callable[[Window], T]) -> T | None:
-        """What `read` finds in the window, if there is one; also once this callback has given up."""
-        try:
-            return read(self._window) if self._window is not None else None
-        except Exception as error:
-            give_up(self, error)
-            return None
 
     def _apply(self) -> None:
         for group in self.free_groups():
@@ -175,7 +164,7 @@ class PControlCallback(DecidingCallback):
     def remember(self) -> dict[str, Any]:
         return {
             "state": self._state.to_dict(),
-            "window": self._of_window(Window.state_dict),
+            "window": attempted(self, self._window.state_dict) if self._window is not None else None,
             "unlogged": [decided.to_dict() for decided in self._unlogged],
         }
 

@@ -15,7 +15,7 @@ from hf_pdyn.callbacks.deciding import DecidingCallback, config_of
 from hf_pdyn.callbacks.memory import check_remembered
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import give_up, never_fatal
+from hf_pdyn.common.never_fatal import attempted, never_fatal
 from hf_pdyn.common.numbers import is_number
 from hf_pdyn.grouping import how_to_train_bias_like, select
 from hf_pdyn.integrations.transformers import processes_train_apart
@@ -155,12 +155,7 @@ class PTargetCallback(DecidingCallback):
 
     def _parts(self) -> list[Part] | None:
         """The labels' moments; None where they cannot be read. Sharded parameters need every process here."""
-        try:
-            found = self._reader.read()
-            return self._with_exponents(found.moments)
-        except Exception as error:
-            give_up(self, error)
-            return None
+        return attempted(self, lambda: self._with_exponents(self._reader.read().moments))
 
     def _with_exponents(self, moments: Mapping[Scope, PowerMoments]) -> list[Part]:
         if any("pathway" not in group for group in self.run.groups):  # one p, as no label can have its own

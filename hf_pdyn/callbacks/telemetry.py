@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -17,7 +17,7 @@ from hf_pdyn.callbacks.remembering import RememberingCallback
 from hf_pdyn.callbacks.row_buffer import RowBuffer
 from hf_pdyn.common.checkpoint_state import damaged
 from hf_pdyn.common.errors import shortened
-from hf_pdyn.common.never_fatal import give_up, never_fatal
+from hf_pdyn.common.never_fatal import attempted, never_fatal
 from hf_pdyn.common.numbers import is_count, is_number
 from hf_pdyn.grouping import COMPONENTS, NAME, PATHWAYS
 from hf_pdyn.integrations.accelerate import unwrap_optimizer
@@ -38,8 +38,6 @@ _WHY_MISSING = {
 
 _BY_LABEL, _BY_GROUP = "pdyn/by_label", "pdyn/by_group"
 """Where the metrics of single labels, and of a user's named groups, stand."""
-
-T = TypeVar("T")
 
 
 class TelemetryCallback(RememberingCallback):
@@ -187,15 +185,7 @@ class TelemetryCallback(RememberingCallback):
         self._nonfinite_steps += steps
 
     def metrics(self, state: TrainerState) -> dict[str, float] | None:
-        return self._metrics(state, self._of_window(lambda window: window.read() if len(window) else None))
-
-    def _of_window(self, read: Callable[[Window], T]) -> T | None:
-        """Return what `read` finds in the window, if there is one; also once this callback has given up."""
-        try:
-            return read(self._window) if self._window is not None else None
-        except Exception as error:
-            give_up(self, error)
-            return None
+        return self._metrics(state, attempted(self, self._window.read) if self._window else None)
 
     @never_fatal
     def _metrics(self, state: TrainerState, reading: Reading | None) -> dict[str, float] | None:
@@ -234,7 +224,7 @@ class TelemetryCallback(RememberingCallback):
         return {label: value for label, value in self._clock.times.items() if not math.isnan(value)}
 
     def remember(self) -> dict[str, Any] | None:
-        return self._remember(self._of_window(Window.state_dict))
+        return self._remember(attempted(self, self._window.state_dict) if self._window is not None else None)
 
     @never_fatal
     def _remember(self, window: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -38,6 +38,18 @@ def never_fatal(method: Callable[..., T]) -> Callable[..., T | None]:
     return guarded
 
 
+def attempted(owner: Measures, act: Callable[[], T]) -> T | None:
+    """What `act` returns; after a failure `give_up` and None.
+
+    Unlike a `never_fatal` method it acts also once the owner has given up: other processes wait for its part.
+    """
+    try:
+        return act()
+    except Exception as error:
+        give_up(owner, error)
+        return None
+
+
 def give_up(owner: Measures, error: Exception) -> None:
     """Stop measuring after `error`, with one warning however often it is called."""
     if owner.gave_up:

@@ -268,9 +268,7 @@ class PdynArguments:
         return callbacks
 
     def _read_rules(self) -> GroupRules | None:
-        if self.groups is None:
-            return None
-        return GroupRules.read(self.groups)
+        return None if self.groups is None else GroupRules.read(self.groups)
 
     def _control_config(self) -> ControlConfig:
         return ControlConfig(self.p_min, self.p_max, self.p_step, self.p_threshold)

@@ -124,9 +124,11 @@ def test_a_failure_ends_the_curve_and_not_the_training(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(PowerMomentsReader, "read", fail)
     with pytest.warns(UserWarning, match="MemoryError: none left"):
-        run = train(tmp_path)
+        run = train(tmp_path, "auto", save_strategy="steps", save_steps=12)
     assert run.state.global_step == 12
     assert any("pdyn/D_w" in record for record in run.state.log_history)
+    memory = saved_state(tmp_path / "checkpoint-12")["stateful_callbacks"]["pdyn"]["allocation"]
+    assert memory["records_to_skip"] == 0  # a resumed run measures again
 
 
 @pytest.mark.parametrize(

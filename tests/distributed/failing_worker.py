@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from hf_pdyn import AllocationCallback, PControlCallback, StepStatistics, TelemetryCallback
-from hf_pdyn.callbacks import allocation
+from hf_pdyn.callbacks import allocation, control
 from tests.distributed.fsdp_on_cpu import allow_fsdp_on_cpu
 from tests.distributed.leaving import leave
 from tests.distributed.trainer_worker import CONTROL, Exponents
@@ -34,26 +34,21 @@ def fails_at(call: int, original: Any) -> Any:
     return method
 
 
-def fails_behind(call: int, of_window: Any) -> Any:
-    """A callback's `_of_window` whose reading fails in that call on rank 1, once other processes have had its part."""
+def fails_behind(call: int, attempted: Any) -> Any:
+    """`attempted`, of which that call on rank 1 fails once other processes have had its part."""
 
-    def method(self: Any, read: Any) -> Any:
-        def read_and_fail(window: Any) -> Any:
-            found = read(window)
-            failing()
-            return found
-
-        return of_window(self, read_and_fail)
+    def function(owner: Any, act: Any) -> Any:
+        return attempted(owner, lambda: (act(), failing())[0])
 
     failing = fails_at(call, lambda: None)
-    return method
+    return function
 
 
 def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
     failing = options.pop("fails")
     statistics = fails_at(5 if failing == "statistics" else 0, StepStatistics._sum_by_scope)
     telemetry = fails_at(5 if failing == "telemetry" else 0, TelemetryCallback._say_if_a_t_ends)
-    control = fails_behind(2 if failing == "control" else 0, PControlCallback._of_window)
+    attempted = fails_behind(2 if failing == "control" else 0, control.attempted)
     curve = fails_at(2 if failing == "allocation" else 0, AllocationCallback._current_p)
     exponents = Exponents()
     run = trainer(
@@ -70,7 +65,7 @@ def train(out: Path, options: dict[str, Any]) -> dict[str, Any]:
         warnings.catch_warnings(record=True) as caught,
         mock.patch.object(StepStatistics, "_sum_by_scope", statistics),
         mock.patch.object(TelemetryCallback, "_say_if_a_t_ends", telemetry),
-        mock.patch.object(PControlCallback, "_of_window", control),
+        mock.patch.object(control, "attempted", attempted),
         mock.patch.object(AllocationCallback, "_current_p", curve),
         mock.patch.object(allocation, "_MOST_OF_TRAINING", math.inf),  # every record is measured
     ):

@@ -2,7 +2,7 @@
 // written once, and the sums that statistics need are taken on the way.
 //
 // Built by cpu.py, which calls `hf_pdyn_step` and mirrors the three structs. No header of torch is included, so it
-// compiles in four or five seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
+// compiles in six or seven seconds. Work is cut into chunks whose sums are stored apart: results do not depend on the
 // number of threads. Where `needs_no_scratch` says so, one loop does everything to a chunk; else a chunk goes through
 // stages block by block, so that what they hand on stays in L1. The stages are plain loops that the compiler
 // vectorises, the loop of the update is written with vectors (lanes.h). NaN and infinity behave as in torch: no
