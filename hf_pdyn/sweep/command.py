@@ -17,7 +17,7 @@ from hf_pdyn.common.numbers import parse_number
 from hf_pdyn.policy.allocation_curve import lr_factor, total
 from hf_pdyn.report.allocation_curves import AllocationCurves
 from hf_pdyn.report.reading import read_runs
-from hf_pdyn.sweep.plan import TUNING_SEED, Plan, best, configuration, name, option
+from hf_pdyn.sweep.plan import TUNING_SEED, Plan, best, configuration, greater_is_better, name, option
 from hf_pdyn.sweep.rows import Configuration, Row, Rows
 from hf_pdyn.sweep.runs import FailedRunError, Script, run_all
 from hf_pdyn.sweep.verdict import Arm, arms, as_json, footnote, sentences
@@ -42,10 +42,9 @@ def sweep(words: Sequence[str], prog: str = "hf-pdyn sweep") -> None:
             raise ValueError(f"--jobs must be 1 at least, got {given.jobs}.")
         rows = Rows(given.output_dir / "rows.jsonl")
         with rows.locked():
-            greater = given.greater_is_better
-            if greater is None:  # as TrainingArguments have it
-                greater = not given.metric.endswith("loss")
-            _sweep(plan, script, rows, given.metric, given.jobs, greater_is_better=greater)
+            given_greater = given.greater_is_better
+            greater = greater_is_better(given.metric) if given_greater is None else given_greater
+            _sweep(plan, script, rows, given.metric, given.jobs, greater=greater)
     except FailedRunError as error:
         sys.exit(f"{prog}: {error}")
     except (ValueError, OSError) as error:
@@ -98,8 +97,8 @@ def _rate_of(script: Script) -> float:
     return _DEFAULT_RATE if found is None else parse_number(found)
 
 
-def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater_is_better: bool) -> None:
-    tuned = _tuned(plan, script, rows, metric, jobs, greater_is_better=greater_is_better)
+def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater: bool) -> None:
+    tuned = _tuned(plan, script, rows, metric, jobs, greater=greater)
     found = run_all(plan.compared(tuned), script, rows, metric, jobs, "runs")
     compared = arms(plan, found, metric)
     with replacing(rows.path.parent / "sweep.json") as unfinished:
@@ -111,9 +110,7 @@ def _sweep(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, gr
     _write_report(rows.path.parent, found, console)
 
 
-def _tuned(
-    plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater_is_better: bool
-) -> dict[float, float]:
+def _tuned(plan: Plan, script: Script, rows: Rows, metric: str, jobs: int, *, greater: bool) -> dict[float, float]:
     """The learning rate of each p, around the one at which its updates have Adam's size."""
     if "learning_rate" not in plan.match:
         return {}
@@ -126,7 +123,7 @@ def _tuned(
     for row in found:
         of: Configuration = row["configuration"]
         values[of["p"]][of["learning_rate"]] = row["result"][metric]
-    return {p: best(by_rate, greater_is_better=greater_is_better) for p, by_rate in values.items()}
+    return {p: best(by_rate, greater=greater) for p, by_rate in values.items()}
 
 
 def _factors(plan: Plan, directory: Path) -> dict[float, float]:

@@ -83,12 +83,17 @@ def name(of: Configuration) -> str:
     return f"{of['match']}-p={of['p']:g}-lr={of['learning_rate']:g}-seed={of['seed']}"
 
 
-def best(values: Mapping[float, float | None], *, greater_is_better: bool = False) -> float:
+def greater_is_better(metric: str) -> bool:
+    """By a metric's name, as TrainingArguments have it for `metric_for_best_model`."""
+    return not metric.endswith("loss")
+
+
+def best(values: Mapping[float, float | None], *, greater: bool = False) -> float:
     """The learning rate with the best value; None is of a run that diverged. ValueError where all have."""
     finite = {rate: value for rate, value in values.items() if value is not None and math.isfinite(value)}
     if not finite:
         raise ValueError(f"No learning rate of {', '.join(f'{rate:g}' for rate in values)} led to a finite metric.")
-    sign = -1 if greater_is_better else 1
+    sign = -1 if greater else 1
     return min(finite, key=lambda rate: (sign * finite[rate], rate))
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from hf_pdyn.sweep.plan import GRID, Plan, best, configuration, name, optim_args, option
+from hf_pdyn.sweep.plan import GRID, Plan, best, configuration, greater_is_better, name, optim_args, option
 
 PLAN = Plan((0.25, 0.4, 0.5), 3, ("update_scale", "none"), 1e-3)
 
@@ -44,7 +44,8 @@ def test_the_reference(exponents: tuple[float, ...], reference: float) -> None:
 
 def test_the_best_learning_rate() -> None:
     assert best({0.1: 3.0, 0.3: 2.0, 1.0: None}) == 0.3
-    assert best({0.1: 3.0, 0.3: 2.0, 1.0: None}, greater_is_better=True) == 0.1
+    assert best({0.1: 3.0, 0.3: 2.0, 1.0: None}, greater=True) == 0.1
+    assert [greater_is_better(metric) for metric in ("eval_loss", "eval_accuracy")] == [False, True]
     with pytest.raises(ValueError, match="0.1, 0.3"):
         best({0.1: None, 0.3: None})
 
