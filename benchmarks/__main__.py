@@ -44,7 +44,7 @@ def _step(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     on_gpu = device.type == "cuda"
     shapes = ["tiny"] if options.tiny else options.shapes or ["gpt2", "lora24", "lora200", *(["1b"] if on_gpu else [])]
     dtypes = options.dtypes or (["fp32", "bf16"] if on_gpu or options.tiny else ["fp32"])
-    print(f"{record.hardware(device)}\n\n{step.HEADER}")
+    print(f"{record.hardware(device)}\n\n{step.header(on_device=on_gpu)}")
     found = step.run(device, shapes, dtypes, options.against, 0.05 if options.tiny else options.seconds)
     if not options.add:
         found["extremes"] = step.extremes(device, shapes[0])

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from benchmarks.opponents import LR, OPPONENTS, Build, is_installed
 from benchmarks.shapes import SHAPES, Parameters
-from benchmarks.timing import bandwidth, interleaved
+from benchmarks.timing import Pair, bandwidth, interleaved
 from hf_pdyn import Padam, StepStatistics
 
 WORDS = 7
@@ -132,11 +132,8 @@ def run(
                         "dtype": dtype,
                         "ours": comparison.name,
                         "against": comparison.opponent,
-                        "milliseconds": round(1e3 * pair.ours, 4),
-                        "theirs_milliseconds": round(1e3 * pair.theirs, 4),
-                        "ratio": round(pair.ratio, 3),
+                        **_times(pair, moved / bytes_a_second),
                         "target": comparison.target and round(comparison.target, 3),
-                        "memory_limit": round(moved / bytes_a_second / pair.ours, 3),
                         "rounds": pair.rounds,
                     }
                 )
@@ -163,15 +160,39 @@ def _bytes_of_moments(optimizer: Optimizer) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in states)
 
 
-HEADER = "| shapes | step | against | ms | theirs | ratio | target | of the memory limit |\n" + "|---" * 8 + "|"
+def _times(pair: Pair, shortest: float) -> dict[str, float]:
+    """shortest: the seconds that memory needs for what our step moves."""
+    found = {
+        "milliseconds": round(1e3 * pair.ours, 4),
+        "theirs_milliseconds": round(1e3 * pair.theirs, 4),
+        "ratio": round(pair.ratio, 3),
+        "memory_limit": round(shortest / (pair.on_device or pair).ours, 3),
+    }
+    if pair.on_device is not None:
+        found["device_milliseconds"] = round(1e3 * pair.on_device.ours, 4)
+        found["theirs_device_milliseconds"] = round(1e3 * pair.on_device.theirs, 4)
+        found["device_ratio"] = round(pair.on_device.ratio, 3)
+    return found
+
+
+def header(*, on_device: bool) -> str:
+    """Of the table of steps. on_device: with the device's own times, which the last two columns then are of."""
+    times = ("ms", "theirs", "ratio", *(("device ms", "theirs", "ratio") if on_device else ()))
+    columns = ("shapes", "step", "against", *times, "target", "of the memory limit")
+    return f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|"
 
 
 def line(row: dict[str, Any]) -> str:
     """One row of the table."""
     target = f"{row['target']:.2f}" if row["target"] else ""
+    times = [
+        f"{row[of + 'milliseconds']:.2f} | {row['theirs_' + of + 'milliseconds']:.2f} | {row[of + 'ratio']:.2f}"
+        for of in ("", "device_")
+        if of + "ratio" in row
+    ]
     return (
-        f"| {row['shapes']} {row['dtype']} | {row['ours']} | {row['against']} | {row['milliseconds']:.2f} | "
-        f"{row['theirs_milliseconds']:.2f} | {row['ratio']:.2f} | {target} | {100 * row['memory_limit']:.0f} % |"
+        f"| {row['shapes']} {row['dtype']} | {row['ours']} | {row['against']} | {' | '.join(times)} | {target} | "
+        f"{100 * row['memory_limit']:.0f} % |"
     )
 
 

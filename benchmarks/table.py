@@ -43,7 +43,7 @@ def everything(records: dict[str, list[dict[str, Any]]]) -> str:
         lines += [
             f"{_where(record)}; memory gives {record['gigabytes_per_second']:.0f} GB/s:",
             "",
-            step.HEADER,
+            step.header(on_device=any("device_ratio" in row for row in record["rows"])),
             *map(step.line, record["rows"]),
             "",
             *_extremes(record),

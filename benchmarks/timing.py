@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -14,11 +15,15 @@ Work = Callable[[], object]
 
 @dataclass(frozen=True)
 class Pair:
-    """Medians in seconds of what was measured (`ours`) and of what it is compared to (`theirs`)."""
+    """Medians in seconds of what was measured (`ours`) and of what it is compared to (`theirs`).
+
+    on_device: of a CUDA device, the same of what it takes itself where the host is ahead of it.
+    """
 
     ours: float
     theirs: float
     rounds: int
+    on_device: Pair | None = None
 
     @property
     def ratio(self) -> float:
@@ -28,13 +33,48 @@ class Pair:
 def interleaved(ours: Work, theirs: Work, *, seconds: float, device: torch.device) -> Pair:
     """A B A B for about so many seconds, after two rounds of warming up; at least five rounds."""
     times: tuple[list[float], list[float]] = ([], [])
+    on_device: tuple[list[float], list[float]] = ([], [])
+    queue = Queue(device) if device.type == "cuda" else None
     for work in (ours, theirs) * 2:
         timed(work, device)
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times[0]) < 5:
         for found, work in zip(times, (ours, theirs), strict=True):
             found.append(timed(work, device))
-    return Pair(statistics.median(times[0]), statistics.median(times[1]), len(times[0]))
+        if queue is not None:
+            for found, waited, work in zip(on_device, times, (ours, theirs), strict=True):
+                found.append(queue.timed(work, ahead=waited[-1]))
+    pair = None if queue is None else _pair(on_device)
+    return _pair(times, pair)
+
+
+def _pair(times: tuple[list[float], list[float]], on_device: Pair | None = None) -> Pair:
+    ours, theirs = times
+    return Pair(statistics.median(ours), statistics.median(theirs), len(ours), on_device)
+
+
+class Queue:
+    """Work that keeps a CUDA device busy while the host prepares what is timed, as a backward pass does."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._busy = torch.zeros(2**26, device=device)
+        self._seconds = min(timed(self._pass, device) for _ in range(10))
+
+    def _pass(self) -> None:
+        self._busy.add_(1)
+
+    def timed(self, work: Work, *, ahead: float) -> float:
+        """Seconds from the first to the last kernel of `work`, whose host needs less than `ahead`."""
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize(self._device)
+        for _ in range(1 + math.ceil(ahead / self._seconds)):
+            self._pass()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
 
 
 def timed(work: Work, device: torch.device) -> float:
