@@ -57,8 +57,8 @@ inline Uint<T> count() {
 
 inline float root(float x) { return std::sqrt(x); }
 
-// x^(-1/4) of a normal and finite x. With AVX-512 it is the root of an estimate of x^(-1/2), to 14 bits that may depend
-// on the CPU, and a step of Newton's method: quicker than two roots and a division.
+// x^(-1/4) of a normal and finite x. With vectors it is the root of an estimate of x^(-1/2), to 14 bits or 12 that may
+// depend on the CPU, and a step of Newton's method: quicker than two roots and a division.
 inline float reciprocal_fourth_root(float x) { return 1.0f / root(root(x)); }
 
 // a b + c in one rounding. Left to the compiler, loops that should agree bit for bit would not.
@@ -152,10 +152,7 @@ inline Uints count<Lanes>() {
 
 inline Lanes root(Lanes x) { return _mm512_sqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm512_fmadd_ps(a, b, c); }
-inline Lanes reciprocal_fourth_root(Lanes x) {
-  const Lanes y = _mm512_rsqrt14_ps(x);
-  return root((0.5f * y) * mul_add(-(x * y), y, spread<Lanes>(3.0f)));
-}
+inline Lanes estimated_reciprocal_root(Lanes x) { return _mm512_rsqrt14_ps(x); }
 inline Ints at_most(Ints x, Ints limit) { return Ints(_mm512_min_epi32(__m512i(x), __m512i(limit))); }
 inline Uints at_most(Uints x, Uints limit) { return Uints(_mm512_min_epu32(__m512i(x), __m512i(limit))); }
 inline Ints size_of(Ints x) { return Ints(_mm512_abs_epi32(__m512i(x))); }
@@ -208,7 +205,7 @@ inline Uints count<Lanes>() {
 }
 
 inline Lanes root(Lanes x) { return _mm256_sqrt_ps(x); }
-inline Lanes reciprocal_fourth_root(Lanes x) { return 1.0f / root(root(x)); }
+inline Lanes estimated_reciprocal_root(Lanes x) { return _mm256_rsqrt_ps(x); }
 inline Lanes mul_add(Lanes a, Lanes b, Lanes c) { return _mm256_fmadd_ps(a, b, c); }
 inline Ints at_most(Ints x, Ints limit) { return Ints(_mm256_min_epi32(__m256i(x), __m256i(limit))); }
 inline Uints at_most(Uints x, Uints limit) { return Uints(_mm256_min_epu32(__m256i(x), __m256i(limit))); }
@@ -225,6 +222,10 @@ inline float total(Lanes x) {
 #endif
 
 inline Lanes mul_add(float a, Lanes b, Lanes c) { return mul_add(spread<Lanes>(a), b, c); }
+inline Lanes reciprocal_fourth_root(Lanes x) {
+  const Lanes y = estimated_reciprocal_root(x);
+  return root((0.5f * y) * mul_add(-(x * y), y, spread<Lanes>(3.0f)));
+}
 
 inline double binomial(double n, int k) { return k == 0 ? 1.0 : binomial(n - 1, k - 1) * n / k; }
 

@@ -130,9 +130,10 @@ struct Prepared {
     settings = &s;
     gain = gain_of(-s.p, s.v_eps);
 #ifdef HF_PDYN_LANES
-    // With AVX-512, two roots and a division take longer than what else there is; v of codes is finite.
-    if (gain == Gain::kReciprocalFourthRoot && kLanes == 16 && stays_normal(-s.p, s.v_eps)) {
-      gain = call.format == kFp32 ? Gain::kPowerOfNormal : Gain::kReciprocalFourthRootOfNormal;
+    // Two roots and a division take longer than what else there is, in float32 with AVX-512; v of codes is finite.
+    if (gain == Gain::kReciprocalFourthRoot && stays_normal(-s.p, s.v_eps)) {
+      if (call.format != kFp32) gain = Gain::kReciprocalFourthRootOfNormal;
+      if (call.format == kFp32 && kLanes == 16) gain = Gain::kPowerOfNormal;
     }
 #endif
     if (gain == Gain::kPowerOfNormal) of_v = PowerTables(-s.p);
