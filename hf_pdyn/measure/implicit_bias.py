@@ -39,17 +39,17 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from hf_pdyn.integrations import low_bit
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.optim import state_format
-from hf_pdyn.optim.equation import usable_eps
+from hf_pdyn.optim.equation import power_norm_scale, usable_eps
 from hf_pdyn.optim.step_work import as_scalar, group_lr
 from hf_pdyn.optim.update_list import local_reals
-from hf_pdyn.tensors.norms import accumulator_dtype, shares_of_eps
+from hf_pdyn.tensors.norms import accumulator_dtype, power_sum, shares_of_eps
 from hf_pdyn.tensors.sharding import Piece, group_by_param
 from hf_pdyn.theory.modified_flow import bias_coefficient, momentum_coefficient
 
 
 def perturbed_one_norm(grad: Tensor, *, eps: float) -> Tensor:
     """||g||_{1,eps} = sum_i sqrt(g_i^2 + eps), the norm Adam's implicit bias is about; a 0-d tensor."""
-    return _sum(perturbed_square(grad, eps).sqrt_())
+    return power_sum(grad, 0.5, eps=eps)
 
 
 def power_norm(grad: Tensor, *, p: float, eps: float) -> Tensor:
@@ -59,22 +59,7 @@ def power_norm(grad: Tensor, *, p: float, eps: float) -> Tensor:
     p=1 the sum diverges by a constant only; its gradient is that of sum_i log(g_i^2 + eps) / 2, which
     is what is returned there.
     """
-    perturbed = perturbed_square(grad, eps)
-    if p == 1:
-        return _sum(perturbed.log_()) / 2
-    return _sum(perturbed.pow_(1 - p)) / (2 * (1 - p))
-
-
-def perturbed_square(grad: Tensor, eps: float) -> Tensor:
-    """g_i^2 + eps of every element, in float32 at least; a new tensor."""
-    if grad.is_complex():
-        grad = torch.view_as_real(grad)
-    # float32 at least: the square of a bf16 or fp16 gradient loses most of its range.
-    return grad.to(torch.promote_types(grad.dtype, torch.float32)).square().add_(eps)
-
-
-def _sum(values: Tensor) -> Tensor:
-    return values.sum(dtype=accumulator_dtype(values.device))
+    return power_norm_scale(p) * power_sum(grad, 1 - p, eps=eps)
 
 
 def exponent(optimizer: Optimizer, group: Mapping[str, Any]) -> tuple[float | None, float]:

@@ -17,6 +17,7 @@ from hf_pdyn.integrations import low_bit
 from hf_pdyn.measure import implicit_bias
 from hf_pdyn.measure.moments import step_count
 from hf_pdyn.optim import state_format
+from hf_pdyn.optim.equation import power_norm_scale
 from hf_pdyn.optim.step_work import SUMS
 from hf_pdyn.optim.update_list import local_reals
 from hf_pdyn.tensors import norms
@@ -104,13 +105,12 @@ def _of_gradients(
     flat = grads[0].reshape(-1) if len(grads) == 1 else torch.cat([grad.reshape(-1) for grad in grads])
     if clip_factor is not None:
         flat = flat / clip_factor.to(device=flat.device, dtype=flat.dtype)
-    ones = norms.sums_of_parts(implicit_bias.perturbed_square(flat, eps).sqrt_(), sizes)
+    ones = norms.sums_of_parts(norms.perturbed_square(flat, eps).sqrt_(), sizes)
     if p is None:
         return torch.stack([ones, torch.full_like(ones, math.nan)], dim=1)
-    powers = implicit_bias.perturbed_square(flat, eps)
-    if p == 1:
-        return torch.stack([ones, norms.sums_of_parts(powers.log_(), sizes, signed=True) / 2], dim=1)
-    return torch.stack([ones, norms.sums_of_parts(powers.pow_(1 - p), sizes) / (2 * (1 - p))], dim=1)
+    perturbed = norms.perturbed_square(flat, eps)
+    powers = perturbed.log_() if p == 1 else perturbed.pow_(1 - p)
+    return torch.stack([ones, power_norm_scale(p) * norms.sums_of_parts(powers, sizes, signed=p == 1)], dim=1)
 
 
 def _v_hat_sums(

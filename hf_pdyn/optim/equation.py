@@ -94,6 +94,14 @@ def update_scales(t: Any, *, beta1: float, beta2: float, p: float, eps: float) -
     return factor / (1 - beta1**t), usable_eps(eps * of_v)
 
 
+def power_norm_scale(p: float) -> float:
+    """What makes N_p(g), the norm that the p-update penalises or protects, of sum_i (g_i^2 + eps)^(1-p): 1 / (2 (1-p)).
+
+    At p = 1 it is 1/2, of the sum of logarithms.
+    """
+    return 1 / (2 * (1 - p)) if p != 1 else 0.5
+
+
 def usable_eps(eps: Any) -> Any:
     """`eps`, but float32's smallest normal number for a positive `eps` below it: 0 / eps^p must not be NaN."""
     if isinstance(eps, Tensor):

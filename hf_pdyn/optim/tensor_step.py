@@ -98,7 +98,7 @@ def _measured(batch: _Batch, clip_factor: Tensor | None) -> dict[str, list[Tenso
         "one_norm": one_norms,
         "N_p": one_norms
         if p == 0.5
-        else [norms.power_sum(grad, 1 - p, eps=eps) / (2 * (1 - p) if p != 1 else 2) for grad in grads],
+        else [equation.power_norm_scale(p) * norms.power_sum(grad, 1 - p, eps=eps) for grad in grads],
         "numel": [
             torch.full_like(one_norm, update.theta.numel()) for one_norm, update in zip(one_norms, batch, strict=True)
         ],

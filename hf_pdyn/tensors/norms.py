@@ -53,12 +53,17 @@ def sums_of_parts(values: Tensor, sizes: Sequence[int], *, signed: bool = False)
     return torch.stack(torch._foreach_norm(list(parts), 1, dtype=dtype))
 
 
-def power_sum(tensor: Tensor, exponent: float, *, eps: float) -> Tensor:
-    """sum_i (x_i^2 + eps)^exponent, or the sum of logarithms at exponent 0; a 0-d tensor in `accumulator_dtype`."""
+def perturbed_square(tensor: Tensor, eps: float) -> Tensor:
+    """x_i^2 + eps of every element, of both parts of complex ones; a new tensor, in float32 at least."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    # float32 at least: the square of a bf16 or fp16 number loses most of its range.
-    powers = tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().add_(eps)
+    # The square of a bf16 or fp16 number loses most of its range.
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32)).square().add_(eps)
+
+
+def power_sum(tensor: Tensor, exponent: float, *, eps: float) -> Tensor:
+    """sum_i (x_i^2 + eps)^exponent, or the sum of logarithms at exponent 0; a 0-d tensor in `accumulator_dtype`."""
+    powers = perturbed_square(tensor, eps)
     if exponent == 0:
         powers.log_()
     elif exponent == 0.5:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hf_pdyn.optim.equation import update_scales, usable_eps
+from hf_pdyn.optim.equation import power_norm_scale, update_scales, usable_eps
 from hf_pdyn.optim.step_work import Update
 
 COLUMNS = (
@@ -105,7 +105,7 @@ def row(group: Mapping[str, Any], t: float, lr: float) -> tuple[float, ...]:
         adam_scale,
         v_eps,
         1 / (1 - beta2**t),
-        1 / (2 * (1 - p)) if p != 1 else 0.5,
+        power_norm_scale(p),
         p,
         usable_eps(eps),
         0.0 if decoupled else weight_decay,
