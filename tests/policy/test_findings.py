@@ -103,6 +103,16 @@ def kinds(facts: Facts) -> list[str]:
     return [finding.kind for finding in findings(facts)]
 
 
+def test_the_cure_of_decay_that_never_ends_knows_of_a_target() -> None:
+    metrics = {"pdyn/weight_decay": 0.1, "pdyn/a_t": -0.1}
+    (without,), (missed,) = (
+        findings(run(start={"callbacks": callbacks}, **metrics))
+        for callbacks in ([], [{"name": "WeightDecayShutoffCallback", "at": "ratio<0.2"}])
+    )
+    assert "try --wd_off 0.5" in without.cure
+    assert "target of the shutoff was not reached" in missed.cure
+
+
 def test_the_cure_of_rounding_names_the_option() -> None:
     (found,) = findings(WITH["updates_round_to_nothing"][0])
     assert '--optim_args "weight_correction=true"' in found.cure
