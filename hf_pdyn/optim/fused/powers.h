@@ -20,14 +20,14 @@ inline To bits_as(From from) {
   return to;
 }
 
-inline float power_of_two(int32_t n) { return bits_as<float>((n + 127) << 23); }
+inline float power_of_two(int32_t n) { return bits_as<float>(uint32_t(n + 127) << 23); }
 
 // x = 2^exponent * (1 + t) with 1 + t in [sqrt(1/2), sqrt(2)), for a normal x > 0; returns log2(1 + t) to 7e-7, of
 // which a power takes q ln 2.
 inline float log2_of_fraction(float x, int32_t& exponent) {
   const int32_t bits = bits_as<int32_t>(x);
   exponent = (bits - 0x3f3504f3) >> 23;
-  const float t = bits_as<float>(bits - (exponent << 23)) - 1.0f;
+  const float t = bits_as<float>(uint32_t(bits) - (uint32_t(exponent) << 23)) - 1.0f;
   float q = 0.17616668343544006f;
   q = q * t - 0.27097731828689575f;
   q = q * t + 0.29509982466697693f;
@@ -61,7 +61,7 @@ inline float power_of_normal(float x, float q) {
   // q * exponent - n in one rounding: the product alone would lose what the exponent has in digits.
   const float r = std::fma(q, log2_fraction, std::fma(q, exponent, -n));
   // Shifting left leaves of `shifted` the integer alone, in the place of the exponent.
-  const float z = bits_as<float>(bits_as<int32_t>(exp2_of_fraction(r)) + (bits_as<int32_t>(shifted) << 23));
+  const float z = bits_as<float>(bits_as<uint32_t>(exp2_of_fraction(r)) + (bits_as<uint32_t>(shifted) << 23));
   const float at_infinity = q < 0 ? 0.0f : kInfinity;
   return x < kInfinity ? z : (at_infinity < x ? at_infinity : x);
 }
