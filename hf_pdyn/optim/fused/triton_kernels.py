@@ -265,6 +265,57 @@ def _elements(address, start, offsets, dtype: tl.constexpr, m_format: tl.constex
 
 
 @triton.jit
+def _constants_at(time, log_beta1, log_beta2, p, eps):
+    # scale, adam_scale, v_eps and v_hat_scale of `layout.row`, at a step count that stands on the device.
+    of_m = _one_minus_power(log_beta1, time)
+    of_v = _one_minus_power(log_beta2, time)
+    v_eps = tl.where(eps > 0, tl.maximum(eps * of_v, SMALLEST_NORMAL), 0.0)
+    return _power(of_v, p, False) / of_m, tl.sqrt(of_v) / of_m, v_eps, 1.0 / of_v
+
+
+@triton.jit
+def _lerp(m, g, weight):
+    # In the two forms of torch's: at beta1 = 0, m is g.
+    towards_g = weight < 0.5
+    return tl.where(towards_g, m, g) + tl.where(towards_g, weight, weight - 1) * (g - m)
+
+
+@triton.jit
+def _running_maximum(pointer, v, held, m_format: tl.constexpr, moments: tl.constexpr):
+    # What stands under the power with amsgrad. v: what the maximum takes in where moments did; of codes, shifted bits.
+    if m_format == FP32:
+        maximum = tl.load(pointer, mask=held, other=0.0)
+        if moments:
+            maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
+            tl.store(pointer, maximum, mask=held)
+    else:
+        shifted = (tl.load(pointer, mask=held, other=0).to(tl.int32) + _V_ZERO) << _V_SHIFT
+        if moments:
+            shifted = tl.maximum(shifted, v)
+            tl.store(pointer, ((shifted >> _V_SHIFT) - _V_ZERO).to(tl.uint16), mask=held)
+        maximum = _v_of(shifted)
+    return maximum
+
+
+@triton.jit
+def _sum_norms(sums, g, held, p, eps, power_scale):
+    # The perturbed one-norm, and N_p.
+    perturbed = g * g + eps
+    one_norm = tl.where(held, _sqrt(perturbed), 0.0)
+    tl.store(sums + ONE_NORM, tl.sum(one_norm, axis=0))
+    powers = tl.where(p == 1, _log(perturbed), _power(perturbed, 1 - p, False))
+    tl.store(sums + N_P, power_scale * tl.sum(tl.where(held, powers, 0.0), axis=0))
+
+
+@triton.jit
+def _sum_second_moment(sums, v, numel, v_eps, v_hat_scale):
+    tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
+    tl.store(sums + NUMEL, numel.to(tl.float32))
+    tl.store(sums + RULED_BY_EPS, tl.sum(tl.where(v > 0.0, v_eps / (v + v_eps), 0.0), axis=0))
+    tl.store(sums + MOVED, tl.sum(tl.where(v > 0.0, 1.0, 0.0), axis=0))
+
+
+@triton.jit
 def step_chunk(
     runs,
     chunks,
@@ -320,16 +371,8 @@ def step_chunk(
     lr = tl.load(row + 13)
     weight_decay = tl.load(row + 14)
     if times_on_device:
-        time_at = tl.load(run + 6)
-        log_beta1 = tl.load(row + 15)
-        log_beta2 = tl.load(row + 16)
-        time = tl.load(time_at.to(tl.pointer_type(tl.float32)))
-        of_m = _one_minus_power(log_beta1, time)
-        of_v = _one_minus_power(log_beta2, time)
-        scale = _power(of_v, p, False) / of_m
-        adam_scale = tl.sqrt(of_v) / of_m
-        v_eps = tl.where(eps > 0, tl.maximum(eps * of_v, SMALLEST_NORMAL), 0.0)
-        v_hat_scale = 1.0 / of_v
+        time = tl.load(tl.load(run + 6).to(tl.pointer_type(tl.float32)))
+        scale, adam_scale, v_eps, v_hat_scale = _constants_at(time, tl.load(row + 15), tl.load(row + 16), p, eps)
     lr = tl.load(lr_at.to(tl.pointer_type(tl.float32)), mask=lr_at != 0, other=lr)
 
     left = tl.minimum(numel - start, CHUNK).to(tl.int32)
@@ -373,18 +416,11 @@ def step_chunk(
             unclipped = g
             if clip_factor is not None:
                 unclipped = g * (1.0 / tl.load(clip_factor))
-            perturbed = unclipped * unclipped + eps
-            one_norm = tl.where(held, _sqrt(perturbed), 0.0)
-            tl.store(sums + ONE_NORM, tl.sum(one_norm, axis=0))
-            powers = tl.where(p == 1, _log(perturbed), _power(perturbed, 1 - p, False))
-            tl.store(sums + N_P, power_scale * tl.sum(tl.where(held, powers, 0.0), axis=0))
+            _sum_norms(sums, unclipped, held, p, eps, power_scale)
         if moments:
             # 0 times an infinite parameter would be NaN.
             g = sign * g + tl.where(l2 != 0, l2 * theta, 0.0)
-            # Either way as torch's lerp: at beta1 = 0, m is g.
-            towards_g = one_minus_beta1 < 0.5
-            weight = tl.where(towards_g, one_minus_beta1, one_minus_beta1 - 1)
-            m = tl.where(towards_g, m, g) + weight * (g - m)
+            m = _lerp(m, g, one_minus_beta1)
             weighted = one_minus_beta2 * g  # times g: g * g alone would overflow earlier than v
             if m_format != FP32:
                 # What is stored is what the rest of the step sees, in this pass as in another.
@@ -401,26 +437,11 @@ def step_chunk(
                 tl.store(exp_avg_sq_ptr, v, mask=held)
 
     if amsgrad:
-        maximum_at = tl.load(run + 4)
-        if m_format == FP32:
-            maximum_ptr = _elements(maximum_at, start, offsets, tl.float32, m_format, aligned)
-            maximum = tl.load(maximum_ptr, mask=held, other=0.0)
-            if moments:
-                maximum = tl.maximum(maximum, v, propagate_nan=tl.PropagateNan.ALL)
-                tl.store(maximum_ptr, maximum, mask=held)
-            v = maximum
-        else:
-            maximum_code_ptr = _elements(maximum_at, start, offsets, tl.uint16, m_format, aligned)
-            maximum = (tl.load(maximum_code_ptr, mask=held, other=0).to(tl.int32) + _V_ZERO) << _V_SHIFT
-            if moments:
-                maximum = tl.maximum(maximum, shifted)
-                tl.store(maximum_code_ptr, ((maximum >> _V_SHIFT) - _V_ZERO).to(tl.uint16), mask=held)
-            v = _v_of(maximum)
+        v_type: tl.constexpr = tl.float32 if m_format == FP32 else tl.uint16
+        maximum_ptr = _elements(tl.load(run + 4), start, offsets, v_type, m_format, aligned)
+        v = _running_maximum(maximum_ptr, v if m_format == FP32 else shifted, held, m_format, moments)
     if measure:
-        tl.store(sums + V_HAT_SUM, v_hat_scale * tl.sum(v, axis=0))
-        tl.store(sums + NUMEL, left.to(tl.float32))
-        tl.store(sums + RULED_BY_EPS, tl.sum(tl.where(v > 0.0, v_eps / (v + v_eps), 0.0), axis=0))
-        tl.store(sums + MOVED, tl.sum(tl.where(v > 0.0, 1.0, 0.0), axis=0))
+        _sum_second_moment(sums, v, left, v_eps, v_hat_scale)
 
     if apply or direction:
         x = v + v_eps  # which stored codes make no subnormal number: v is 0 or 2^-97 at least
