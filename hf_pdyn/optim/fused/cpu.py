@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hf_pdyn.optim.fused.building import NEEDS, build, why_not_here
-from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
+from hf_pdyn.optim.fused.layout import COLUMNS, FORMATS, Table, addresses_of, row, rows_of
 from hf_pdyn.optim.state_format import format_of
 from hf_pdyn.optim.step_work import STEP_SUMS, Task, Update, group_lr
 
@@ -27,7 +27,6 @@ _SOURCE = Path(__file__).with_name("padam.cpp")
 SETTINGS = (*COLUMNS[: COLUMNS.index("lr")], "rate", "decay", "grad_rescale")
 """`Settings` of padam.cpp."""
 _TYPES = {torch.float32: 0, torch.bfloat16: 1}
-_FORMATS = ("fp32", "16bit", "8_16bit")
 
 
 class _Call(ctypes.Structure):
@@ -93,7 +92,7 @@ class _Alike:
         self.n_chunks = 0
         self._rows = rows_of(updates)
         first = updates[0]
-        self._types = _TYPES[first.theta.dtype], _TYPES[first.grad.dtype], _FORMATS.index(format_of(first.exp_avg))
+        self._types = _TYPES[first.theta.dtype], _TYPES[first.grad.dtype], FORMATS.index(format_of(first.exp_avg))
         chunk, table = library().hf_pdyn_chunk(), []
         for update, number in zip(updates, self._rows.of_update, strict=True):
             numel = update.theta.numel()

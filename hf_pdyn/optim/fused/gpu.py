@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from hf_pdyn.optim.fused.layout import COLUMNS, Table, addresses_of, row, rows_of
+from hf_pdyn.optim.fused.layout import COLUMNS, FORMATS, Table, addresses_of, row, rows_of
 from hf_pdyn.optim.fused.sending import Here, KnownTables, Mailbox, here
 from hf_pdyn.optim.fused.triton_launch import Launches
 from hf_pdyn.optim.hyperparameters import StateDtype
@@ -235,7 +235,7 @@ def _constants_of(kind: _Variant, tasks: Task) -> dict[str, Any]:
     return {
         "theta_type": _triton(kind.theta_type),
         "grad_type": _triton(kind.grad_type),
-        "m_format": _kernels().FORMATS.index(kind.state_dtype),
+        "m_format": FORMATS.index(kind.state_dtype),
         "amsgrad": kind.amsgrad,
         "corrected": kind.corrected,
         "times_on_device": kind.times_on_device,

@@ -6,11 +6,12 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from hf_pdyn.optim.equation import power_norm_scale, update_scales, usable_eps
+from hf_pdyn.optim.hyperparameters import StateDtype
 from hf_pdyn.optim.step_work import Update
 
 COLUMNS = (
@@ -31,6 +32,9 @@ COLUMNS = (
     "weight_decay",
 )
 """A kernel's settings for a group at one step count; padam.cpp says what each means."""
+
+FORMATS: tuple[StateDtype, ...] = get_args(StateDtype)
+"""What moments are stored in; a kernel knows a format by its place here, which codes.h repeats."""
 
 
 def addresses_of(update: Update) -> tuple[int, ...]:

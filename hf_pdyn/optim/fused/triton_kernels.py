@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hf_pdyn.optim.fused.layout import COLUMNS
+from hf_pdyn.optim.fused.layout import COLUMNS, FORMATS
 from hf_pdyn.optim.state_format import M_LARGEST, M_NAN, M_SHIFT, V_LARGEST, V_SHIFT, V_ZERO
 from hf_pdyn.optim.step_work import STEP_SUMS
 
@@ -50,7 +50,6 @@ MOVED = tl.constexpr(STEP_SUMS.index("moved"))
 DIRECTION_SQ = tl.constexpr(STEP_SUMS.index("direction_sq"))
 ADAM_SQ = tl.constexpr(STEP_SUMS.index("adam_sq"))
 
-FORMATS = ("fp32", "16bit", "8_16bit")
 FP32 = tl.constexpr(FORMATS.index("fp32"))
 BITS_16 = tl.constexpr(FORMATS.index("16bit"))
 BITS_8_16 = tl.constexpr(FORMATS.index("8_16bit"))
