@@ -2,13 +2,15 @@
 
 import inspect
 import math
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hf_pdyn import Padam
-from hf_pdyn.frontend.optim_args import _SETTINGS, Override, parse_optim_args
+from hf_pdyn.frontend.optim_args import _OVERRIDES, _SETTINGS, Override, parse_optim_args
 from hf_pdyn.grouping import COMPONENTS, PATHWAYS, Label
 from tests.properties import result_or_refusal
 
@@ -63,3 +65,37 @@ def test_any_regex_can_be_written(regex: str) -> None:
 def test_nonsense_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_optim_args(text)
+
+
+def _table_of_keys() -> dict[str, list[str]]:
+    """The cells of docs/reference/options.md by key."""
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
+    table = page.partition("| key |")[2].partition("\n\n")[0].splitlines()[2:]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
+    return {key: cells for keys, *cells in rows for key in re.findall(r"`([^`]+)`", keys)}
+
+
+def test_the_documents_have_every_key_with_its_values_and_its_default() -> None:
+    of_padam = inspect.signature(Padam).parameters
+    table = _table_of_keys()
+    plain = {key: cells for key, cells in table.items() if "." not in key}
+    assert set(plain) == set(_SETTINGS)
+    assert {key for key in table if "." in key} == {*(f"{name}.LABEL" for name in _OVERRIDES), "label.REGEX"}
+    for key, (values, default, _) in plain.items():
+        allowed = re.findall(r"`([^`]+)`", values)
+        for value in allowed or ["0.25"]:
+            assert key in parse_optim_args(f"{key}={value}").settings
+        if allowed:
+            with pytest.raises(ValueError, match=allowed[0]):
+                parse_optim_args(f"{key}=something_else")
+        given, own = default.strip("`"), of_padam[key].default
+        if key == "eps":
+            assert "--adam_epsilon" in given
+        else:
+            assert {"chosen": None, "true": True, "false": False}.get(given, given) in (own, str(own))
+
+
+def test_the_documents_name_every_label() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
+    named = re.findall(r"`(\w+)`", page.partition("LABEL is a pathway")[2].partition("which outranks")[0])
+    assert named == [*PATHWAYS, *COMPONENTS]
