@@ -20,7 +20,7 @@ from hf_pdyn.report.reading import read_runs
 from hf_pdyn.sweep.plan import TUNING_SEED, Plan, best, configuration, greater_is_better, name, option
 from hf_pdyn.sweep.rows import Configuration, Row, Rows
 from hf_pdyn.sweep.runs import FailedRunError, Script, run_all
-from hf_pdyn.sweep.verdict import Arm, arms, as_json, footnote, sentences
+from hf_pdyn.sweep.verdict import FEWEST_SEEDS, Arm, arms, as_json, footnote, sentences
 
 _DEFAULT_RATE = 5e-5
 """TrainingArguments'."""
@@ -60,7 +60,7 @@ def _build_parser(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--p", type=float, nargs="+", default=[0.25, 0.4, 0.5], help="exponents (default: %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=FEWEST_SEEDS, help="runs of each (default: %(default)s)")
     parser.add_argument(
         "--match",
         nargs="+",

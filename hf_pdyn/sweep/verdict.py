@@ -11,12 +11,16 @@ from hf_pdyn.sweep.plan import Plan
 from hf_pdyn.sweep.rows import Row
 from hf_pdyn.sweep.statistics import CONFIDENCE, Mean, mean_of
 
+FEWEST_SEEDS = 6
+"""With fewer, no exact test of signs reaches 5 %."""
+
 
 @dataclass(frozen=True)
 class Arm:
     """The runs of one p with one way of matching. difference: from the reference's, paired by seed; None for its own.
 
-    values: of the metric, by seed; None of a run that diverged.
+    values: of the metric, by seed; None of a run that diverged. repeated: whether every seed gave the same value, of
+    this p and of the reference: nothing can be told then of what seeds change.
     """
 
     match: str
@@ -24,11 +28,12 @@ class Arm:
     learning_rate: float
     values: tuple[float | None, ...]
     difference: Mean | None
+    repeated: bool = False
 
     @property
     def differs(self) -> bool | None:
         """Whether the difference's confidence interval leaves out zero; None where there is no difference to judge."""
-        if self.difference is None or math.isnan(self.difference.mean):
+        if self.difference is None or math.isnan(self.difference.mean) or self.repeated:
             return None
         low, high = self.difference.interval
         return low > 0 or high < 0
@@ -36,6 +41,8 @@ class Arm:
     def __str__(self) -> str:
         if self.difference is None:
             return "the reference"
+        if self.repeated:
+            return f"{self.difference.mean:+.3g} with every seed"
         if self.differs is None:
             return "a run diverged"
         low, high = self.difference.interval
@@ -51,20 +58,29 @@ def arms(plan: Plan, rows: Sequence[Row], metric: str) -> list[Arm]:
             pairs = zip(values[p], values[plan.reference], strict=True)
             differences = [math.nan if None in pair else pair[0] - pair[1] for pair in pairs]  # type: ignore[operator]
             rate = next(row["configuration"]["learning_rate"] for row in _of(rows, match, p))
-            found.append(Arm(match, p, rate, tuple(values[p]), None if p == plan.reference else mean_of(differences)))
+            difference = None if p == plan.reference else mean_of(differences)
+            repeated = all(None not in of and len(set(of)) == 1 for of in (values[p], values[plan.reference]))
+            found.append(Arm(match, p, rate, tuple(values[p]), difference, repeated))
     return found
 
 
 def sentences(plan: Plan, found: Sequence[Arm], metric: str) -> list[str]:
     """The verdict on each p but the reference, in words."""
-    return [
-        f"p = {p:g} against {plan.reference:g}, {metric}: {_verdict({arm.match: arm for arm in found if arm.p == p})}."
-        for p in plan.exponents
-        if p != plan.reference
-    ]
+    told = []
+    for p in plan.exponents:
+        if p != plan.reference:
+            by_match = {arm.match: arm for arm in found if arm.p == p}
+            seeds = ""
+            if plan.seeds < FEWEST_SEEDS and any(arm.differs for arm in by_match.values()):
+                seeds = f", of {plan.seeds} seeds: take {FEWEST_SEEDS} before you say so"
+            told.append(f"p = {p:g} against {plan.reference:g}, {metric}: {_verdict(by_match)}{seeds}.")
+    return told
 
 
 def _verdict(by_match: dict[str, Arm]) -> str:
+    if any(arm.repeated for arm in by_match.values()):
+        same = _told([arm for arm in by_match.values() if arm.repeated])
+        return f"not known, every seed gave the same value ({same}): does the script follow --seed?"
     matched = [arm for match, arm in by_match.items() if match != "none"]
     raw = by_match.get("none")
     own = [arm for arm in matched if arm.differs]

@@ -6,9 +6,9 @@ import pytest
 
 from hf_pdyn.sweep.plan import Plan, configuration
 from hf_pdyn.sweep.rows import Row
-from hf_pdyn.sweep.verdict import arms, as_json, sentences
+from hf_pdyn.sweep.verdict import FEWEST_SEEDS, arms, as_json, sentences
 
-NOISE = (0.0, 0.01, -0.01, 0.02)
+NOISE = (0.0, 0.01, -0.01, 0.02, -0.02, 0.03)
 
 
 def rows(plan: Plan, effects: dict[tuple[str, float], float | None]) -> list[Row]:
@@ -43,6 +43,28 @@ def verdict(effects: dict[tuple[str, float], float | None], *match: str) -> str:
 )
 def test_verdicts(effects: dict[tuple[str, float], float | None], match: tuple[str, ...], said: str) -> None:
     assert f"p = 0.25 against 0.5, eval_loss: {said}" in verdict(effects, *match)
+
+
+def test_seeds_that_change_nothing_are_no_evidence() -> None:
+    """As of a script that sets its own seed: a difference of a thousand runs that are one run."""
+    plan = Plan((0.25, 0.5), 4, ("update_scale", "none"), 1e-3)
+    found = [
+        {"configuration": of, "result": {"eval_loss": 2.0 + (0.3 if of["p"] == 0.25 else 0.0)}}
+        for of in plan.compared(dict.fromkeys(plan.exponents, plan.learning_rate))
+    ]
+    judged = arms(plan, found, "eval_loss")
+    (said,) = sentences(plan, judged, "eval_loss")
+    assert "not known, every seed gave the same value (-0.3 with every seed, " in said.replace("+0.3", "-0.3")
+    assert "does the script follow --seed?" in said
+    assert {arm["interval"] for arm in as_json(plan, judged, "eval_loss")["arms"]} == {None}
+
+
+@pytest.mark.parametrize(("seeds", "cautious"), [(4, True), (FEWEST_SEEDS, False)])
+def test_few_seeds_carry_no_claim(seeds: int, cautious: bool) -> None:
+    plan = Plan((0.25, 0.5), seeds, ("update_scale",), 1e-3)
+    for effect, claims in ((0.3, True), (0.0, False)):
+        (said,) = sentences(plan, arms(plan, rows(plan, {("update_scale", 0.25): effect}), "eval_loss"), "eval_loss")
+        assert (f"of {seeds} seeds: take 6 before you say so" in said) == (cautious and claims)
 
 
 def test_the_file_is_json_with_every_arm() -> None:
