@@ -133,11 +133,15 @@ def show_comparison(options: argparse.Namespace) -> None:
         Console(width=max(console.width, needed)).print(part)
 
 
-_NO_ALLOCATION = "No allocation curve was recorded: --allocation log, or telemetry with padam."
+_NO_ALLOCATION = "No allocation curve was recorded: telemetry takes one, or --allocation log."
+_NOTHING_TO_JUDGE = "Its records have no metrics of hf_pdyn, so nothing could be found: train with --telemetry global."
 
 
 def show_explanation(options: argparse.Namespace) -> None:
-    """Print sentences and findings of every run; exits with status 1 for a finding that was asked for."""
+    """Print sentences and findings of every run.
+
+    Exits with status 1 for a finding that was asked for, and for a run of which none can be told.
+    """
     for kind in options.fail_on:
         check_choice("--fail_on", kind, ("any", *KINDS))
     runs = read_runs(options.runs)
@@ -155,7 +159,11 @@ def show_explanation(options: argparse.Namespace) -> None:
             console.print(f"It is not compared with {baseline.name}: not both have evaluation losses.")
         for finding in told.findings:
             console.print(f"- {finding.kind}: {finding}")
-        if not told.findings:
+        judged = any(metric.startswith("pdyn/") for metric in run.metrics)
+        if not judged:
+            console.print(_NOTHING_TO_JUDGE)
+            failed |= bool(options.fail_on)
+        elif not told.findings:
             console.print("Nothing was found that needs a word.")
         failed |= any("any" in options.fail_on or finding.kind in options.fail_on for finding in told.findings)
     if failed:

@@ -88,6 +88,16 @@ def test_a_finding_can_fail_a_build(tmp_path: Path, wanted: list[str], status: i
         assert exit_.value.code == status
 
 
+def test_a_run_of_which_nothing_can_be_told_does_not_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_state(tmp_path / "plain", [{"step": 1, "loss": 1.0}])
+    main(["explain", str(tmp_path / "plain")])
+    output = capsys.readouterr().out
+    assert "nothing could be found" in output and "Nothing was found" not in output
+    with pytest.raises(SystemExit) as exit_:
+        main(["explain", str(make_run(tmp_path / "a")), str(tmp_path / "plain"), "--fail_on", "nonfinite"])
+    assert exit_.value.code == 1
+
+
 def test_an_unknown_finding_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main(["explain", str(make_run(tmp_path / "a")), "--fail_on", "clipped"])
