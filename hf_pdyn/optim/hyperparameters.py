@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from typing import Any, Literal, get_args
 
@@ -192,6 +192,35 @@ def warn_of_small_eps(eps: float) -> None:
             "epsilon, so give --adam_epsilon 1.1e-19 or more.",
             stacklevel=4,
         )
+
+
+def take_numbers(groups: Iterable[dict[str, Any]]) -> None:
+    """Make Python's numbers of p and weight decay that callbacks have written as numpy's or as tensors.
+
+    torch loads no checkpoint with numpy's numbers, and no log record can hold a tensor. What is no number stays.
+    """
+    for group in groups:
+        for name in _WRITTEN:
+            value = group[name]
+            if type(value) is not float and type(value) is not int:
+                is_one = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+                if is_one and not isinstance(value, bool):
+                    group[name] = float(value)
+
+
+def check_written(groups: Iterable[Mapping[str, Any]]) -> None:
+    """ValueError for a p or a weight decay that is no finite number: every weight would be none after the step."""
+    for group in groups:
+        for name in _WRITTEN:
+            value = group[name]
+            if (type(value) is not float and type(value) is not int) or value - value != 0:
+                raise ValueError(
+                    f"{name} must be a finite number, got {value!r} in a parameter group. What writes it there between "
+                    "steps, a callback or a schedule, must write a finite float."
+                )
+
+
+_WRITTEN = ("p", "weight_decay")
 
 
 def _is_finite(value: Any, *, at_least: float = -math.inf) -> bool:

@@ -27,8 +27,10 @@ from hf_pdyn.optim.hyperparameters import (
     check_path,
     check_same_groups,
     check_state_dtype,
+    check_written,
     refuse_what_needs_the_whole,
     say_what_is_overruled,
+    take_numbers,
     warn_of_small_eps,
 )
 from hf_pdyn.optim.partitions import watch_partitions
@@ -221,12 +223,15 @@ class Padam(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient, or of none (`nonfinite`); returns the closure's loss.
 
-        Raises RuntimeError for a sparse gradient, and with `fused=True` where a fused step cannot be compiled.
+        Raises RuntimeError for a sparse gradient, and with `fused=True` where a fused step cannot be compiled;
+        ValueError where a callback has written a p or a weight decay that is no finite number.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        take_numbers(self.param_groups)
+        check_written(self.param_groups)
 
         request, self._request = self._request, None
         found_inf = self._any_nonfinite_gradient() if self.nonfinite == "skip" else None
@@ -270,6 +275,11 @@ class Padam(Optimizer):
     def sum_next_step(self, request: StepSums) -> None:
         """Have the coming step answer `request`, the last one given; a step that is skipped leaves it as it is."""
         self._request = request
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every torch optimizer's; p and weight decay are floats in it, whatever a callback has written."""
+        take_numbers(self.param_groups)
+        return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore states and groups; the checkpoint's hyper-parameters win, as everywhere in torch, with a warning.

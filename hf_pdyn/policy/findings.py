@@ -90,14 +90,26 @@ def _nonfinite(facts: Facts) -> Finding | None:
     if not steps:
         return None
     skipped = facts.last("pdyn/skipped_steps") or 0
-    return Finding(
-        "nonfinite",
-        f"{steps:,.0f} step{' had' if steps == 1 else 's had'} a gradient with NaN or infinity",
-        "Look for the batch or the layer that makes them"
-        + ("" if skipped >= steps else "; --nonfinite skip has padam leave such steps out"),
-        steps,
-        0,
-    )
+    if _lately_all_nonfinite(facts):
+        cure = (
+            "All of the last steps had: the weights hold some by now. Go back to a checkpoint from before, and look at "
+            "the learning rate, p and eps of the first such step"
+        )
+    elif skipped >= steps:
+        cure = "Look for the batch or the layer that makes them"
+    else:
+        cure = "Look for the batch or the layer that makes them; --nonfinite skip has padam leave such steps out"
+    text = f"{steps:,.0f} step{' had' if steps == 1 else 's had'} a gradient with NaN or infinity"
+    return Finding("nonfinite", text, cure, steps, 0)
+
+
+def _lately_all_nonfinite(facts: Facts) -> bool:
+    """Whether every step of the last record was non-finite, and the optimizer took them all."""
+    nonfinite, skipped = (facts.values(f"pdyn/{name}_steps")[-2:] for name in ("nonfinite", "skipped"))
+    steps = facts.last("pdyn/steps")
+    if steps is None or len(nonfinite) < 2 or (skipped and skipped[-1] > skipped[0]):
+        return False
+    return nonfinite[1] - nonfinite[0] >= steps > 0
 
 
 _CLIPPED, _SHARE_OF_RECORDS = 0.99, 0.95

@@ -4,8 +4,10 @@ import io
 import itertools
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -701,3 +703,32 @@ def test_moments_do_not_depend_on_the_order_of_groups() -> None:
             optimizer.step()
         results.append(torch.cat([half.detach() for half in halves]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("name", ["p", "weight_decay"])
+@pytest.mark.parametrize(
+    "written", [np.float64(0.25), np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25])], ids=repr
+)
+def test_what_a_callback_writes_becomes_a_float(name: str, written: Any, tmp_path: Path) -> None:
+    """torch.load takes no numpy number (weights_only), and a log record no tensor."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = Padam([weight])
+    optimizer.param_groups[0][name] = written
+    torch.save(optimizer.state_dict(), tmp_path / "before.pt")
+    optimizer.param_groups[0][name] = written
+    optimizer.step()
+    assert type(optimizer.param_groups[0][name]) is float
+    assert torch.load(tmp_path / "before.pt", weights_only=True)["param_groups"][0][name] == 0.25
+
+
+@pytest.mark.parametrize("name", ["p", "weight_decay"])
+@pytest.mark.parametrize("written", [math.nan, math.inf, np.float64("nan"), "0.5", None, True], ids=repr)
+def test_a_step_refuses_what_is_no_finite_number(name: str, written: Any) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = Padam([weight])
+    optimizer.param_groups[0][name] = written
+    with pytest.raises(ValueError, match=rf"{name} must be a finite number, got .+ must write a finite float"):
+        optimizer.step()
+    assert torch.equal(weight.detach(), torch.ones(3)) and not optimizer.state

@@ -103,6 +103,22 @@ def kinds(facts: Facts) -> list[str]:
     return [finding.kind for finding in findings(facts)]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        ({"pdyn/nonfinite_steps": [0] * 7 + [5, 15, 25]}, "Go back to a checkpoint from before"),
+        ({"pdyn/nonfinite_steps": [0] * 7 + [5, 15, 24]}, "--nonfinite skip has padam leave such steps out"),
+        (
+            {"pdyn/nonfinite_steps": [0] * 7 + [5, 15, 25], "pdyn/skipped_steps": [0] * 7 + [5, 15, 25]},
+            "Look for the batch or the layer that makes them",
+        ),
+    ],
+)
+def test_the_cure_of_nonfinite_steps_knows_whether_weights_are_lost(metrics: dict[str, Any], said: str) -> None:
+    (finding,) = findings(run(**metrics))
+    assert said in finding.cure and ("checkpoint" in finding.cure) == ("checkpoint" in said)
+
+
 def test_the_cure_of_decay_that_never_ends_knows_of_a_target() -> None:
     metrics = {"pdyn/weight_decay": 0.1, "pdyn/a_t": -0.1}
     (without,), (missed,) = (
