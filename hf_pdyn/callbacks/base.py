@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import dataclass
 from itertools import chain
@@ -74,6 +75,8 @@ class TrainingRun:
 
     def logging_interval(self, args: TrainingArguments, state: TrainerState) -> int:
         """Optimizer steps from one training log record to the next."""
+        if args.logging_strategy == IntervalStrategy.NO:
+            return max(self.total_steps, 1)  # the closing record alone
         if args.logging_strategy == IntervalStrategy.EPOCH:
             return self.steps_per_epoch or 1  # without a length, any step may be an epoch's last
         return max(int(state.logging_steps), 1)
@@ -156,6 +159,8 @@ class PdynCallback(TrainerCallback):
             declare_partitions(optimizer)
             shorten_console(short_record, self._trainer)
             _unpin(self.run.groups)
+            if state.is_world_process_zero:
+                _say_what_nobody_reads(args, unwrap_optimizer(optimizer))
             if state.global_step == 0:
                 _start_over(unwrap_optimizer(optimizer), self.run.groups)
             check_memory(state, self.run.groups)
@@ -247,9 +252,11 @@ class PdynCallback(TrainerCallback):
         """
         claims: dict[tuple[str, str | None], str] = getattr(state, _CLAIMS)
         if (field, label) in claims:
+            first, second = claims[field, label], type(self).__name__
+            both = f"{first} and {second}" if first != second else f"Two of {first}, of which options may make one,"
             raise ValueError(
-                f"{claims[field, label]} and {type(self).__name__} would both write {field}"
-                f"{f' of {label}' if label else ''}. Drop one of them, or give them different labels."
+                f"{both} would both write {field}{f' of {label}' if label else ''}. Drop one of them, or give them "
+                "different labels."
             )
         claims[field, label] = type(self).__name__
         if restore:
@@ -268,6 +275,23 @@ class PdynCallback(TrainerCallback):
         for group, value in zip(groups, memory[key], strict=True):
             if value is not None:
                 group[key] = value
+
+
+def _say_what_nobody_reads(args: TrainingArguments, optimizer: Optimizer) -> None:
+    """Warn of `optim_args` that Padam alone reads, where another optimizer trains: the Trainer drops them silently."""
+    items = [item.strip() for item in (getattr(args, "optim_args", None) or "").split(",")]
+    ours = [item for item in items if _OF_PADAM.match(item)]
+    if ours and not isinstance(optimizer, Padam):
+        warnings.warn(
+            f"optim_args has {', '.join(ours)}, which only --optim padam reads, and this run trains with "
+            f"{type(optimizer).__name__}. Set --optim padam, or drop them.",
+            stacklevel=3,
+        )
+
+
+_OF_PADAM = re.compile(
+    r"((p|update_scale|bias_correction|state_dtype|weight_correction) *=)|((p|weight_decay|lr_mult|label)\.)"
+)
 
 
 def _check_resumed_optimizer(optimizer: Optimizer, step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from transformers import TrainerControl, TrainerState, TrainingArguments
@@ -9,6 +10,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 from hf_pdyn.callbacks.base import PINNED_BY_CALLBACK, PdynCallback
 from hf_pdyn.common.errors import did_you_mean
 from hf_pdyn.grouping import NAME, select
+from hf_pdyn.integrations.accelerate import unwrap_optimizer
 from hf_pdyn.policy.limits import check_limits
 from hf_pdyn.policy.schedules import Schedule
 
@@ -58,6 +60,12 @@ class ScheduleCallback(PdynCallback):
         self.claim(state, self.field, self.label)
         self.schedule.check(total_steps=self.run.total_steps, steps_per_epoch=self.run.steps_per_epoch)
         for group in self.run.groups:
+            if self.field == "p" and "p" not in group:
+                raise ValueError(
+                    "A schedule of p moves the exponent of Padam, got "
+                    f"{type(unwrap_optimizer(self.run.optimizer)).__name__}, which has none. Train with --optim padam, "
+                    "or drop the schedule."
+                )
             numbers = [name for name, value in group.items() if type(value) in (int, float)]
             if self.field not in numbers:
                 raise ValueError(
@@ -73,6 +81,19 @@ class ScheduleCallback(PdynCallback):
                 f"No parameter group is left to schedule {self.field} for: "
                 + ("none decays at the start." if self.field == "weight_decay" else "each has its own p.")
                 + " Name a label, or drop the schedule."
+            )
+        if self.field == "p" and state.global_step == 0 and state.is_world_process_zero:
+            self._say_what_p_is_not_used()
+
+    def _say_what_p_is_not_used(self) -> None:
+        first = self.schedule.value(0, total_steps=self.run.total_steps, steps_per_epoch=self.run.steps_per_epoch)
+        unused = sorted({group["p"] for group in self._groups()} - {first, 0.5})  # 0.5 need not be anybody's choice
+        if unused:
+            of = f" of {self.label}" if self.label else ""
+            warnings.warn(
+                f"p={', '.join(f'{p:g}' for p in unused)}{of} is not used: the schedule sets p from the first step on, "
+                f"to {first:g} there. Drop one of them.",
+                stacklevel=3,
             )
 
     def _groups(self) -> list[dict[str, Any]]:

@@ -143,7 +143,8 @@ class TelemetryCallback(RememberingCallback):
     ) -> None:
         every = self.every or self.run.logging_interval(args, state)
         first = state.global_step == 0 and args.logging_first_step
-        if self._window is not None and (first or (state.global_step + 1) % every == 0):
+        last = self.every is None and state.global_step + 1 == self.run.total_steps  # of the closing record
+        if self._window is not None and (first or last or (state.global_step + 1) % every == 0):
             self._statistics.measure_next_step()
 
     @never_fatal

@@ -95,7 +95,7 @@ def check_same_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) ->
 
 def say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
     """Warn of settings that a checkpoint overrules: what its run began with, not what callbacks have made of them."""
-    overruled: dict[str, str] = {}
+    labels: dict[tuple[str, str], list[str]] = {}
     for theirs, ours in zip(saved, own, strict=True):
         scheduled = ("lr",) if "initial_lr" in theirs and "initial_lr" in ours else ()
         for name in (*_SETTINGS, *scheduled):
@@ -103,13 +103,31 @@ def say_what_is_overruled(saved: list[dict[str, Any]], own: list[dict[str, Any]]
             if name == "betas":
                 before, now = list(before or ()), list(now or ())  # a tuple or, from a checkpoint, perhaps a list
             if before != now:
-                overruled.setdefault(name, f"{name}={now} by the checkpoint's {before}")
-    if overruled:
-        warnings.warn(
-            f"Resuming overrules {', '.join(overruled.values())}: settings come with the optimizer's state. To change "
-            "p or weight_decay in a resumed run, use a schedule.",
-            stacklevel=4,
-        )
+                label = f"{ours['pathway']}/{ours['component']}" if "pathway" in ours else "a group"
+                labels.setdefault((name, f"{name}={now} by the checkpoint's {before}"), []).append(label)
+    if not labels:
+        return
+    told = [text + _of(found, len(own)) for (_, text), found in labels.items()]
+    names = {name for name, _ in labels}
+    movable, others = [name for name in _MOVED_BY_SCHEDULES if name in names], names - set(_MOVED_BY_SCHEDULES)
+    cures = [f"To change {' or '.join(movable)} in a resumed run, use a schedule."] if movable else []
+    cures += [f"To change {' or '.join(sorted(others))}, start a new run from its weights."] if others else []
+    warnings.warn(
+        f"Resuming overrules {', '.join(told)}: settings come with the optimizer's state. {' '.join(cures)}",
+        stacklevel=4,
+    )
+
+
+_MOVED_BY_SCHEDULES = ("p", "weight_decay")
+
+
+def _of(labels: list[str], groups: int) -> str:
+    """Which groups are meant; empty for all."""
+    if len(labels) == groups:
+        return ""
+    found = list(dict.fromkeys(labels))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f" (of {', '.join(found[:3])}{more})"
 
 
 def _pairs(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> Iterator[tuple[str, str]]:

@@ -63,6 +63,7 @@ def assert_resumes_bit_for_bit(tmp_path: Path, name: str, saved: int, **others: 
 @pytest.mark.parametrize("restore", [False, True])
 @pytest.mark.parametrize("name", ["control", "schedule"])
 @pytest.mark.parametrize("optim_args", ["p=0.5", "p=0.3,update_scale=adam,p.norm=0.1"])
+@pytest.mark.filterwarnings("ignore:p=0.3 is not used")  # beside a schedule
 def test_bit_for_bit(tmp_path: Path, name: str, optim_args: str, restore: bool, saved: int) -> None:
     assert_resumes_bit_for_bit(
         tmp_path, name, saved, optim_args=optim_args, restore_callback_states_from_checkpoint=restore

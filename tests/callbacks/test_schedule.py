@@ -52,7 +52,7 @@ def test_any_number_in_the_groups_can_be_scheduled(tmp_path: Path) -> None:
             {"optim": "sgd"},
             "'momentun' is no number.*Did you mean 'momentum'",
         ),
-        (lambda: ScheduleCallback("p", "0.4"), {"optim": "sgd"}, "'p' is no number in this optimizer's groups"),
+        (lambda: ScheduleCallback("p", "0.4"), {"optim": "sgd"}, "exponent of Padam, got SGD, .* --optim padam"),
         (lambda: ScheduleCallback("weight_decay", "0.1"), {}, "none decays at the start"),
         (lambda: ScheduleCallback("p", "0.1", label="lora_A"), {}, "lora_A"),
         (lambda: ScheduleCallback("lr", "0.1"), {}, "The learning rate is the Trainer's to schedule"),
@@ -90,3 +90,12 @@ def test_a_decay_of_a_label_s_own_is_not_scheduled(tmp_path: Path) -> None:
     )
     run.train()
     assert {frozenset(step) for step in decays.steps} == {frozenset({0.5, 0.3, 0.0})}
+
+
+@pytest.mark.parametrize(("optim_args", "unused"), [("p=0.2", "p=0.2 is not used"), ("p=0.45", None), (None, None)])
+def test_a_p_that_a_schedule_overrules_is_said(
+    tmp_path: Path, optim_args: str | None, unused: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer(tmp_path, callbacks=[ScheduleCallback("p", "linear:0.45..0.4")], optim_args=optim_args).train()
+    said = [str(warning.message) for warning in recwarn if "is not used" in str(warning.message)]
+    assert [text.partition(":")[0] for text in said] == ([] if unused is None else [unused])

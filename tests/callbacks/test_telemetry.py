@@ -381,6 +381,44 @@ def test_every_record_has_measured_quantities(tmp_path: Path, options: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("options", "measured"), [({"logging_steps": 5}, 3), ({"logging_steps": 500}, 1), ({"logging_strategy": "no"}, 1)]
+)
+def test_the_closing_record_has_measured_quantities_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], measured: int
+) -> None:
+    """Of 12 steps; those that no record needs are not measured."""
+    asked: list[None] = []
+    measure = StepStatistics.measure_next_step
+    monkeypatch.setattr(StepStatistics, "measure_next_step", lambda self: (asked.append(None), measure(self))[1])
+    run = trainer(tmp_path, callbacks=[TelemetryCallback()], **options)
+    run.train()
+    last = [record for record in run.state.log_history if "pdyn/D_w" in record][-1]
+    assert last["step"] == 12 and last["pdyn/update_norm/weight"] > 0
+    assert len(asked) == measured
+
+
+@pytest.mark.parametrize(
+    ("optim", "optim_args", "said"),
+    [
+        (
+            "adamw_torch",
+            "p=0.4, lr_mult.norm=2",
+            "optim_args has p=0.4, lr_mult.norm=2, which only --optim padam reads",
+        ),
+        ("adamw_torch", None, None),
+        ("padam", "p=0.4", None),
+        ("adafactor", "scale_parameter=False", None),
+    ],
+)
+def test_settings_of_padam_that_another_optimizer_never_reads_are_said(
+    tmp_path: Path, optim: str, optim_args: str | None, said: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    trainer(tmp_path, callbacks=[TelemetryCallback()], optim=optim, optim_args=optim_args).train()
+    found = [str(warning.message) for warning in recwarn if "only --optim padam reads" in str(warning.message)]
+    assert [said is not None and text.startswith(said) for text in found] == ([True] if said else [])
+
+
+@pytest.mark.parametrize(
     "broken",
     [
         "callbacks.telemetry.StepStatistics.of",
