@@ -114,7 +114,7 @@ class PControlCallback(DecidingCallback):
         self._unlogged.append(self._state)
         self._decisions.add(state, [self._state.to_dict()])
         logger.info("step %d: %s, p %.4g -> %.4g", state.global_step, self._state.branch, before, self._state.p)
-        if self._state.p != before:
+        if self._state.p != before and state.global_step < self.run.total_steps:
             self._say_what_a_decision_multiplies(state, before)
         self._apply()
 

@@ -8,7 +8,9 @@ from difflib import get_close_matches
 
 def nearest(name: str, known: Iterable[str], n: int = 3) -> list[str]:
     """Up to `n` of `known` that resemble `name`, best first; empty where nothing does."""
-    return get_close_matches(name, list(known), n=n, cutoff=0.5)
+    known = list(known)
+    alike = [other for other in known if other.lower() == name.lower()]
+    return alike[:n] or get_close_matches(name, known, n=n, cutoff=0.5)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -188,5 +188,10 @@ def _unescaped(regex: str) -> str:
     return _ESCAPE.sub(lambda match: {"x2c": ",", "x3d": "="}.get(match[1], match[0]), regex)
 
 
+_OF_THE_TRAINER = ("betas", "weight_decay", "lr", "learning_rate", "epsilon", "adam_epsilon")
+
+
 def _hint(key: str) -> str:
+    if key in _OF_THE_TRAINER:  # which the message sends to its arguments
+        return ""
     return did_you_mean(key, [*_SETTINGS, *(f"{name}.{label}" for name in _OVERRIDES for label in _LABELS)])

@@ -99,3 +99,13 @@ def test_the_documents_name_every_label() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "options.md").read_text()
     named = re.findall(r"`(\w+)`", page.partition("LABEL is a pathway")[2].partition("which outranks")[0])
     assert named == [*PATHWAYS, *COMPONENTS]
+
+
+@pytest.mark.parametrize(
+    ("item", "hint"),
+    [("P=0.4", "Did you mean 'p'?"), ("betas=0.9", None), ("weight_decay=0.3", None), ("esp=1", "Did you mean 'eps'?")],
+)
+def test_hints_lead_to_a_key_or_to_the_trainer(item: str, hint: str | None) -> None:
+    with pytest.raises(ValueError, match="come from TrainingArguments") as refused:
+        parse_optim_args(item)
+    assert (hint in str(refused.value)) if hint else ("Did you mean" not in str(refused.value))

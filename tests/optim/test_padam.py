@@ -732,3 +732,28 @@ def test_a_step_refuses_what_is_no_finite_number(name: str, written: Any) -> Non
     with pytest.raises(ValueError, match=rf"{name} must be a finite number, got .+ must write a finite float"):
         optimizer.step()
     assert torch.equal(weight.detach(), torch.ones(3)) and not optimizer.state
+
+
+def test_what_a_checkpoint_overrules_is_said_by_label_with_its_cure() -> None:
+    def optimizer(mlp: dict[str, Any], **settings: Any) -> Padam:
+        weights = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+        label = {"pathway": "weight"}
+        groups = [{"params": weights[:1], **label, "component": "attention"}]
+        groups += [{"params": weights[1:], **label, "component": "mlp", **mlp}]
+        return Padam(groups, **settings)
+
+    saved = optimizer({}).state_dict()
+    for mlp, settings, said, cure in (
+        (
+            {"p": 0.3},
+            {},
+            "p=0.3 by the checkpoint's 0.5 (of weight/mlp)",
+            "To change p in a resumed run, use a schedule.",
+        ),
+        ({}, {"p": 0.3}, "p=0.3 by the checkpoint's 0.5: ", "To change p in a resumed run, use a schedule."),
+        ({}, {"amsgrad": True}, "amsgrad=True by the checkpoint's False: ", "To change amsgrad, start a new run"),
+        ({"p": 0.3}, {"maximize": True}, "maximize=True", "use a schedule. To change maximize, start a new run"),
+    ):
+        with pytest.warns(UserWarning, match="Resuming overrules") as warned:
+            optimizer(mlp, **settings).load_state_dict(copy.deepcopy(saved))
+        assert said in str(warned[0].message) and cure in str(warned[0].message)
