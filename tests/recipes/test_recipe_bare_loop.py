@@ -51,7 +51,7 @@ def test_it_has_the_gauges_and_moves_p(tmp_path: Path, capsys: pytest.CaptureFix
     assert times[28] == pytest.approx(-28 * 3e-3 * 0.1) and times[32] == times[40] == pytest.approx(-30 * 3e-3 * 0.1)
     capsys.readouterr()
     main(["explain", str(tmp_path)])
-    assert "p" in capsys.readouterr().out
+    assert "Nothing was found that needs a word." in capsys.readouterr().out  # its records were read
 
 
 @pytest.mark.parametrize("stop", [16, 22])

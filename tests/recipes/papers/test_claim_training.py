@@ -85,7 +85,7 @@ def test_learning_rate_factors_multiply_the_cosine(few: images.Images) -> None:
 
 
 def test_p_moves_and_updates_are_told(few: images.Images) -> None:
-    how = dataclasses.replace(TWO_EPOCHS, p_schedule="linear:0.5..0.3")
+    how = dataclasses.replace(TWO_EPOCHS, p=0.5, p_schedule="linear:0.5..0.3")
     result, model = trained(few, how)
     assert 0.5 > result["curves"]["p"][0] > result["curves"]["p"][1] >= 0.3
     norms = {name for name, module in model.named_modules() if isinstance(module, torch.nn.BatchNorm2d)}
