@@ -108,8 +108,6 @@ class TelemetryCallback(RememberingCallback):
     def _start_measuring(self) -> None:
         self._statistics = StepStatistics.of(self.run.optimizer, self.run.model)
         self._window = self._statistics.window()
-        if self._statistics.unavailable:
-            warnings.warn(f"pdyn metrics of gradients and updates: {self._statistics.unavailable}.", stacklevel=2)
 
     def _say_what_is_limited(self, args: TrainingArguments, state: TrainerState) -> None:
         """Plan the rows of layers; say once where a run of so many layers or records would have too many."""

@@ -12,6 +12,7 @@ norm of a whole group's gradient.
 from __future__ import annotations
 
 import math
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -146,8 +147,11 @@ class StepStatistics:
     def window(self) -> Window:
         """A new interval that begins with the next step, and ends when nobody refers to the window any more.
 
-        What was announced for a step that has not come (its forward pass failed, say) is void.
+        What was announced for a step that has not come (its forward pass failed, say) is void. A warning says why
+        nothing can be read, as of the optimizer of another model.
         """
+        if self.unavailable:
+            warnings.warn(f"pdyn metrics of gradients and updates: {self.unavailable}.", stacklevel=2)
         take_clip(self._optimizer)  # of a step before this window
         self._measuring = self.gave_up = False
         window = Window(self.scopes, self._shards.add_up)

@@ -131,6 +131,8 @@ def test_tensors_that_are_not_the_model_s_are_said_to_be_unavailable() -> None:
     statistics = StepStatistics(torch.optim.SGD([partitions], lr=0.1), model)
     assert statistics.unavailable is not None
     assert "not the model's" in statistics.unavailable
+    with pytest.warns(UserWarning, match="pdyn metrics of gradients and updates: .*not the model's"):
+        statistics.window()
     assert statistics.pathways == frozenset()
 
 
