@@ -60,7 +60,7 @@ class TelemetryCallback(RememberingCallback):
 
     Args:
         every: measure the costlier quantities every so many steps; None measures the step that
-            completes a logging interval.
+            completes a logging interval, and the last step.
         per_layer: every mean also by layer, as rows of `tables.LAYERS` in the output directory; and p,
             weight_decay and a_t also by label, as `pdyn/by_label/weight/p` and
             `pdyn/by_label/weight/attention/p`, where the optimizer's groups are labelled.

@@ -80,7 +80,7 @@ def sentences(plan: Plan, found: Sequence[Arm], metric: str) -> list[str]:
 def _verdict(by_match: dict[str, Arm]) -> str:
     if any(arm.repeated for arm in by_match.values()):
         same = _told([arm for arm in by_match.values() if arm.repeated])
-        return f"not known, every seed gave the same value ({same}): does the script follow --seed?"
+        return f"not known, every seed gave the same value ({same}), as where a script does not follow --seed"
     matched = [arm for match, arm in by_match.items() if match != "none"]
     raw = by_match.get("none")
     own = [arm for arm in matched if arm.differs]

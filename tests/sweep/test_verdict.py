@@ -55,7 +55,7 @@ def test_seeds_that_change_nothing_are_no_evidence() -> None:
     judged = arms(plan, found, "eval_loss")
     (said,) = sentences(plan, judged, "eval_loss")
     assert "not known, every seed gave the same value (-0.3 with every seed, " in said.replace("+0.3", "-0.3")
-    assert "does the script follow --seed?" in said
+    assert "as where a script does not follow --seed." in said
     assert {arm["interval"] for arm in as_json(plan, judged, "eval_loss")["arms"]} == {None}
 
 
