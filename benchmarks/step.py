@@ -176,7 +176,7 @@ def _times(pair: Pair, shortest: float) -> dict[str, float]:
 
 
 def header(*, on_device: bool) -> str:
-    """Of the table of steps. on_device: with the device's own times, which the last two columns then are of."""
+    """The head of the table of steps. on_device: it shows the device's own times, and judges those."""
     times = ("ms", "theirs", "ratio", *(("device ms", "theirs", "ratio") if on_device else ()))
     columns = ("shapes", "step", "against", *times, "target", "of the memory limit")
     return f"| {' | '.join(columns)} |\n" + "|---" * len(columns) + "|"

@@ -231,7 +231,7 @@ def check_written(groups: Iterable[Mapping[str, Any]]) -> None:
     for group in groups:
         for name in _WRITTEN:
             value = group[name]
-            if (type(value) is not float and type(value) is not int) or value - value != 0:
+            if not (type(value) is float and math.isfinite(value)) and not _is_finite(value):
                 raise ValueError(
                     f"{name} must be a finite number, got {value!r} in a parameter group. What writes it there between "
                     "steps, a callback or a schedule, must write a finite float."

@@ -313,10 +313,13 @@ def _decay_never_off(facts: Facts) -> Finding | None:
     decay, time = facts.values("pdyn/weight_decay"), facts.last("pdyn/a_t")
     if not facts.ended or len(decay) < _FEWEST_RECORDS or time is None or min(decay) <= 0 or -time < _MUCH_DECAY:
         return None
-    if facts.callback("WeightDecayShutoffCallback") is None:
+    shutoff = facts.callback("WeightDecayShutoffCallback")
+    if shutoff is not None and shutoff.get("labels"):  # the others decay as they are meant to
+        return None
+    if shutoff is None:
         cure = "What it did to the implicit bias lasts after a shutoff: try --wd_off 0.5"
     else:
-        cure = "The target of the shutoff was not reached: name a nearer one, or a moment such as --wd_off 0.5"
+        cure = "The shutoff's moment or target did not come: name a nearer one, such as --wd_off 0.5"
     return Finding(
         "decay_never_off",
         f"Weight decay was never switched off, and a_t came to {time:.2g}",

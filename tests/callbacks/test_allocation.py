@@ -198,6 +198,13 @@ def test_control_says_what_a_decision_does_to_raw_updates(tmp_path: Path) -> Non
     assert not math.isclose(factor, 1, rel_tol=0.04)
 
 
+@pytest.mark.filterwarnings("ignore:Algorithm 1 cannot move p", "ignore:Control")
+def test_a_decision_that_no_step_uses_multiplies_nothing(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    run = control(tmp_path, "p=0.4", max_steps=4)
+    assert run.optimizer.param_groups[0]["p"] != 0.4
+    assert not [warning for warning in recwarn if "moved p" in str(warning.message)]
+
+
 @pytest.mark.filterwarnings("error:Algorithm 1 moved p")
 def test_control_of_matched_updates_says_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():

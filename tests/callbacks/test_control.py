@@ -182,6 +182,7 @@ def frozen_biases() -> torch.nn.Module:
         ({"optim_args": "p.weight=0.3,p.bias_like=0.2"}, "nothing is left to control"),
         ({"interval": 13}, "must end within training: got 13 steps, training has 12"),
         ({"beside": ScheduleCallback("p", 0.4)}, "would both write p. Drop one of them"),
+        ({"beside": PControlCallback(CONFIG, 3)}, "Two of PControlCallback, of which options may make one, would both"),
     ],
 )
 def test_nonsense_is_an_error_before_the_first_step(tmp_path: Path, options: dict[str, Any], message: str) -> None:

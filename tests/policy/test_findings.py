@@ -126,7 +126,9 @@ def test_the_cure_of_decay_that_never_ends_knows_of_a_target() -> None:
         for callbacks in ([], [{"name": "WeightDecayShutoffCallback", "at": "ratio<0.2"}])
     )
     assert "try --wd_off 0.5" in without.cure
-    assert "target of the shutoff was not reached" in missed.cure
+    assert "moment or target did not come" in missed.cure
+    of_labels = [{"name": "WeightDecayShutoffCallback", "at": "0.5", "labels": ["attention"]}]
+    assert not findings(run(start={"callbacks": of_labels}, **metrics))
 
 
 def test_the_cure_of_rounding_names_the_option() -> None:
